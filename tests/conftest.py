@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import postgres_server
 import pytest
 import seaweed
 from extent import examples
@@ -88,9 +89,19 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
+def catalog_url(request: pytest.FixtureRequest) -> str:
+    """Where the catalog of `running` is: "" for a file, or an empty database (`on_both_databases`).
+
+    STADDLE_TEST_CATALOG=postgresql: in PostgreSQL for all tests that do not say it.
+    """
+    kind = getattr(request, "param", os.environ.get("STADDLE_TEST_CATALOG", "sqlite"))
+    return postgres_server.new_url() if kind == "postgresql" else ""
+
+
+@pytest.fixture
+def running(tmp_path: Path, catalog_url: str) -> Iterator[Running]:
     """A service in this process, on a new directory."""
-    made = Running(tmp_path)
+    made = Running(tmp_path, catalog_url=catalog_url)
     try:
         yield made
     finally:

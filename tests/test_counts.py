@@ -15,6 +15,7 @@ VERBS: Final = frozenset(
         "belongs",
         "changes",
         "collects",
+        "contains",
         "counts",
         "does",
         "ends",

@@ -131,6 +131,19 @@ def test_no_file_is_so_long_that_it_holds_several_subjects() -> None:
     assert {path: count for path, count in lines.items() if count > LINES_MAX} == {}
 
 
+PROTO_NAMES: Final = {"resources_pb2 as pb", "service_pb2 as sv"}
+
+
+def test_the_protos_are_imported_under_one_pair_of_names() -> None:
+    renamed = {
+        f"{path.relative_to(TOP)}: {name}"
+        for path in python_files()
+        for name in re.findall(r"^ *from staddle\.v1 import (\w+ as \w+)$", path.read_text(), re.MULTILINE)
+        if name not in PROTO_NAMES
+    }
+    assert renamed == set()
+
+
 STRING_OR_COMMENT: Final = re.compile(
     r"""\#[^\n]* | (\"{3}|'{3}) (?:[^\\] | \\.)*? \1 | "(?:\\. | [^"\\\n])*" | '(?:\\. | [^'\\\n])*'""",
     re.DOTALL | re.VERBOSE,

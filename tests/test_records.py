@@ -30,7 +30,7 @@ CHANGES: Final = {
         tokens revoke
         uploads commit
     """,
-    "an open upload is as it was in the older catalog, and its client is told so when it resumes": """
+    "an open upload is as it was in the older catalog, and its client learns that when it resumes": """
         chunks claim
         packs begin
         uploads abort
@@ -80,7 +80,7 @@ CHANGES: Final = {
         tasks end
         tenants set_gc_failure
     """,
-    "what an operator allowed is asked for again": """
+    "an operator has to allow it again": """
         generations forget
         generations forget_birth
         tenants set_gc_waits

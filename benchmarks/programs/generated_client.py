@@ -15,7 +15,7 @@ from typing import Final
 
 import grpc
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 FILES_PER_DIRECTORY: Final = 1_000
@@ -46,22 +46,22 @@ def fill(stub: StaddleServiceStub, metadata: Metadata, dataset: str, count: int)
     return response.backup.entry_count
 
 
-def _messages(dataset: str, count: int) -> Iterator[wire.BackupRequest]:
-    begin = wire.BeginUploadRequest(dataset=dataset, kind=pb.BACKUP_KIND_FULL)
-    yield wire.BackupRequest(parts=[wire.BackupPart(begin=begin)])
+def _messages(dataset: str, count: int) -> Iterator[sv.BackupRequest]:
+    begin = sv.BeginUploadRequest(dataset=dataset, kind=pb.BACKUP_KIND_FULL)
+    yield sv.BackupRequest(parts=[sv.BackupPart(begin=begin)])
     for start in range(0, count, PARTS_PER_MESSAGE):
         numbers = range(start, min(count, start + PARTS_PER_MESSAGE))
         entries = (
             pb.Entry(path=path_of(number), data=b"", mode=0o644, mtime_ns=number) for number in numbers
         )
-        yield wire.BackupRequest(parts=[wire.BackupPart(entry=entry) for entry in entries])
-    finish = wire.Finish(entry_count=count, data_bytes=0)
-    yield wire.BackupRequest(parts=[wire.BackupPart(finish=finish)])
+        yield sv.BackupRequest(parts=[sv.BackupPart(entry=entry) for entry in entries])
+    finish = sv.Finish(entry_count=count, data_bytes=0)
+    yield sv.BackupRequest(parts=[sv.BackupPart(finish=finish)])
 
 
 def durable(stub: StaddleServiceStub, metadata: Metadata, upload: str) -> int:
     """Bytes of an upload that are durable, those of the file that was being sent included."""
-    request = wire.GetUploadRequest(upload_id=upload)
+    request = sv.GetUploadRequest(upload_id=upload)
     point = stub.GetUpload(request, metadata=metadata, timeout=DEADLINE_S).upload.durable
     return point.data_bytes + point.open_offset_bytes
 

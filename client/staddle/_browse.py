@@ -22,7 +22,7 @@ from staddle._types.backups import Backup, Change, Dataset, OpenUpload
 from staddle._types.entries import Entry, PathLike
 from staddle._types.options import At
 from staddle._types.server import ServerInfo
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 LIST_PAGE: Final = 1_000
 ENTRY_PAGE: Final = 10_000
@@ -35,23 +35,23 @@ class BrowseMethods:
 
     def info(self) -> ServerInfo:
         """The server's version, limits and condition, and the role of this token."""
-        return server_info_of(self._calls.call("GetServerInfo", wire.GetServerInfoRequest()))
+        return server_info_of(self._calls.call("GetServerInfo", sv.GetServerInfoRequest()))
 
     def datasets(self) -> Iterator[Dataset]:
         """All datasets, by name."""
-        request = wire.ListDatasetsRequest(page_size=LIST_PAGE)
+        request = sv.ListDatasetsRequest(page_size=LIST_PAGE)
         return self._calls.pages("ListDatasets", request, "datasets", dataset_of)
 
     def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
         """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
-        request = wire.ListBackupsRequest(
+        request = sv.ListBackupsRequest(
             dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
         )
         return self._calls.pages("ListBackups", request, "backups", backup_of)
 
     def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
         """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""
-        request = wire.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
+        request = sv.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
         return self._calls.pages("ListUploads", request, "uploads", open_upload_of)
 
     def abort_upload(self, upload: OpenUpload) -> None:
@@ -59,11 +59,11 @@ class BrowseMethods:
 
         Raises ConflictError if it was resumed since it was listed, UploadClosedError if it has ended.
         """
-        self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+        self._calls.call("AbortUpload", sv.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
     def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
         """One backup, picked as in `restore`."""
-        request = wire.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
+        request = sv.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
         return backup_of(self._calls.call("GetBackup", request).backup)
 
     def entries(
@@ -76,7 +76,7 @@ class BrowseMethods:
         recursive: bool = False,
     ) -> Iterator[Entry]:
         """What lies in the directory `path` (empty: the root), or all below it; another entry lists itself. In order, component by component."""
-        request = wire.ListEntriesRequest(
+        request = sv.ListEntriesRequest(
             dataset=text("dataset", dataset),
             backup=selector_of(backup, at),
             recursive=recursive,
@@ -88,7 +88,7 @@ class BrowseMethods:
     def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
         """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
         older = selector_of(a) if a is not None else selector_of(self._second_newest(dataset).id)
-        request = wire.ListChangesRequest(
+        request = sv.ListChangesRequest(
             dataset=text("dataset", dataset),
             from_backup=older,
             to_backup=selector_of(b or LATEST),

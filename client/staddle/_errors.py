@@ -3,36 +3,37 @@
     StaddleError
     ├── ConfigError                 no server or token, or a setting that cannot be used
     ├── UnsupportedError            this machine, or an extra that is not installed
-    ├── BadRequestError             what was asked for cannot be right: a name, a path, a time, a digest
-    ├── AuthenticationError         no token, or none that the server knows
+    ├── BadRequestError             an invalid argument: a name, a path, a time, a digest
+    ├── AuthenticationError         no token, or one that the server does not know
     ├── AccessDeniedError           a token whose role does not suffice
     ├── NotFoundError               unknown, deleted, or another tenant's
     │   ├── DatasetNotFoundError
     │   ├── BackupNotFoundError
     │   ├── PathNotFoundError
     │   └── UploadNotFoundError
-    ├── ConflictError               another writer, or the hold on an upload has ended
+    ├── ConflictError               another writer has the upload, or its lease has ended
     ├── UnfinishedError             a stream that ended before its backup was complete
-    ├── PreconditionError           the state of things does not allow it
+    ├── PreconditionError           the present state does not allow the call
     │   ├── NoBaseError
     │   ├── RootDiffersError
     │   ├── TooMuchRemovedError
     │   ├── MissingChunksError
     │   ├── UploadClosedError
     │   ├── NotAFileError
-    │   ├── ProtectedError          a legal hold or a retention time keeps it from being deleted
+    │   ├── ProtectedError          a legal hold or a retention time protects the backup
     │   └── PlanChangedError        a retention plan no longer holds
-    ├── AlreadyExistsError          a request id that was used for something else
-    ├── DamageError                 stored data that cannot be given back; carries a restore's report
-    ├── ExhaustedError              the disk is full, or too much at once
-    ├── UnavailableError            not now; the same call may succeed later
+    ├── AlreadyExistsError          a request id that was used for another request
+    ├── DamageError                 damaged stored data; carries a restore's report
+    ├── ExhaustedError              the disk is full, or there are too many calls at once
+    ├── UnavailableError            temporary: the same call may succeed later
     │   ├── ConnectError            the server does not answer
     │   └── DeadlineError           no answer in time
     ├── CancelledError              the client was closed while it worked
     ├── ProtocolError               an answer that the protocol does not allow
     └── ServerError                 a fault of the server
 
-Every one has a stable `reason`: for what a server says, the ErrorReason of protos/staddle/v1/errors.proto without its prefix.
+Each has a stable `reason`: for an error of the server, the ErrorReason of protos/staddle/v1/errors.proto
+without its prefix.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,8 +50,8 @@ class StaddleError(Exception):
     Attributes:
         reason: a stable name to decide by.
         message: what happened, to what, and what to do.
-        facts: details by name, such as `upload` or `path`; which ones there are depends on the reason.
-        retry_after_s: when the server says that trying again makes sense; None where it does not say.
+        facts: details by name, such as `upload` or `path`; the reason decides which.
+        retry_after_s: how long the server asks to wait before a retry; None if it does not say.
 
     """
 
@@ -78,25 +79,25 @@ class ConfigError(StaddleError):
 
 
 class UnsupportedError(StaddleError):
-    """The platform is not supported, or an optional part is not installed; the message says what to install."""
+    """The platform is unsupported, or an optional part is not installed; the message says which."""
 
     default_reason = "UNSUPPORTED"
 
 
 class BadRequestError(StaddleError):
-    """What was asked for is not right, and will not become right by asking again."""
+    """An argument is invalid: repeating the call does not help."""
 
     default_reason = "BAD_FIELD"
 
 
 class AuthenticationError(StaddleError):
-    """The call carried no token that the server knows."""
+    """The call has no token, or one that the server does not know."""
 
     default_reason = "UNAUTHENTICATED"
 
 
 class AccessDeniedError(StaddleError):
-    """The token is known, and its role does not suffice."""
+    """The token is valid, but its role does not permit the call."""
 
     default_reason = "PERMISSION_DENIED"
 
@@ -114,7 +115,7 @@ class DatasetNotFoundError(NotFoundError):
 
 
 class BackupNotFoundError(NotFoundError):
-    """The backup does not exist, or none is that old; `facts["earliest"]` then says when the oldest one began."""
+    """The backup does not exist, or none is that old; then `facts["earliest"]` says when the oldest began."""
 
     default_reason = "BACKUP_NOT_FOUND"
 
@@ -132,7 +133,7 @@ class UploadNotFoundError(NotFoundError):
 
 
 class ConflictError(StaddleError):
-    """Another writer has the upload, or this one's hold on it has ended."""
+    """Another writer has the upload, or this writer's lease on it has ended."""
 
     default_reason = "STALE_EPOCH"
 
@@ -144,7 +145,7 @@ class UnfinishedError(StaddleError):
 
 
 class PreconditionError(StaddleError):
-    """The state of things does not allow it; the message says what to change."""
+    """The present state does not allow the call; the message says what to change."""
 
     default_reason = "FAILED_PRECONDITION"
 
@@ -156,13 +157,13 @@ class NoBaseError(PreconditionError):
 
 
 class RootDiffersError(PreconditionError):
-    """The dataset comes from another host or root; `new_root=True` says that this is meant."""
+    """The dataset comes from another host or root; `new_root=True` permits it."""
 
     default_reason = "ROOT_DIFFERS"
 
 
 class TooMuchRemovedError(PreconditionError):
-    """The source has lost more since the base than is allowed, such as everything: `max_removed_percent` says that this is meant."""
+    """The source has lost more than allowed since the base, such as everything; `max_removed_percent` permits it."""
 
     default_reason = "TOO_MUCH_REMOVED"
 
@@ -186,13 +187,13 @@ class NotAFileError(PreconditionError):
 
 
 class ProtectedError(PreconditionError):
-    """A legal hold or a retention time keeps the backup from being deleted; `facts["until"]` says when a retention ends."""
+    """A legal hold or a retention time protects the backup; `facts["until"]` says when the retention ends."""
 
     default_reason = "PROTECTED"
 
 
 class PlanChangedError(PreconditionError):
-    """What a retention plan rests on has changed: nothing was deleted, and another plan is needed."""
+    """The dataset has changed since the plan was made: nothing was deleted, and a new plan is needed."""
 
     default_reason = "PLAN_CHANGED"
 
@@ -204,10 +205,10 @@ class AlreadyExistsError(StaddleError):
 
 
 class DamageError(StaddleError):
-    """Stored data cannot be given back. What could be was: `report` of a finished restore names the rest.
+    """Stored data is damaged. A restore wrote everything else, and its `report` names what is missing.
 
     Attributes:
-        report: of a restore, which went on past the damage; None from reading one file.
+        report: of a restore, which finished in spite of the damage; None if one file was read.
 
     """
 
@@ -227,13 +228,13 @@ class DamageError(StaddleError):
 
 
 class ExhaustedError(StaddleError):
-    """The server has no room, or too much to do at once."""
+    """The server has no space left, or too many calls at once."""
 
     default_reason = "TOO_MANY"
 
 
 class UnavailableError(StaddleError):
-    """Not now; the same call may succeed later."""
+    """The server cannot answer now; the same call may succeed later."""
 
     default_reason = "UNAVAILABLE"
 
@@ -245,7 +246,7 @@ class ConnectError(UnavailableError):
 
 
 class DeadlineError(UnavailableError):
-    """No answer came within the time that the call had."""
+    """No answer arrived before the deadline of the call."""
 
     default_reason = "DEADLINE"
 
@@ -277,7 +278,7 @@ class ServerError(StaddleError):
 
 @contextmanager
 def named(address: str) -> Iterator[None]:
-    """What a server is found to have said wrong in here names the server."""
+    """Adds the address of the server to a ProtocolError that is raised inside."""
     try:
         yield
     except ProtocolError as error:

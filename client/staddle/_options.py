@@ -33,19 +33,20 @@ def backup_options(dataset: str, source: SourceArguments) -> BackupOptions:
 
 
 def _names(paths: Iterable[PathLike] | None) -> tuple[PathLike, ...] | None:
-    """Names of a list. One string is none: its letters would be taken for names."""
+    """The names of a list. Raises BadRequestError for a single string, whose letters would become names."""
     if isinstance(paths, str | bytes):
         raise BadRequestError(f"paths is a list of paths, not {paths!r}.", facts={"field": "paths"})
     return None if paths is None else tuple(paths)
 
 
 def local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    """One path or several, as the bytes that the file system uses."""
     paths = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
     return [os.fsencode(each) for each in paths]
 
 
 def missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:
-    """What to say where a package of the extra `cli` is not there; any other missing module stays what it is."""
+    """The error for a missing package of the extra `cli`; any other missing module is returned unchanged."""
     if error.name not in EXTRAS:
         return error
     return UnsupportedError(

@@ -8,7 +8,7 @@ from staddle._protocol.convert import split_path
 from staddle._transport.calls import Calls
 from staddle._types.entries import PathLike
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 READ_BYTES: Final = 2 * 1024 * 1024
 """One call brings so many; the protocol allows 3 MiB."""
@@ -27,12 +27,10 @@ class RemoteFile(io.RawIOBase):
         """Opens it. Raises PathNotFoundError, NotAFileError and the like."""
         super().__init__()
         self._calls = calls
-        self._request = wire.ReadRangeRequest(
-            dataset=dataset, backup=selector, **cast("Any", split_path(path))
-        )
+        self._request = sv.ReadRangeRequest(dataset=dataset, backup=selector, **cast("Any", split_path(path)))
         self._position = 0
         self._request.length_bytes = HEAD_BYTES
-        first: wire.ReadRangeResponse = calls.call("ReadRange", self._request)
+        first: sv.ReadRangeResponse = calls.call("ReadRange", self._request)
         self._request.backup.CopyFrom(pb.BackupSelector(backup=first.backup_id))
         with named(calls.address):
             self._head = _checked(first.data, HEAD_BYTES, first.file_size_bytes)
@@ -60,7 +58,7 @@ class RemoteFile(io.RawIOBase):
         self._check_open()
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if start is None:
-            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
         if start + offset < 0:
             raise ValueError(f"{start + offset} lies before the beginning")
         self._position = start + offset
@@ -83,7 +81,7 @@ class RemoteFile(io.RawIOBase):
             return self._head[offset : offset + length]
         self._request.offset_bytes = offset
         self._request.length_bytes = length
-        response: wire.ReadRangeResponse = self._calls.call("ReadRange", self._request)
+        response: sv.ReadRangeResponse = self._calls.call("ReadRange", self._request)
         with named(self._calls.address):
             if (response.file_size_bytes, response.content_id) != (self._size, self._content_id):
                 raise ProtocolError(
@@ -105,7 +103,7 @@ def _checked(data: bytes, length: int, left: int) -> bytes:
 def read_file(file: RemoteFile, offset: int, length: int | None) -> bytes:
     """`length` bytes from `offset`, or all to the end."""
     if offset < 0 or (length is not None and length < 0):
-        raise BadRequestError("offset and length are not negative.", facts={"field": "offset_bytes"})
+        raise BadRequestError("offset and length must not be negative.", facts={"field": "offset_bytes"})
     end = file.size_bytes if length is None else min(file.size_bytes, offset + length)
     pieces: list[bytes] = []
     while offset < end:

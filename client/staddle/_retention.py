@@ -1,4 +1,4 @@
-"""The part of the client that deletes, protects and lets go: what `Client` has of it, and its values on the wire."""
+"""Deletion, holds and retention: the methods that `Client` has for them, and their values on the wire."""
 
 import datetime
 from itertools import chain
@@ -19,7 +19,7 @@ from staddle._types.retention import (
     RetentionPolicy,
 )
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 PLAN_PAGE: Final = 1_000
 COUNT_MAX: Final = 1_000_000
@@ -37,19 +37,19 @@ class RetentionMethods:
 
         It can be undeleted until its `purge_time`. Raises ProtectedError if a hold or a retention time protects it.
         """
-        request = wire.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
+        request = sv.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
         return backup_of(self._calls.call("DeleteBackup", request).backup)
 
     def undelete_backup(self, dataset: str, backup: str) -> Backup:
         """Shows a deleted backup again."""
-        request = wire.UndeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
+        request = sv.UndeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
         return backup_of(self._calls.call("UndeleteBackup", request).backup)
 
     # ------------------------------------------------------------------------------------------- protecting
 
     def set_hold(self, dataset: str, backup: str | None = None, *, reason: str) -> Hold:
         """Places a legal hold on a backup, also a deleted one, or on the dataset with all its backups, until `release_hold`."""
-        request = wire.SetHoldRequest(
+        request = sv.SetHoldRequest(
             dataset=text("dataset", dataset),
             backup=text("backup", backup or ""),
             reason=text("reason", reason),
@@ -58,14 +58,12 @@ class RetentionMethods:
 
     def release_hold(self, dataset: str, backup: str | None = None) -> None:
         """Releases the hold of a backup, or that of the dataset; each leaves the other alone."""
-        request = wire.ReleaseHoldRequest(
-            dataset=text("dataset", dataset), backup=text("backup", backup or "")
-        )
+        request = sv.ReleaseHoldRequest(dataset=text("dataset", dataset), backup=text("backup", backup or ""))
         self._calls.call("ReleaseHold", request)
 
     def retain_backup(self, dataset: str, backup: str, until: datetime.datetime) -> Backup:
         """Keeps a backup from being deleted before a time (without a zone: local). An earlier time than it has changes nothing."""
-        request = wire.RetainBackupRequest(
+        request = sv.RetainBackupRequest(
             dataset=text("dataset", dataset), backup=text("backup", backup), until_time=_timestamp(until)
         )
         return backup_of(self._calls.call("RetainBackup", request).backup)
@@ -74,7 +72,7 @@ class RetentionMethods:
 
     def get_retention(self, dataset: str) -> Retention:
         """A dataset's policy, minimum retention and hold."""
-        request = wire.GetRetentionRequest(dataset=text("dataset", dataset))
+        request = sv.GetRetentionRequest(dataset=text("dataset", dataset))
         return retention_of(self._calls.call("GetRetention", request).retention)
 
     def set_retention(
@@ -89,7 +87,7 @@ class RetentionMethods:
         A backup cannot be deleted for `minimum` after its commit. Raising it also protects existing backups; lowering it
         applies to later ones only.
         """
-        request = wire.SetRetentionRequest(dataset=text("dataset", dataset))
+        request = sv.SetRetentionRequest(dataset=text("dataset", dataset))
         if policy is not None:
             request.policy.CopyFrom(policy_to_wire(policy))
         if minimum is not None:
@@ -97,11 +95,11 @@ class RetentionMethods:
         return retention_of(self._calls.call("SetRetention", request).retention)
 
     def plan_retention(self, dataset: str, *, free_bytes: bool = True) -> RetentionPlan:
-        """What the dataset's policy would delete now, why, and how many bytes would come free. Changes nothing; role reader.
+        """What the dataset's policy would delete now, why, and how many bytes it would free. Changes nothing; role reader.
 
         `free_bytes` reads the manifests of all backups of the tenant: without it the plan returns at once.
         """
-        request = wire.PlanRetentionRequest(
+        request = sv.PlanRetentionRequest(
             dataset=text("dataset", dataset), without_free_bytes=not free_bytes, page_size=PLAN_PAGE
         )
         pages = pages_of(self._calls, "PlanRetention", request, "backups")
@@ -121,11 +119,11 @@ class RetentionMethods:
         )
 
     def apply_retention(self, dataset: str, plan_token: str) -> AppliedRetention:
-        """Deletes just what the plan with this token said, all or nothing.
+        """Deletes exactly what the plan with this token said, all or nothing.
 
-        PlanChangedError, and nothing was deleted, if anything changed since.
+        Raises PlanChangedError, and deletes nothing, if anything has changed since.
         """
-        request = wire.ApplyRetentionRequest(
+        request = sv.ApplyRetentionRequest(
             dataset=text("dataset", dataset), plan_token=text("plan_token", plan_token)
         )
         answer = self._calls.call("ApplyRetention", request)
@@ -135,16 +133,18 @@ class RetentionMethods:
         )
 
 
-def _planned(message: wire.PlannedBackup) -> PlannedBackup:
+def _planned(message: sv.PlannedBackup) -> PlannedBackup:
     return PlannedBackup(backup_of(message.backup), message.goes, tuple(message.reasons), message.damaged)
 
 
 def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
-    """A policy as it travels. Raises BadRequestError for what cannot."""
+    """A policy as a message. Raises BadRequestError for values that it cannot hold."""
     counts: dict[str, Any] = {name: getattr(policy, name) for name in COUNTS}
     for name, count in counts.items():
         if not 0 <= count <= COUNT_MAX:
-            raise BadRequestError(f"{name} is 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name})
+            raise BadRequestError(
+                f"{name} must be from 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name}
+            )
     return pb.RetentionPolicy(
         keep_within=_duration("keep_within", policy.keep_within) if policy.keep_within else None,
         keep_tags=[
@@ -161,7 +161,7 @@ def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
 
 def _duration(field: str, value: datetime.timedelta) -> duration_pb2.Duration:
     if value < datetime.timedelta(0) or value.microseconds:
-        raise BadRequestError(f"{field} is whole seconds, not {value}.", facts={"field": field})
+        raise BadRequestError(f"{field} must be whole seconds, not {value}.", facts={"field": field})
     return duration_pb2.Duration(seconds=value.days * 86_400 + value.seconds)
 
 

@@ -227,7 +227,7 @@ class Chunker:
     def __init__(
         self, cutter: Cutter, *, fixed: bool = False, hashes: bool = True, expected: Expected | None = None
     ) -> None:
-        """`hashes` False: digests are left empty, for somebody else (`hashed`), where it takes time to find them out.
+        """`hashes` False: digests are left empty, for another thread to compute (`hashed`) where that takes time.
 
         `expected` says where cuts may be; they are where they are without it. It is of no use for fixed chunks.
         """

@@ -1,6 +1,6 @@
 """`make demo`: a server, two backups, a look at what changed, and a restore to a moment before the change.
 
-It shows the commands that it runs, and runs no others. It works on a scratch copy below ./demo-data, stops the server that it started, and
+It prints every command that it runs. It works on a scratch copy below ./demo-data, stops its server, and
 leaves the data there, for the commands that it prints at the end.
 """
 
@@ -41,16 +41,16 @@ MADE_BY_MACHINES: Final = (
     "demo-data",
     "staddle-data",
 )
-"""Left out of the copy of the project itself: nobody would back these up."""
+"""Left out of the copy of the project: not worth a backup."""
 
 
 class DemoError(Exception):
-    """The demonstration did not work out. The message says why."""
+    """The demonstration failed. The message says why."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where everything lies. `bin` holds the two commands."""
+    """The paths of the demonstration. `bin` holds the two commands."""
 
     bin: Path
     base: Path
@@ -78,7 +78,7 @@ class Places:
 
 @dataclass
 class Copied:
-    """What the scratch copy holds, and what was left out of it."""
+    """The content of the scratch copy, and what was left out of it."""
 
     files: int = 0
     data_bytes: int = 0
@@ -124,7 +124,7 @@ def _run(places: Places, source: Path) -> None:
         heading("Second backup: only what changed is read and sent")
         staddle(places, "backup", _short(places.files), "--dataset", DATASET)
 
-        heading("What there is, and what changed")
+        heading("The backups, and what changed")
         staddle(places, "list", DATASET)
         staddle(places, "diff", DATASET)
 
@@ -136,7 +136,7 @@ def _run(places: Places, source: Path) -> None:
 
 
 def _clear(places: Places) -> None:
-    """Starts anew, but only over what an earlier run has left."""
+    """Remove the data of an earlier run, and nothing else."""
     if (
         places.base.exists()
         and not (places.base / "made-by-make-demo").is_file()
@@ -146,13 +146,13 @@ def _clear(places: Places) -> None:
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(places.base)
     places.base.mkdir(parents=True)
-    (places.base / "made-by-make-demo").write_text(
-        "The next `make demo` removes this directory and makes it anew.\n"
-    )
+    (places.base / "made-by-make-demo").write_text("The next `make demo` replaces this directory.\n")
 
 
 def _left_out(source: Path, places: Places) -> tuple[str, ...]:
-    """Patterns of names: what machines made, if the source is a project that runs this; the scratch directory itself always."""
+    """Return name patterns to leave out: build products, if the source is this project; always the scratch
+    directory.
+    """
     own_project = (source / "protos" / "staddle").is_dir()
     inside = places.base.is_relative_to(source)
     return (MADE_BY_MACHINES if own_project else ()) + ((places.base.name,) if inside else ())
@@ -163,7 +163,7 @@ def _tell_copied(copied: Copied, source: Path, places: Places) -> None:
     say(f"  {source} -> {_short(places.files)}: {counted(copied.files, 'file')}, {_size(copied.data_bytes)}")
     if copied.too_much:
         say(
-            f"  {counted(copied.too_much, 'file was', 'files were')} left out: the demonstration takes 1 GiB at most (the service takes any amount)."
+            f"  {counted(copied.too_much, 'file was', 'files were')} left out: the demonstration is limited to 1 GiB (the service is not)."
         )
     if copied.special:
         say(
@@ -181,7 +181,7 @@ def _compare(before: dict[bytes, str], restored: dict[bytes, str]) -> None:
     wrong = sorted(path for path in before.keys() | restored.keys() if before.get(path) != restored.get(path))
     if wrong:
         raise DemoError(f"{counted(len(wrong), 'path')} came back different, such as {wrong[0]!r}")
-    say(f"  Compared {counted(len(before), 'path')}: all is as it was before the change, byte for byte.")
+    say(f"  Compared {counted(len(before), 'path')}: everything is as before the change, byte for byte.")
 
 
 def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> None:
@@ -190,18 +190,16 @@ def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> No
     log = shlex.quote(_short(places.base / "server.log"))
     heading("What happened")
     say(
-        f"  A server kept two backups of {counted(paths, 'path')} (files, directories, links). Between them {counted(len(changes), 'thing')} changed, and with"
+        f"  A server stored two backups of {counted(paths, 'path')} (files, directories, links). Between them {counted(len(changes), 'thing')} changed, and with"
     )
     say(
-        "  them the times of the directories that they lie in (m); only those travelled. Then everything was restored as it had been"
+        "  them the times of their directories (m); only those were sent. Then everything was restored to its earlier"
     )
-    say(
-        f"  before, and compared with what it was. The server has stopped; its data is kept in {_short(places.server)}."
-    )
-    heading("How to go on: stay in this directory, and paste these")
+    say(f"  state, and compared. The server has stopped; its data is in {_short(places.server)}.")
+    heading("To continue: stay in this directory, and paste these")
     for line in (
         f"export PATH={shlex.quote(str(places.bin))}:$PATH",
-        # Its log would run into what the other commands print.
+        # Its log would mix with the output of the other commands.
         f"staddle-server serve --data {server} --listen 127.0.0.1:0 > {log} 2>&1 &",
         f"staddle-server health --data {server} --wait 30s",
         f"export STADDLE_CONFIG={config}",
@@ -212,7 +210,7 @@ def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> No
     ):
         say(f"  {line}")
     say(
-        "\n  Your own data: README.md goes on from here, with `make serve` and `staddle backup PATH --dataset NAME`."
+        "\n  Your own data: README.md continues from here, with `make serve` and `staddle backup PATH --dataset NAME`."
     )
 
 
@@ -222,7 +220,8 @@ def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> No
 def copy_tree(
     source: Path, target: Path, left_out: tuple[str, ...] = (), bytes_max: int = COPY_BYTES_MAX
 ) -> Copied:
-    """Copies directories, regular files and symbolic links, smallest directories' names first, until `bytes_max` is reached.
+    """Copy directories, regular files and symbolic links, in order of directory name, until `bytes_max` is
+    reached.
 
     Never writes to the source, never follows a link. What is left out is counted.
     """
@@ -272,7 +271,7 @@ def _copy_one(entry: os.DirEntry[bytes], destination: bytes, copied: Copied, byt
 
 
 def change_something(root: Path) -> list[str]:
-    """Changes a file, removes one and makes one, as far as there are any. Tells what it did, in words."""
+    """Change a file, remove one and create one, if they exist. Return what it did, in words."""
     every = sorted(path for path in root.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
     files = [path for path in every if not _inside(path, root).startswith(".")] or every
     done = []
@@ -293,12 +292,12 @@ def change_something(root: Path) -> list[str]:
 
 
 def _inside(path: Path, root: Path) -> str:
-    """A path relative to the root, fit for a terminal."""
+    """Return a path relative to the root, safe for a terminal."""
     return ascii(str(path.relative_to(root))).strip("'")
 
 
 def digests(root: Path) -> dict[bytes, str]:
-    """Every path below the root, with what tells it from another: type and mode, and the digest or the link target."""
+    """Return every path below the root with its state: type and mode, and the digest or the link target."""
     found = {}
     top = os.fsencode(root)
     for here, directories, files in os.walk(top):
@@ -326,7 +325,7 @@ def _substance(path: bytes, mode: int) -> str:
 
 @contextlib.contextmanager
 def _server(places: Places) -> Iterator[None]:
-    """Runs a server on a free port, and stops it whatever happens."""
+    """Run a server on a free port, and stop it in any case."""
     heading("A server of our own")
     command = ["staddle-server", "serve", "--data", _short(places.server), "--listen", "127.0.0.1:0"]
     say(f"  $ {shlex.join(command)} &")
@@ -363,7 +362,7 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def staddle(places: Places, *arguments: str) -> None:
-    """Shows a command, runs it, shows what it printed. Raises DemoError unless it exits 0."""
+    """Print a command, run it, and print its output. Raises DemoError unless it exits 0."""
     say(f"  $ {shlex.join(('staddle', *arguments))}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE_")}
     environment["STADDLE_CONFIG"] = str(places.client_config)
@@ -382,7 +381,7 @@ def staddle(places: Places, *arguments: str) -> None:
 
 
 def _show(lines: list[str], *, failed: bool) -> None:
-    """The beginning of what a command printed; of one that failed the end, which says why."""
+    """Print the beginning of a command's output; if it failed the end, which says why."""
     shown = lines[-OUTPUT_LINES_MAX:] if failed else lines[:OUTPUT_LINES_MAX]
     for line in shown:
         say(f"    {line}")
@@ -404,7 +403,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def _short(path: Path) -> str:
-    """Relative to where we are, if it is below."""
+    """Return the path relative to the current directory, if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 

@@ -162,14 +162,14 @@ class Row(NamedTuple):
         role: The least that it needs.
         request: Makes a valid request for a caller; a list of them where it streams.
         works: Whether it works on what is as large as the caller likes; else it is one small piece of work, which nothing cuts off.
-        goes_on: Whether it goes on without its caller, who asks afterwards what became of it.
+        outlives_caller: Whether it continues without its caller, who asks later for the outcome.
 
     """
 
     role: TokenRole
     request: Callable[[Place, Stub], Any]
     works: bool = False
-    goes_on: bool = False
+    outlives_caller: bool = False
 
 
 def in_ten_days(place: Place) -> Timestamp:
@@ -227,7 +227,7 @@ ROWS = {
     ),
     "CheckpointUpload": Row(W, of_upload(sv.CheckpointUploadRequest)),
     "RenewUpload": Row(W, of_upload(sv.RenewUploadRequest)),
-    "CommitUpload": Row(W, commit, works=True, goes_on=True),
+    "CommitUpload": Row(W, commit, works=True, outlives_caller=True),
     "AbortUpload": Row(W, of_upload(sv.AbortUploadRequest)),
     "ListUploads": Row(A, lambda _, __: sv.ListUploadsRequest()),
     "FindMissingChunks": Row(W, of_upload(sv.FindMissingChunksRequest, digests=[bytes(32)])),

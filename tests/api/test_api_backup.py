@@ -283,8 +283,8 @@ def test_a_stream_that_starts_again_never_adds_to_an_earlier_one(running, fields
     upload = stub.ResumeUpload(
         sv.ResumeUploadRequest(upload_id=info(refused.value).metadata["upload"])
     ).upload
-    goes_on = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
-    stub.Backup(messages([Part(continue_upload=goes_on), finish(2, 2)]))
+    continued = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
+    stub.Backup(messages([Part(continue_upload=continued), finish(2, 2)]))
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
 
 

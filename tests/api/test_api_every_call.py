@@ -43,7 +43,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
 
 
 STEPS_AFTER_MAX = 16
-"""Transactions, and reads and writes of the store, that a call may take once it is no longer wanted."""
+"""Transactions, and reads and writes of the store, that a call may still make once its caller is gone."""
 
 
 def outcome(stub: Stub, method: str, request: Any, each: Callable[[], None] = lambda: None) -> str:
@@ -131,12 +131,12 @@ def test_work_ends_with_its_token_and_commits_nothing(place, method):
     ends = list(at_steps(place, method, lambda _: place.expire()))
     assert "UNAUTHENTICATED" in {found for found, *_ in ends}
     for found, steps_after, decided in ends:
-        assert steps_after <= STEPS_AFTER_MAX or ROWS[method].goes_on, ends
+        assert steps_after <= STEPS_AFTER_MAX or ROWS[method].outlives_caller, ends
         if found != "OK":
             assert (found, decided) == ("UNAUTHENTICATED", False)
 
 
-@pytest.mark.parametrize("method", [name for name in WORKS if not ROWS[name].goes_on])
+@pytest.mark.parametrize("method", [name for name in WORKS if not ROWS[name].outlives_caller])
 def test_work_ends_when_its_caller_disconnects(place, method):
     ends = list(at_steps(place, method, lambda stub: stub.context.end()))
     assert "CANCELLED" in {found for found, *_ in ends}
@@ -253,10 +253,10 @@ def check_left(
     for at in steps:
         found, after, decided = leave_at(place, method, at, outcomes, cut=cut)
         ends.append(found)
-        if row.works and not row.goes_on:
+        if row.works and not row.outlives_caller:
             assert after <= 2 * STEPS_AFTER_MAX, (at, after)  # gRPC notices a moment later
             assert found == "OK" or not decided, (at, found)
-    if row.works and not row.goes_on:
+    if row.works and not row.outlives_caller:
         assert "CANCELLED" in ends, ends
     assert {*ends} <= {"OK", "CANCELLED"}, ends
 

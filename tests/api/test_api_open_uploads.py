@@ -140,10 +140,10 @@ def test_both_commands_list_uploads_and_give_one_up(server):
     ]
     assert {row["dataset"] for row in rows} == {"www", "db"}
     gone = run("staddle-server", "uploads", "--abort", source[0].upload.id, *data)
-    assert (gone.returncode, gone.stdout.startswith("Gave up")) == (0, True), gone.stderr
+    assert (gone.returncode, gone.stdout.startswith("Aborted")) == (0, True), gone.stderr
     assert run("staddle-server", "uploads", "--abort", source[0].upload.id, *data).returncode == 2
     config = ("--config", str(server.config))
     assert "db" in run("staddle", "uploads", *config).stdout
     given_up = run("staddle", "uploads", *config, "--abort", source[1].upload.id[:8], "--yes")
-    assert (given_up.returncode, "Gave up" in given_up.stdout) == (0, True), given_up.stderr
+    assert (given_up.returncode, "Aborted" in given_up.stdout) == (0, True), given_up.stderr
     assert "No open uploads" in run("staddle", "uploads", *config).stdout

@@ -225,13 +225,13 @@ def test_an_open_file_that_is_not_resumed_is_dropped(running, instead):
     upload_id = info(failed.value).metadata["upload"]
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload_id)).upload
     assert upload.durable.open_entry.path == "gone"
-    goes_on = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
+    continued = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
     parts, files = {
         "an entry": ([small("a", b"1"), finish(1, 1)], {"a": b"1"}),
         "a removal": ([Part(remove=pb.Remove(path="x")), finish(0, 0)], {}),
         "the same file anew": ([small("gone", b"12"), finish(1, 2)], {"gone": b"12"}),
     }[instead]
-    stub.Backup(messages([Part(continue_upload=goes_on), *parts]))
+    stub.Backup(messages([Part(continue_upload=continued), *parts]))
     assert restore(stub, "www").files == files
 
 

@@ -12,7 +12,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.grpc.health import ASKED_MAX, ASKED_S
 from staddle_server.api.slots import ARRIVING_S
 from staddle_server.base.limits import CALLS_TENANT_MAX, CALLS_TOKEN_MAX
-from thin import back_up, datasets, reason, restore, wait_until
+from thin import Held, back_up, datasets, reason, restore, wait_until
 
 SERVICE = "/staddle.v1.StaddleService/"
 HEALTH = "/grpc.health.v1.Health/"
@@ -104,20 +104,13 @@ def test_a_call_without_its_message_is_ended(running):
 
 
 def test_a_working_call_is_never_ended_as_idle(running, monkeypatch):
-    at_work, go = threading.Event(), threading.Event()
-    list_page = running.catalog.datasets.list_page
-
-    def slow(*arguments):
-        at_work.set()
-        go.wait(20)
-        return list_page(*arguments)
-
+    slow = Held(running.catalog.datasets.list_page)
     monkeypatch.setattr(running.catalog.datasets, "list_page", slow)
     call = running.stub().ListDatasets.future(sv.ListDatasetsRequest())
-    assert at_work.wait(10)
+    assert slow.reached.wait(10)
     running.clock.ahead_s = ARRIVING_S * 10
     assert running.service._gate.calls.end_idle() == 0
-    go.set()
+    slow.go.set()
     assert list(call.result(timeout=20).datasets) == []
 
 
@@ -165,10 +158,10 @@ def test_watchers_that_leave_during_a_notification_block_no_other(running):
     health = running.service._wire._health
     channel = grpc.insecure_channel(running.address)
     stub = health_pb2_grpc.HealthStub(channel)
-    told = []
+    reported = []
     steady = stub.Watch(health_pb2.HealthCheckRequest())
     reader = threading.Thread(
-        target=lambda: told.extend(answer.status for answer in _until_cancelled(steady))
+        target=lambda: reported.extend(answer.status for answer in _until_cancelled(steady))
     )
     reader.start()
     for turn in range(60):
@@ -180,7 +173,7 @@ def test_watchers_that_leave_during_a_notification_block_no_other(running):
         health.say(1 + turn % 2, "")
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1 + turn % 2
     health.say(1, "")
-    wait_until(lambda: told[-1:] == [1])
+    wait_until(lambda: reported[-1:] == [1])
     steady.cancel()
     reader.join(10)
     wait_until(lambda: health._watches.idle)

@@ -43,6 +43,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 
 EXAMPLES = {
     "store": ("s3://flag/a", "gs://variable/b", "az://file/c"),
+    "catalog": ("postgresql://flag/a", "postgresql://variable/b", "postgresql://file/c"),
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
@@ -57,6 +58,7 @@ EXAMPLES = {
     "parity_percent": ("10", "20", "30"),
     "min_free": ("1GiB", "2%", "auto"),
     "gc_every_s": ("1h", "2h", "3h"),
+    "cache_bytes": ("1GiB", "2GiB", "0"),
     "scrub_period_s": ("1d", "2d", "3d"),
     "scrub_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
     "log_format": ("json", "text", "auto"),
@@ -114,7 +116,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> N
     file = tmp_path / "s.toml"
     file.write_text("stream_max = 7\n")
     with pytest.raises(
-        SettingsError, match=r"s\.toml: there is no setting 'stream_max'; the nearest one is 'streams_max'"
+        SettingsError, match=r"s\.toml: unknown setting 'stream_max'; the nearest is 'streams_max'"
     ):
         load(file=str(file))
 
@@ -132,10 +134,10 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
     ("field", "text", "says"),
     [
         ("listen", "7443", "--listen is '7443': expected HOST:PORT"),
-        ("listen", "127.0.0.1:65536", "at most 65535"),
+        ("listen", "127.0.0.1:65536", "highest port is 65535"),
         ("listen", "[::1:7443", "expected HOST:PORT"),
-        ("endpoint", "0.0.0.0:7443", "needs a host name"),
-        ("endpoint", "staddle:0", "needs a host name"),
+        ("endpoint", "0.0.0.0:7443", "give a host name"),
+        ("endpoint", "staddle:0", "give a host name"),
         ("streams_max", "0", "from 1 to 1024"),
         ("streams_max", "٣", "whole number"),
         ("lease_s", "5", "too short, use at least 10s"),
@@ -153,7 +155,7 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
         ("scrub_bytes_per_s", "1KiB", "too small, use at least 64.0 KiB"),
         ("log_format", "xml", "expected auto or json or text"),
         ("tls_cert", "a\0b", "NUL"),
-        ("data", "~nobody-of-this-name/data", "no such home directory"),
+        ("data", "~nobody-of-this-name/data", "home directory does not exist"),
     ],
 )
 def test_a_bad_value_is_named_with_its_origin_and_what_was_expected(field: str, text: str, says: str) -> None:
@@ -185,7 +187,7 @@ def test_an_invalid_settings_file_is_an_error_that_names_it(tmp_path: Path, text
 def test_an_impossible_file_name_is_an_error_that_says_so() -> None:
     with pytest.raises(SettingsError, match="File name too long"):
         load({"data": "d" * 5000})
-    with pytest.raises(SettingsError, match="no such home directory"):
+    with pytest.raises(SettingsError, match="home directory does not exist"):
         load(file="~nobody-of-this-name/s.toml")
 
 
@@ -198,7 +200,7 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
     "listen", ["0.0.0.0:7443", "[::]:7443", "192.0.2.1:7443", "backup.example.org:7443", "127.evil.org:1"]
 )
 def test_beyond_loopback_nothing_starts_without_tls(listen: str) -> None:
-    with pytest.raises(SettingsError, match="nothing starts there without TLS"):
+    with pytest.raises(SettingsError, match="which needs TLS"):
         load({"listen": listen})
     assert load({"listen": listen, "tls_cert": "/c", "tls_key": "/k"}).listen.port in {7443, 1}
 
@@ -279,8 +281,8 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
         ("unix://host/run/s", "has no host"),
         ("unix:/a\nb", "without control characters"),
         ("unix:/\udcff", "UTF-8"),
-        ("unix:/" + "x" * 107, "at most 107 bytes as a socket's path, and /x+ has 108"),
-        ("unix:/" + "☂" * 36, "at most 107 bytes .* has 109"),
+        ("unix:/" + "x" * 107, "limit for a socket's path is 107 bytes, and /x+ has 108"),
+        ("unix:/" + "☂" * 36, "limit for .* is 107 bytes, .* has 109"),
         ("unix-abstract:staddle", "every user of this machine"),
         ("unix:@staddle", "every user of this machine .* abstract socket"),
         ("UNIX:@staddle", "every user of this machine .* abstract socket"),
@@ -400,7 +402,7 @@ def test_a_settings_file_is_read_as_windows_writes_it(tmp_path: Path, encoding: 
         (b"streams_max = true\n", "not true or false"),
         (b"streams-max = 7\nstreams_max = 8\n", "streams_max twice"),
         (b"streams_max = 7\nstreams_max = 8\n", "line 2"),
-        (b"lease = 6m\n", r"line 1.*text stands in quotes"),
+        (b"lease = 6m\n", r"line 1.*put text in quotes"),
         (b'lease = "6m"\n# \xfc\n', r"not text in UTF-8 \(line 2\)"),
     ],
 )
@@ -440,7 +442,9 @@ def test_a_misspelt_variable_is_named_with_the_right_one() -> None:
         "STADDLED_PORT_7443_TCP": "tcp://10.0.0.1:7443",
         "STADDLED_UNHEARD_OF": "1",
     }
-    assert config.unknown_variables(environ) == ["STADDLED_TLS_CLIENTCA (is STADDLED_TLS_CLIENT_CA meant?)"]
+    assert config.unknown_variables(environ) == [
+        "STADDLED_TLS_CLIENTCA (did you mean STADDLED_TLS_CLIENT_CA?)"
+    ]
 
 
 @pytest.mark.parametrize(

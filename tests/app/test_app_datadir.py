@@ -68,7 +68,9 @@ def test_lost_and_found_and_files_of_the_operator_do_not_prevent_creation(tmp_pa
 
 def test_a_directory_with_foreign_files_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
-    with pytest.raises(DataDirectoryError, match=r"is not empty and holds no Staddle data.*photo\.jpg"):
+    with pytest.raises(
+        DataDirectoryError, match=r"is not empty and is not a Staddle data directory.*photo\.jpg"
+    ):
         initialise(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["photo.jpg"]
 
@@ -76,13 +78,13 @@ def test_a_directory_with_foreign_files_is_refused_and_left_unchanged(tmp_path: 
 def test_a_lost_master_key_or_catalog_is_never_replaced_by_a_new_one(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
     key = directory.master_key.rename(tmp_path.parent / "key")
-    with pytest.raises(DataDirectoryError, match=r"master\.key is missing.*put the key back"):
+    with pytest.raises(DataDirectoryError, match=r"master\.key is missing.*restore the key"):
         initialise(tmp_path)
     key.rename(directory.master_key)
     directory.catalog.unlink()
     with pytest.raises(
         DataDirectoryError,
-        match=r"catalog\.db is missing.*put the newest copy.*staddle-server rebuild --data",
+        match=r"catalog\.db is missing.*restore the newest copy.*staddle-server rebuild --data",
     ):
         initialise(tmp_path)
 
@@ -148,7 +150,7 @@ def test_an_empty_catalog_beside_a_store_in_use_is_refused_and_not_filled(tmp_pa
     bootstrap.open_catalog(str(directory.catalog)).close()
     directory.client_toml.unlink()
     with (
-        pytest.raises(DataDirectoryError, match=r"is empty, but .* is filled: put the newest copy"),
+        pytest.raises(DataDirectoryError, match=r"is empty, but .* is filled: restore the newest copy"),
         bootstrap.open_rooms(directory),
     ):
         pass
@@ -190,7 +192,7 @@ def test_a_revoked_local_token_stays_revoked_after_a_restart(
         token = run.local_token(opened, directory)
         with pytest.raises(Unauthenticated):
             opened.catalog.tokens.authenticate(token, NOW_NS)
-    assert "is not known" in caplog.text
+    assert "is unknown" in caplog.text
     assert token not in caplog.text
 
 
@@ -249,7 +251,7 @@ def test_the_master_key_of_another_directory_opens_nothing(tmp_path: Path) -> No
     one.master_key.write_bytes(other.master_key.read_bytes())
     with (
         pytest.raises(
-            DataDirectoryError, match=r"(?s)master\.key is not the master key of .*Put the right key back"
+            DataDirectoryError, match=r"(?s)master\.key is not the master key of .*Restore the right key"
         ),
         bootstrap.open_rooms(one),
     ):
@@ -262,7 +264,7 @@ def test_the_master_key_of_another_directory_opens_nothing(tmp_path: Path) -> No
             opened.catalog.tenants.list_all(), all_tenants=True
         )
     (finding,) = found
-    assert "put back the master.key that belongs to this directory" in finding.message
+    assert "restore the master.key that belongs to this directory" in finding.message
     assert "repair" not in finding.message
 
 
@@ -340,7 +342,7 @@ def test_a_lock_held_by_another_host_or_an_unknown_process_is_reported(tmp_path:
 def test_a_foreign_object_in_place_of_the_lock_is_named_and_left_alone(tmp_path: Path) -> None:
     lock = tmp_path / "server.lock"
     lock.mkdir()
-    with pytest.raises(DataDirectoryError, match=r"server\.lock is a directory and should be a file"):
+    with pytest.raises(DataDirectoryError, match=r"server\.lock is a directory instead of a file"):
         claim(tmp_path)
     lock.rmdir()
     lock.symlink_to(tmp_path / "elsewhere")
@@ -356,7 +358,7 @@ def test_a_foreign_object_in_place_of_the_lock_is_named_and_left_alone(tmp_path:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EROFS, "is on a read-only file system, and a server has to write there"),
+        (errno.EROFS, "is on a read-only file system, but a server must write there"),
         (errno.EACCES, "Permission denied; it belongs to .*: run this as root or as that user"),
         (errno.ENOSPC, "cannot write in .*: No space left on device"),
     ],

@@ -131,7 +131,7 @@ def test_the_demonstration_backs_up_changes_restores_and_compares(shown: tuple[P
     for command in ("backup", "list", "diff", "restore"):
         assert f"  $ staddle {command}" in said
     assert "big.txt" in said
-    assert re.search(r"Compared \d+ paths: all is as it was before the change", said)
+    assert re.search(r"Compared \d+ paths: everything is as before the change", said)
     restored = here / "demo-data" / "restored"
     assert (restored / "big.txt").stat().st_size == 300_000
     assert stat.S_IMODE((restored / "sub" / "deep" / "read-only").stat().st_mode) == 0o400

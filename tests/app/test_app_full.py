@@ -117,14 +117,14 @@ def gives_back(server: Server, source: Path, target: Path) -> None:
     """Asserts that a server on a full disk says so, and restores the dataset `d` as it is in `source`."""
     probe = server.command("health")
     assert probe.returncode == 3, probe.stderr
-    assert "takes no backups, as its disk is nearly full" in probe.stderr
+    assert "refuses backups, because its disk is nearly full" in probe.stderr
     assert re.search(r"disk: [0-9.]+ .?i?B and [0-9,]+ inodes free; backups need", probe.stdout), probe.stdout
     staddle(server, "restore", "d", "--target", target)
     assert (target / "file").read_bytes() == (source / "file").read_bytes()
 
 
 def deletes_and_collects(server: Server, disk: Path, backup: str) -> None:
-    """Asserts that a server deletes the only backup, of the dataset `d`, and that nothing of it stays."""
+    """Assert that a server deletes the only backup, of the dataset `d`, completely."""
     staddle(server, "delete", "d", backup, "--yes")
     done = server.command("gc", "--grace", "0", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -158,7 +158,7 @@ def test_a_server_on_a_full_disk_restores_deletes_and_collects_and_then_accepts_
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", second, "--dataset", "e")
         until(lambda: reserve.stat().st_size == Reserve(reserve).full_bytes(), server)
-        assert server.logged("the disk has room again")
+        assert server.logged("the disk has space again")
     finally:
         stop(server)
 

@@ -82,7 +82,7 @@ def test_gc_beside_a_server_reports_its_plan_and_its_result(server):
     before = _packs(data)
     said = run("gc", "--data", data).output
     assert re.fullmatch(
-        r"default: 1 deleted backup can still be brought back; the first goes after \d{4}-\d\d-\d\d \d\d:\d\d UTC\n",
+        r"default: 1 deleted backup can still be undeleted; the first goes after \d{4}-\d\d-\d\d \d\d:\d\d UTC\n",
         said,
     )
     ahead = run("gc", "--data", data, "--dry-run", "--grace", "0")
@@ -93,7 +93,7 @@ def test_gc_beside_a_server_reports_its_plan_and_its_result(server):
     done = run("gc", "--data", data, "--grace", "0", "--yes")
     assert done.exit_code == 0
     assert "1 deleted backup purged" in done.output
-    assert "1 pack with nothing alive (293." in done.output
+    assert "1 pack without live data (293." in done.output
     assert re.search(r"293\.\d KiB freed now", done.output)
     assert len(_packs(data)) == 1
     assert restore(server.stub(), "kept").files == {"k": noise(300_000, 1)}
@@ -123,7 +123,7 @@ def test_gc_with_a_shorter_grace_asks_on_a_terminal_and_lists_what_would_be_lost
     before = _packs(data)
     code, shown = on_a_terminal("n\n", "gc", "--data", data, "--grace", "0")
     assert code == 1
-    assert "purges 1 deleted backup, which can then not be brought back, and removes 1 pack" in " ".join(
+    assert "purges 1 deleted backup, which then cannot be undeleted, and removes 1 pack" in " ".join(
         shown.split()
     )
     assert max(map(len, re.sub(r"\x1b\[K", "", shown).splitlines())) <= 80
@@ -140,7 +140,7 @@ def test_gc_of_a_tenant_on_hold_after_a_rebuild_fails_until_the_operator_allows_
     catalog.tenants.set_gc_waits(tenant.id, waits=True)
     waits = run("gc", "--data", data)
     assert waits.exit_code == 1
-    assert "NOT COLLECTED: it waits for you" in waits.output
+    assert "NOT COLLECTED: collection waits for you" in waits.output
     assert run("gc", "--data", data, "--after-rebuild").exit_code == 2
     (row,) = map(json.loads, run("tenant", "list", "--data", data, "--json").output.splitlines())
     assert row["collection"] == "waits for you"
@@ -163,7 +163,7 @@ def test_gc_during_another_collection_names_the_collector(data):
 def test_a_tenants_grace_is_set_recorded_and_shown(data):
     before = len(list((data / "store" / "records").rglob("*-*")))
     done = run("tenant", "set", "default", "--grace", "30d", "--data", data)
-    assert done.output == "Deleted backups of the tenant default can be brought back for 30d.\n"
+    assert done.output == "Deleted backups of the tenant default can be undeleted for 30d.\n"
     assert len(list((data / "store" / "records").rglob("*-*"))) == before + 1
     (row,) = map(json.loads, run("tenant", "list", "--data", data, "--json").output.splitlines())
     assert (row["grace"], row["collection"]) == ("30d", "")

@@ -92,9 +92,9 @@ def test_each_start_leaves_one_numbered_mark_with_host_and_time(
     for number in (1, 2, 3):
         (mark,) = marks(directory)
         assert mark.startswith(f"{number:012}-")
-        first, told = (directory.store / "marks" / mark).read_text().splitlines()
+        first, said = (directory.store / "marks" / mark).read_text().splitlines()
         assert first == "staddle mark 1"
-        assert json.loads(told) == {"host": os.uname().nodename[:64], "began": "2026-09-21T14:13:20Z"}
+        assert json.loads(said) == {"host": os.uname().nodename[:64], "began": "2026-09-21T14:13:20Z"}
         begin(directory)
 
 
@@ -105,7 +105,7 @@ def test_a_copy_is_served_only_once_adopted_and_the_original_always(directory: D
         begin(copy)
     begin(directory)
     said = command("adopt", copy).output
-    assert "counts from now on" in said
+    assert "is valid from now on" in said
     begin(copy)
     begin(copy)
     assert "nothing was changed" in command("adopt", copy).output
@@ -118,7 +118,7 @@ def test_a_directory_overwritten_by_an_older_copy_is_not_served(directory: DataD
     begin(directory)
     shutil.rmtree(directory.path)
     older.path.rename(directory.path)
-    with pytest.raises(DataDirectoryError, match="was put back from one"):
+    with pytest.raises(DataDirectoryError, match="was restored from one"):
         begin(directory)
 
 
@@ -282,7 +282,7 @@ def test_a_real_server_refuses_a_copy_and_the_store_of_a_server_that_runs(server
         other.start()
     other.kill()
     copy = ServerProcess(Path(shutil.copytree(server.data, server.data.parent / "copy")))
-    with pytest.raises(AssertionError, match="is a copy, or was put back from one"):
+    with pytest.raises(AssertionError, match="is a copy, or was restored from one"):
         copy.start()
     copy.kill()
     command("adopt", DataDirectory(copy.data))
@@ -365,7 +365,7 @@ def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
     shutil.copytree(directory.store, store)
     whole = decided(directory, decide, 0)
     assert whole >= 4, "the catalog, the record, the head of the records, the catalog"
-    told = []
+    said = []
     for stop_at in range(1, whole + 1):
         directory.catalog.write_bytes(older)
         shutil.rmtree(directory.store)
@@ -377,13 +377,13 @@ def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
             assert opened.catalog.backups.pending_records() == []
         newer, known = directory.catalog.read_bytes(), list((directory.store / "records").rglob("*-*"))
         directory.catalog.write_bytes(older)
-        told.append(len(known) > len(list((store / "records").rglob("*-*"))))
-        if told[-1]:
+        said.append(len(known) > len(list((store / "records").rglob("*-*"))))
+        if said[-1]:
             with pytest.raises(DataDirectoryError, match="is older than its store"):
                 bootstrap.open_rooms(directory).__enter__()
         directory.catalog.write_bytes(newer)
-    assert told == sorted(told)
-    assert all(told[-3:]), "the store records each decision, now or at the next start"
+    assert said == sorted(said)
+    assert all(said[-3:]), "the store records each decision, now or at the next start"
 
 
 def decided(directory: DataDirectory, decide: Decision, stop_at: int) -> int:
@@ -417,7 +417,7 @@ def test_a_token_is_revoked_on_a_disk_without_room_and_its_record_follows(
     with bootstrap.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
         patch.setattr(opened.blobs, "put", full)
         revoke_the_token(opened)
-        assert "could not be written, and the next start tries again: no room" in caplog.text
+        assert "could not be written, and the next start retries: no room" in caplog.text
         patch.undo()
         (token,) = opened.catalog.tokens.list_all(tenant_of(opened).id)
         assert token.revoked_ns == NOW_NS

@@ -124,9 +124,9 @@ def tmp_is_a_file(path: Path) -> None:
 
 LOST: list[tuple[Callable[[Path], None], str]] = [
     (unmounted, r"/store is missing: is its file system mounted\?"),
-    (mount_point, r"/store holds no store .*is its file system mounted\?"),
-    (another_file_system, r"/store holds no store .*is its file system mounted\?"),
-    (somebody_elses_file_system, r"/store is not empty and is no Staddle store.*found photo\.jpg"),
+    (mount_point, r"/store is not a store .*is its file system mounted\?"),
+    (another_file_system, r"/store is not a store .*is its file system mounted\?"),
+    (somebody_elses_file_system, r"/store is not empty and is not a Staddle store.*found photo\.jpg"),
     (dangling_store, r"/store is a link to /nowhere/store, which is missing: is its file system mounted\?"),
     (store_is_a_file, r"/store is not a directory"),
     (format_gone, r"/store/format is missing, but the store is filled"),
@@ -137,13 +137,13 @@ LOST: list[tuple[Callable[[Path], None], str]] = [
     (tmp_is_a_file, r"/store/tmp is not a directory"),
     (key_gone, r"/master\.key is missing"),
     (key_and_catalog_gone, r"/master\.key is missing"),
-    (key_is_a_directory, r"/master\.key is a directory and should be a file.*containers"),
+    (key_is_a_directory, r"/master\.key is a directory instead of a file.*containers"),
     (dangling_key, r"/master\.key is a link to /nowhere/master\.key, which is missing"),
     (catalog_gone, r"/catalog\.db is missing, but .*/store is filled: .*rebuild --data"),
     (catalog_of_no_bytes, r"/catalog\.db is empty, but .*/store is filled: .*rebuild --replace --data"),
-    (catalog_is_a_directory, r"/catalog\.db is a directory and should be a file"),
+    (catalog_is_a_directory, r"/catalog\.db is a directory instead of a file"),
     (dangling_catalog, r"/catalog\.db is a link to /nowhere/catalog\.db, which is missing"),
-    (all_but_the_clients_file, r"/client\.toml shows that a server ran here, but .* are gone"),
+    (all_but_the_clients_file, r"/client\.toml shows that a server ran here, but .* are missing"),
 ]
 COMMANDS = [
     ["init"],
@@ -175,7 +175,7 @@ def test_every_command_refuses_an_incomplete_directory_and_changes_nothing(
     [
         *(each for each in LOST if "store" in each[0].__name__),
         (unmounted, r"/store is missing"),
-        (mount_point, r"/store holds no store"),
+        (mount_point, r"/store is not a store"),
         (format_gone, r"/store/format is missing"),
         (key_gone, r"/master\.key is missing"),
         (key_is_a_directory, r"/master\.key is a directory"),
@@ -200,7 +200,7 @@ def test_a_rebuild_from_another_servers_new_store_does_not_replace_a_catalog(dat
     before = state(data)
     done = run("rebuild", "--replace", "--data", data)
     assert done.returncode == 1
-    assert "/store is empty, so no catalog can be made from it" in done.stderr
+    assert "/store is empty, so the catalog cannot be rebuilt from it" in done.stderr
     assert state(data) == before
 
 

@@ -72,7 +72,7 @@ def test_packs_lost_while_the_server_was_stopped_are_an_alarm_until_a_full_backu
     assert "FULL" in alarm["message"]
     said = health(server)
     assert said.returncode == 4
-    assert "damaged or gone" in said.stderr
+    assert "damaged or missing" in said.stderr
     done = run("staddle", *backup, "--kind", "full", config=server.config)
     assert done.returncode == 0, done.stderr
     wait_until(lambda: health(server).returncode == 0)
@@ -153,7 +153,7 @@ def test_a_store_lost_under_a_running_server_is_an_alarm_until_it_is_back(server
     if another:
         store.mkdir()
     wait_until(lambda: health(server).returncode == 4)
-    (said,) = server.logged("the store is gone")
+    (said,) = server.logged("the store is missing")
     assert said["level"] == "error"
     assert "mounted" in said["message"]
     if another:
@@ -182,7 +182,7 @@ def test_a_catalog_overwritten_in_place_is_an_alarm_and_no_longer_used(server, f
         file.truncate()
         file.write(older)
     assert catalog.stat().st_ino == identity
-    (said,) = server.logged("the catalog is gone or another one")
+    (said,) = server.logged("the catalog is missing or was replaced")
     assert "another catalog was written into" in said["message"]
     assert "rebuild --replace" in said["message"]
     wait_until(lambda: health(server).returncode == 4)
@@ -209,7 +209,7 @@ def test_a_removed_log_of_the_catalog_is_an_alarm_like_a_removed_catalog(server,
     with pytest.raises(grpc.RpcError, match=rf"catalog\.db{ending} was replaced, moved or removed"):
         server.stub().ListDatasets(sv.ListDatasetsRequest())
     wait_until(lambda: health(server).returncode == 4)
-    assert server.logged("the catalog is gone")
+    assert server.logged("the catalog is missing")
     away.replace(log)
     wait_until(lambda: health(server).returncode == 0)
     assert run(*words, config=server.config).returncode == 0
@@ -227,7 +227,7 @@ def test_a_catalog_replaced_under_a_running_server_is_an_alarm_and_accepts_no_ba
     with pytest.raises(grpc.RpcError, match=r"catalog\.db was replaced, moved or removed"):
         server.stub().ListDatasets(sv.ListDatasetsRequest())
     wait_until(lambda: health(server).returncode == 4)
-    assert server.logged("the catalog is gone")
+    assert server.logged("the catalog is missing")
     if another:
         assert catalog.read_bytes() == older, "nothing is written to another catalog"
     away.replace(catalog)

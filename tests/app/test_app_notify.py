@@ -188,7 +188,7 @@ def test_only_a_server_that_answers_feeds_the_watchdog(systemd: Systemd, running
         channel, time.now_s = to_deaf, time.now_s + LOOK_EVERY_S
         pulse.tick()
         (said,) = systemd.heard_until("STATUS")
-        assert said["STATUS"].startswith("Does not answer itself: no server answers at here: ")
+        assert said["STATUS"].startswith("Does not answer itself: no answer from here: ")
         assert systemd.heard_nothing()
 
         channel, time.now_s = to_server, time.now_s + LOOK_EVERY_S
@@ -209,7 +209,7 @@ def test_a_read_only_or_damaged_server_is_alive_and_says_so(systemd: Systemd) ->
             pulse = Pulse(manager, lambda timeout_s: health_probe.describe(channel, "here", timeout_s), time)
             for name, words in (
                 (health_probe.WRITES, "is read-only"),
-                (health_probe.INTEGRITY, "damaged or gone"),
+                (health_probe.INTEGRITY, "damaged or missing"),
             ):
                 statuses.set(name, HealthCheckResponse.NOT_SERVING)
                 pulse.tick()
@@ -248,7 +248,7 @@ def test_a_missing_place_for_the_probe_address_is_reported(
         pass
     assert list(deep.iterdir()) == []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    with pytest.raises(unix_sockets.ListenError, match="cannot be made"), unix_sockets.private(""):
+    with pytest.raises(unix_sockets.ListenError, match="cannot be created"), unix_sockets.private(""):
         pass
 
 

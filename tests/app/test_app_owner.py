@@ -131,8 +131,8 @@ def test_parity_collection_and_serving_leave_all_files_to_the_owner(data: Path) 
         )
     try:
         assert server.stdout is not None
-        told = iter(server.stdout.readline, "")
-        assert any("Ctrl-C stops" in line for line in told), (data.parent / "log").read_text()
+        printed = iter(server.stdout.readline, "")
+        assert any("Ctrl-C stops" in line for line in printed), (data.parent / "log").read_text()
         status = Path(f"/proc/{server.pid}/status").read_text()
         assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n" in status
         assert f"Gid:\t{GID}\t{GID}\t{GID}\t{GID}\n" in status

@@ -51,8 +51,8 @@ def test_flipped_bytes_in_the_store_of_a_running_server_are_repaired(server) -> 
     done = run("parity", "--data", server.data, "--repair")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        f"tenant default, pack {pack.name}: repaired, 4,096 bytes at 499712; dropped 4 bytes behind its end",
-        "1 pack marked as damaged: 1 repaired, 0 found sound, 0 not repaired.",
+        f"tenant default, pack {pack.name}: repaired, 4,096 bytes at 499712; dropped 4 bytes after its end",
+        "1 pack marked as damaged: 1 repaired, 0 found intact, 0 not repaired.",
     ]
     assert pack.read_bytes() == whole
     found = restore(stub, "www")
@@ -71,7 +71,7 @@ def test_irreparable_damage_is_reported_and_sets_the_exit_code(server) -> None:
     assert done.returncode == 1
     assert f"pack {pack.name}: NOT repaired: " in done.stderr
     assert "nothing was changed" in done.stderr
-    assert done.stdout == "1 pack marked as damaged: 0 repaired, 0 found sound, 1 not repaired.\n"
+    assert done.stdout == "1 pack marked as damaged: 0 repaired, 0 found intact, 1 not repaired.\n"
     assert pack.read_bytes() == lost
     assert restore(stub, "small").files == SMALL
     made = run("parity", "--data", server.data)
@@ -89,7 +89,7 @@ def test_a_damaged_pack_without_parity_is_named_by_the_run_that_finds_it(server)
     assert "Packs with parity: 1 of 2; " in done.stdout
     again = run("parity", "--data", server.data)
     assert again.returncode == 0
-    assert "1 pack was marked as damaged before, or published meanwhile." in again.stdout
+    assert "1 pack was marked as damaged earlier, or published meanwhile." in again.stdout
     repair = run("parity", "--data", server.data, "--repair")
     assert repair.returncode == 1
     assert "it has no parity" in repair.stderr
@@ -145,7 +145,7 @@ def test_lost_parity_is_made_again_and_parity_without_a_pack_is_removed(server) 
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(b"of a pack that is gone")
     done = run("parity", "--data", server.data)
-    assert "The parity of 1 pack was missing, cut off or damaged." in done.stdout
+    assert "The parity of 1 pack was missing, truncated or damaged." in done.stdout
     assert "Removed the parity of 1 pack that is gone." in done.stdout
     assert parities[0].exists()
     assert not stray.exists()
@@ -181,7 +181,7 @@ def test_verifying_finds_undetected_damage(server) -> None:
     assert run("parity", "--data", server.data).returncode == 0
     done = run("parity", "--data", server.data, "--verify")
     assert done.returncode == 1
-    assert "The parity of 2 packs was missing, cut off or damaged." in done.stdout
+    assert "The parity of 2 packs was missing, truncated or damaged." in done.stdout
     assert f"No parity, tenant default: pack {large.name} is damaged" in done.stderr
     assert run("parity", "--data", server.data, "--repair").returncode == 0
     assert run("parity", "--data", server.data, "--verify").returncode == 0

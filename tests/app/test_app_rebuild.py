@@ -17,6 +17,7 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 from staddle_server.app import bootstrap
+from staddle_server.app.catalog_place import FilePlace
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.types import TokenRole
 from staddle_server.cli.run import group
@@ -179,7 +180,7 @@ def test_unusable_objects_are_named_and_set_the_exit_code(directory: DataDirecto
     done = rebuild(directory, "--replace", code=1)
     assert "2 things could not be used; everything else was:" in done.output
     assert f"\n  the record {record} is damaged" in done.output
-    assert "thesis.odt: it is nothing that Staddle puts into a store" in done.output
+    assert "thesis.odt: not an object of Staddle's" in done.output
     said = json.loads(rebuild(directory, "--replace", "--json", code=1).stdout)
     assert sorted(each["what"] for each in said["problems"]) == [record, "thesis.odt"]
     assert tenants(directory) == ["acme", "default"]
@@ -255,8 +256,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         patch.setattr(Path, "unlink", before(Path.unlink))
         patch.setattr(Path, "rename", before(Path.rename))
         # What a killed process leaves is not cleaned up.
-        drop = DataDirectory.drop_new_catalog
-        patch.setattr(DataDirectory, "drop_new_catalog", lambda self: None if steps[0] >= 0 else drop(self))
+        drop = FilePlace.drop_new
+        patch.setattr(FilePlace, "drop_new", lambda self: None if steps[0] >= 0 else drop(self))
         yield steps
 
 

@@ -66,7 +66,7 @@ def test_changeable_settings_apply_immediately_and_the_others_are_named(
             before.lease_s,
         )
         (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-        assert line.endswith("count from the next start on: lease, streams-max")
+        assert line.endswith("apply from the next start: lease, streams-max")
         reloading = Reloading(
             after, lambda: dataclasses.replace(after, min_free=MinFree(size_bytes=0)), space, None
         )
@@ -84,7 +84,7 @@ def test_invalid_settings_change_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     reloading = Reloading(before, broken, Space([], before.min_free), None)
     reloading.reload()
     assert reloading.settings == before
-    assert "those of before stay: s.toml: lease must be a string" in caplog.text
+    assert "the previous ones stay: s.toml: lease must be a string" in caplog.text
 
 
 def test_the_page_names_the_settings_that_a_running_server_takes_over() -> None:
@@ -167,7 +167,7 @@ def test_a_running_server_reloads_certificates_and_settings_and_keeps_serving(tm
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
         assert "server.crt is not a PEM file" in said(server, "the old ones stay")
-        assert "log_level in" in said(server, "those of before stay")
+        assert "log_level in" in said(server, "the previous ones stay")
 
         for path in pki.iterdir():
             path.unlink()
@@ -175,7 +175,7 @@ def test_a_running_server_reloads_certificates_and_settings_and_keeps_serving(tm
         config_file.write_text(config_file.read_text().replace('"loud"', '"debug"\nlease = "6m"'))
         server.process.send_signal(signal.SIGHUP)
         assert "certificates were read again" in said(server, "certificates were read again")
-        assert said(server, "from the next start on").endswith(": lease")
+        assert said(server, "from the next start").endswith(": lease")
         trusted = grpc.ssl_channel_credentials((pki / "ca.crt").read_bytes())
         with grpc.secure_channel(server.address, trusted) as channel:
             grpc.channel_ready_future(channel).result(30)

@@ -14,7 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from seaweed import S3Server
 from servers import NOTHING_BY_ITSELF, ServerProcess
+from staddle.v1 import service_pb2 as sv
 from staddle_server.cli.run import group
+from staddle_server.store.blobs import replace_object
 from staddle_server.store.open import open_blobs
 from thin import back_up, backups, noise, restore
 
@@ -30,7 +32,8 @@ def url(s3: S3Server) -> str:
 @pytest.fixture
 def data(tmp_path: Path, url: str) -> Path:
     """A data directory whose store is in the bucket."""
-    run("init", "--data", tmp_path / "d", "--store", url)
+    made = run("init", "--data", tmp_path / "d", "--store", url).output
+    assert f"The store is {url.partition('?')[0]}.\n" in made
     return tmp_path / "d"
 
 
@@ -118,6 +121,48 @@ def test_every_command_finds_the_store_by_the_data_directory_alone(
     assert restore(server.stub(), "set").files == {"a": content}
 
 
+def test_what_no_backup_needs_leaves_the_bucket_and_what_one_needs_is_compacted(
+    server: ServerProcess, data: Path, url: str
+) -> None:
+    kept, gone = noise(60_000, seed=7), noise(900_000, seed=8)
+    first = back_up(server.stub(), "set", {"a": kept, "b": gone})
+    back_up(server.stub(), "set", {"a": kept})
+    blobs = open_blobs(url, os.environ, str(data))
+    before = dict(blobs.list("packs"))
+    server.stub().DeleteBackup(sv.DeleteBackupRequest(dataset="set", backup=first.id))
+    for _ in range(2):  # the first condemns, the second removes
+        run("gc", "--grace", "0", "--yes", "--data", data)
+    after = dict(blobs.list("packs"))
+    assert sum(after.values()) < 200_000 < sum(before.values())
+    assert restore(server.stub(), "set").files == {"a": kept}
+    assert "No damage" in run("check", "--read-data", "--data", data).output
+
+
+def test_a_restore_through_the_cache_reads_each_segment_once_and_checks_read_the_bucket(
+    data: Path, tmp_path: Path, url: str
+) -> None:
+    cached = ServerProcess(data, flags=(*NOTHING_BY_ITSELF, "--cache", "64MiB"))
+    cached.start()
+    content = noise(200_000, seed=6)
+    try:
+        back_up(cached.stub(), "set", {"a": content})
+        assert restore(cached.stub(), "set").files == {"a": content}
+        assert sum(path.stat().st_size for path in (data / "cache").rglob("*") if path.is_file()) > 200_000
+        blobs = open_blobs(url, os.environ, str(data))
+        (pack,) = [name for name, _ in blobs.list("packs")]
+        stored = bytearray(blobs.read(pack, 0, blobs.size(pack)))
+        stored[100_000] ^= 1
+        replace_object(blobs, pack, bytes(stored))
+        assert restore(cached.stub(), "set").files == {"a": content}
+        assert "DAMAGE" in run("check", "--read-data", "--data", data, code=1).output
+    finally:
+        cached.stop()
+    plain = ServerProcess(data)
+    plain.start()
+    plain.stop()
+    assert not (data / "cache").exists()
+
+
 # --- what is refused, before anything is changed
 
 
@@ -132,7 +177,7 @@ def test_a_bucket_that_holds_a_store_gets_no_new_master_key(data: Path, tmp_path
 def test_a_prefix_with_other_objects_is_no_place_for_a_store(tmp_path: Path, url: str) -> None:
     open_blobs(url, os.environ, str(tmp_path)).put("photos/1.jpg", b"x")
     refused = run("init", "--data", tmp_path / "d", "--store", url, code=1).output
-    assert "is no Staddle store" in refused
+    assert "is not a Staddle store" in refused
     assert "photos/1.jpg" in refused
 
 
@@ -141,7 +186,7 @@ def test_a_directory_has_one_store(data: Path, tmp_path: Path, s3: S3Server, url
     assert "has its store at s3://" in run("serve", "--data", data, "--store", elsewhere, code=1).output
     run("init", "--data", tmp_path / "local")
     refused = run("serve", "--data", tmp_path / "local", "--store", url, code=1).output
-    assert "/store, and --store names another" in refused
+    assert "/store, but --store names another" in refused
     assert not (tmp_path / "local" / "store.url").exists()
 
 

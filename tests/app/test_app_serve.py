@@ -281,9 +281,9 @@ def test_each_call_has_one_line_with_its_fields_and_no_token_is_in_the_log(serve
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     section = page[page.index("## Logs") : page.index("## Signals")]
     assert set(line) <= set(re.findall(r"`([a-z]+)`", section)), "docs/operations.md lists every field"
-    told = server.log.read_text() + server.out.read_text()
-    assert token not in told
-    assert server.client_config["token"] not in told
+    printed = server.log.read_text() + server.out.read_text()
+    assert token not in printed
+    assert server.client_config["token"] not in printed
 
 
 # --- stopping

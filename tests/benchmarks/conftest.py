@@ -1,4 +1,4 @@
-"""The benchmarks are no installed package: they are found from the top of the project."""
+"""The benchmarks are not an installed package: they are imported from the top of the project."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where results go instead; and memory stays as it is."""
+    """Another place for results, with unchanged memory settings."""
     from benchmarks.programs import machine
     from benchmarks.tables import sections
 
@@ -32,7 +32,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits as short as it can be, and memory as it is: for figures that nobody looks at."""
+    """The shortest waits, and unchanged memory settings, since the figures are not used."""
     from benchmarks import compare
 
     monkeypatch.setattr(compare, "SETTLE_S", 2.1)

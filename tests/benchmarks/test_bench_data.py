@@ -1,4 +1,4 @@
-"""The data that the benchmarks use, and the comparison that judges what comes back."""
+"""The data of the benchmarks, and the comparison that judges restored data."""
 
 import os
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def test_another_seed_gives_another_tree(tmp_path: Path, tree: Path) -> None:
     assert listing.differences(listed(tree, "one"), listed(tmp_path / "other", "two"))
 
 
-def test_a_tree_counts_its_files_and_bytes_right(tmp_path: Path) -> None:
+def test_a_tree_counts_its_files_and_bytes_correctly(tmp_path: Path) -> None:
     made = data.make_tree(tmp_path / "tree", 300, "seed", odd=False)
     lines = list(listing.read_listing(listed(tmp_path / "tree", "lines")))
     assert sum(line.type != "d" for line in lines) == made.files == 300
@@ -69,12 +69,12 @@ def test_a_change_changes_a_few_files_in_every_way(tree: Path) -> None:
     )
 
 
-def test_a_file_may_be_chosen_again_and_again(tree: Path) -> None:
+def test_a_file_may_be_changed_repeatedly(tree: Path) -> None:
     for number in range(12):
         before = sum(1 for path in tree.rglob("*") if path.is_file())
         changed = data.change_tree(tree, f"change {number}", share=0.9)
         after = sum(1 for path in tree.rglob("*") if path.is_file())
-        assert after - before == changed.counts["add"] - changed.counts["remove"], "nothing was written over"
+        assert after - before == changed.counts["add"] - changed.counts["remove"], "no file was overwritten"
 
 
 def test_a_little_change_leaves_most_of_an_image_alone(tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def fill_a_hole(tree: Path) -> None:
         "one more",
     ],
 )
-def test_the_comparison_sees(tree: Path, spoil: Callable[[Path], None]) -> None:
+def test_the_comparison_finds_differences(tree: Path, spoil: Callable[[Path], None]) -> None:
     before = listed(tree, "before")
     assert listing.differences(before, listed(tree, "same")) == []
     spoil(tree)
     assert listing.differences(before, listed(tree, "after"))
 
 
-def test_a_differential_keeps_the_metadata_of_what_has_the_same_content(tree: Path) -> None:
+def test_a_differential_keeps_the_metadata_of_unchanged_content(tree: Path) -> None:
     full = listed(tree, "full")
     odd = tree / data.ODD
     (odd / "empty").chmod(0o600)

@@ -1,4 +1,4 @@
-"""The harness of `make bench`, with Staddle and cp on little data: what it measures, how it compares, what it writes."""
+"""The harness of `make bench`, with Staddle and cp on little data: measuring, comparing, reporting."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.slow
-def test_an_image_goes_through_all_its_phases_and_comes_back(tmp_path: Path) -> None:
+def test_an_image_goes_through_all_its_phases_and_is_restored(tmp_path: Path) -> None:
     results = measured(tmp_path, cases.image(tmp_path, 4 * files.MIB, None), Staddle(), StaddleThin(), Copy())
     assert {phase for _, phase, peer in results.figures if peer == "staddle"} == {
         Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.CHANGED, Phase.INSERTED, Phase.RESTORE,
@@ -62,7 +62,7 @@ def test_a_case_that_keeps_its_repositories_makes_them_once(tmp_path: Path) -> N
     assert len(results.figures["many", Phase.TEN, "staddle"]) == 2
 
 
-def test_what_is_measured_is_compiled_as_where_it_is_installed() -> None:
+def test_the_measured_code_is_compiled_as_in_an_installation() -> None:
     compiled = [
         Path(cache_from_source(module.__file__)) for module in (staddle._errors, staddle_server.base.errors)
     ]
@@ -74,22 +74,20 @@ def test_what_is_measured_is_compiled_as_where_it_is_installed() -> None:
 
 
 class Forger(Copy):
-    """Gives back something else."""
+    """Restores something else."""
 
     def restore(self, target, paths):  # type: ignore[no-untyped-def]
         return super().restore(target, paths)._replace(argv=["cp", "-a", "/etc/hostname", target])
 
 
 @pytest.mark.slow
-def test_what_comes_back_otherwise_ends_the_run(tmp_path: Path) -> None:
+def test_a_wrong_restore_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="did not give back"):
         measured(tmp_path, cases.tree(tmp_path, 20, None), Forger())
 
 
 @pytest.mark.slow
-def test_what_was_measured_before_something_failed_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_measured_before_a_failure_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(root: Path, seed: str) -> None:
         raise OSError("no space")
 
@@ -135,7 +133,7 @@ def test_an_image_has_noise_and_library_bytes_by_turns_and_takes_them_from_a_dir
     assert raw.endswith(b"library " * 10)
 
 
-def test_insertion_and_change_leave_the_rest_as_it_was(tmp_path: Path) -> None:
+def test_an_insertion_or_change_leaves_the_rest_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(bytes(1_000_000))
     corpora.insert_bytes(path, "seed", 1000)
@@ -145,7 +143,7 @@ def test_insertion_and_change_leave_the_rest_as_it_was(tmp_path: Path) -> None:
     assert 5_000 < sum(byte != 0 for byte in path.read_bytes()[1000:]) <= 10_000
 
 
-def test_the_best_other_program_is_compared_and_neither_ours_nor_the_limit() -> None:
+def test_the_comparison_is_with_the_best_other_program() -> None:
     results = Results()
     for peer, seconds in (
         ("staddle", 2.0),
@@ -175,7 +173,7 @@ def saved(place: Path, *, seconds: float, case: str = "case") -> Path:
     return sections.save("peers", record, place)
 
 
-def test_results_are_written_read_again_and_become_a_page(tmp_path: Path) -> None:
+def test_results_are_written_read_and_made_into_a_page(tmp_path: Path) -> None:
     record = sections.load(saved(tmp_path, seconds=3.0))
     assert record["rounds"] == 5
     text = report.peers_text([record])
@@ -184,7 +182,7 @@ def test_results_are_written_read_again_and_become_a_page(tmp_path: Path) -> Non
     assert "| first backup | 3.00 | 3.00 | 3.00 | 1.00 |" in text
 
 
-def test_what_a_later_file_has_counts_and_the_rest_of_an_earlier_one_stays(tmp_path: Path) -> None:
+def test_later_results_replace_earlier_ones_and_the_rest_stays(tmp_path: Path) -> None:
     records = [
         sections.load(saved(tmp_path, seconds=seconds, case=case))
         for seconds, case in ((3.0, "one"), (4.0, "two"), (5.0, "one"))
@@ -194,7 +192,7 @@ def test_what_a_later_file_has_counts_and_the_rest_of_an_earlier_one_stays(tmp_p
     assert text.index("| first backup | 5.00 |") < text.index("| first backup | 4.00 |")
 
 
-def test_figures_of_another_version_are_read_as_far_as_they_are_known() -> None:
+def test_unknown_figures_of_another_version_are_ignored() -> None:
     figures = {"seconds": 2.0, "sync_s": 0.0, "client_cpu_s": 1.0, "server_cpu_s": 1.0, "client_bytes": 1}
     figures |= {"server_bytes": 1, "stored_bytes": 1, "wire_bytes": 1, "unknown": 1}
     results = Results()
@@ -202,7 +200,7 @@ def test_figures_of_another_version_are_read_as_far_as_they_are_known() -> None:
     assert results.figures["case", Phase.FIRST, "staddle"] == [Figures(2.0, 0.0, 1.0, 1.0, 1, 1, 1, 1)]
 
 
-def test_each_section_is_written_between_its_own_marks_and_others_are_left_alone(
+def test_each_section_is_written_between_its_own_marks_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peers, other = (

@@ -1,4 +1,4 @@
-"""`make big` works, and fails where it should; here with little data."""
+"""`make big` passes, and fails when it should; here with little data."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_everything_passes_with_little_data(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "it leaves nothing behind"
 
 
-def test_what_is_not_as_it_should_be_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_check_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = checks.Checks()
     server = Server(tmp_path / "data")
     with run.check("a thing that is wrong", server) as check:
@@ -41,9 +41,9 @@ def test_what_is_not_as_it_should_be_is_a_failure(tmp_path: Path, capsys: pytest
     with run.check("a thing that is right", server) as check:
         check.run(["true"])
     assert (run.passed, run.failed) == (1, 2)
-    told = capsys.readouterr().out.splitlines()
-    assert [line[:4] for line in told] == ["FAIL", "FAIL", "PASS"]
-    assert "it is wrong" in told[0]
+    reported = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in reported] == ["FAIL", "FAIL", "PASS"]
+    assert "it is wrong" in reported[0]
 
 
 def test_too_much_memory_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`make bench-profile` divides the processor time that was used, all of it, and counts no thread that sleeps."""
+"""`make bench-profile` divides all used processor time, and counts no sleeping thread."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("results")
 
 @pytest.fixture(scope="module")
 def can_sample() -> None:
-    """py-spy is there, and may look into another process."""
+    """py-spy is installed, and may inspect another process."""
     if sampling.sampler() is None:
         pytest.skip("py-spy is not installed")
     with Program([sys.executable, "-c", BUSY]) as program:
@@ -67,7 +67,7 @@ POOL = "/lib/concurrent/futures/thread.py _WorkItem.run: result = self.fn(*self.
         (stages.WALK, ["/c/staddle/_fs/walk.py Scan._look: status = os.stat(name, dir_fd=level.descriptor)"]),
         (stages.GRPC, [THREAD, POOL, "/v/grpc/_channel.py _blocking: event = call.next_event()"]),
         (stages.PROTOBUF, ["/v/grpc/_common.py _transform: return transformer(message)"]),
-        (stages.PROTOBUF, ["/c/staddle/_backup/send_missing.py Sender._put_chunks: request = wire.PutChunksRequest("]),
+        (stages.PROTOBUF, ["/c/staddle/_backup/send_missing.py Sender._put_chunks: request = sv.PutChunksRequest("]),
         (stages.MANIFEST, ["/s/staddle_server/manifest/entries.py pack: return encoder.encode(entry)"]),
         (stages.START, ["<frozen importlib._bootstrap> _find_and_load: ", "/lib/re/_compiler.py _compile: emit(FAILURE)"]),
         (stages.THREADS, [THREAD, "/lib/concurrent/futures/thread.py _worker: work_item = work_queue.get(block=True)"]),
@@ -76,16 +76,16 @@ POOL = "/lib/concurrent/futures/thread.py _WorkItem.run: result = self.fn(*self.
         (stages.OTHER, []),
     ],
 )  # fmt: skip
-def test_a_stack_belongs_to_what_its_innermost_known_frame_does(stage: str, frames: list[str]) -> None:
+def test_a_stack_belongs_to_the_stage_of_its_innermost_known_frame(stage: str, frames: list[str]) -> None:
     assert stages.stage_of(frames) == stage
 
 
-def test_what_the_standard_library_does_is_its_callers() -> None:
+def test_time_in_the_standard_library_counts_for_its_caller() -> None:
     caller = "/c/staddle/_fs/walk.py Scan._push: names = sorted(listing)"
     assert stages.stage_of([caller, "/lib/os.py fsencode: return filename.encode(encoding)"]) == stages.WALK
 
 
-def test_lines_that_wait_are_told_from_those_that_work() -> None:
+def test_waiting_lines_are_distinguished_from_working_ones() -> None:
     waiting = ["work_item = work_queue.get(block=True)", "event = call.next_event()", "with self._lock:"]
     working = ['data = b"".join(pieces)', "hit = self._cache.get(key)", "packed = compressor.compress(data)"]
     assert all(stages.waits(f"/file.py function: {line}") for line in waiting)
@@ -96,7 +96,7 @@ def test_a_frame_is_described_with_its_source_line(tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text("def work():\n    return blake3(data)\n")
     assert sampling.described(f"work ({source}:2)") == f"{source} work: return blake3(data)"
-    assert sampling.described("--torn (half:-7)") == "--torn (half:-7)", "what was read in a bad moment stays"
+    assert sampling.described("--torn (half:-7)") == "--torn (half:-7)", "a line read at a bad moment stays"
     assert sampling.described("torn (\0/torn.py:7)") == "\0/torn.py torn: "
     assert sampling.described("torn (/dev/zero:7)") == "/dev/zero torn: ", "and opens no other file"
 
@@ -104,14 +104,14 @@ def test_a_frame_is_described_with_its_source_line(tmp_path: Path) -> None:
 # --- weighing
 
 
-def test_a_thread_that_sleeps_counts_for_nothing_however_often_it_was_sampled() -> None:
+def test_a_sleeping_thread_does_not_count_however_often_it_was_sampled() -> None:
     samples = {1: Counter({(stages.HASH, False): 10}), 2: Counter({(stages.THREADS, True): 1000})}
     sampled = sampling.weighed(samples, {1: Thread("work", 2 * NS, 0), 2: Thread("wait", 0, 0)})
     assert sampled.stages == {stages.HASH: 2.0, stages.THREADS: 0.0}
     assert (sampled.cpu_s, sampled.samples) == (2.0, 1010)
 
 
-def test_threads_without_samples_are_grpcs_by_their_name_or_not_seen() -> None:
+def test_threads_without_samples_belong_to_grpc_by_name_or_are_unknown() -> None:
     used = {1: Thread("event_engine", NS, 0), 2: Thread("staddle-server", 3 * NS, 0)}
     assert sampling.weighed({}, used).stages == {stages.GRPC: 1.0, stages.UNSEEN: 3.0}
 
@@ -141,7 +141,7 @@ def test_a_program_that_hashes_is_seen_to_hash_and_its_sleeping_thread_is_not(tm
 
 
 @pytest.mark.usefixtures("can_sample")
-def test_what_is_sampled_for_no_time_at_all_is_still_written(tmp_path: Path) -> None:
+def test_a_profile_of_no_duration_is_still_written(tmp_path: Path) -> None:
     (tmp_path / "busy.py").write_text(BUSY)
     with Program([sys.executable, tmp_path / "busy.py"]) as program:
         for _ in range(5):
@@ -159,7 +159,7 @@ def test_a_program_is_seen_to_catch_a_signal() -> None:
     assert not catches(program.pid, signal.SIGUSR1), "it is gone"
 
 
-def test_a_gate_opens_when_somebody_stands_before_it(tmp_path: Path) -> None:
+def test_a_gate_opens_once_a_process_waits_at_it(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import sys; print(sys.argv[1:])")
     gate = tmp_path / "gate"
@@ -229,9 +229,7 @@ def test_the_section_has_core_seconds_a_gib_beside_one_core_alone() -> None:
     assert "| other Python | 1.00 | 0.00 | 1.00 | 0.00 |  |" in lines
     assert "| all | 3.00 | 4.00 | 3.00 | 4.00 |  |" in lines
     assert "| sampled / alone, CPU | 1.10 | 1.10 | 1.10 | 1.10 |  |" in lines
-    assert not any(line.startswith("| cut ") for line in lines), (
-        "a stage that nobody spent time on is left out"
-    )
+    assert not any(line.startswith("| cut ") for line in lines), "a stage without time is left out"
 
 
 @pytest.mark.slow

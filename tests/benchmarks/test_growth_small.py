@@ -1,4 +1,4 @@
-"""`make bench-growth`, with little data: what it measures at each size, what it says of how that grows, and the catalogs it fills."""
+"""`make bench-growth`, with little data: its measurements at each size, the reported growth, and the filled catalogs."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_every_part_is_measured_at_every_size_and_nothing_is_left_behind(
 
 
 class Breaks(Copy):
-    """Gives back something else, but not the first time."""
+    """Restores something else, except the first time."""
 
     opened = 0
 
@@ -82,9 +82,7 @@ class Breaks(Copy):
 
 
 @pytest.mark.slow
-def test_what_was_measured_before_something_failed_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_measured_before_a_failure_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
     (tmp_path / "work").mkdir()
     run_of = growth.Growth(tmp_path / "work", [Staddle(), Breaks()], TINY, rounds=1)
@@ -110,7 +108,7 @@ def test_sizes_beyond_their_limits_are_refused(words: str, capsys: pytest.Captur
     assert "1 to 1,000,000,000" in (said := capsys.readouterr().err) or "at most 8" in said
 
 
-def test_a_program_that_is_not_there_is_named() -> None:
+def test_an_unknown_program_is_named() -> None:
     with pytest.raises(SystemExit, match="no program tar"):
         growth.programs_of(growth.parsed(["--peers", "tar"]))
     assert [each.name for each in growth.programs_of(growth.parsed([]))] == ["staddle"]
@@ -120,7 +118,7 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_a_server_takes_backups_beside_chunks_that_have_no_packs_and_gives_them_back(tmp_path: Path) -> None:
+def test_a_server_with_chunks_without_packs_makes_and_restores_backups(tmp_path: Path) -> None:
     bytes_each = growth.make_filled(tmp_path / "filled", 5_000)
     assert 55 < bytes_each < 75
     (tmp_path / "source").mkdir()
@@ -184,7 +182,7 @@ def test_ten_changes_write_over_ten_files_of_any_tree_and_the_same_seed_over_the
     assert changed[0] == changed[1]
 
 
-def test_ten_changes_follow_no_links_and_do_with_fewer_files(tmp_path: Path) -> None:
+def test_ten_changes_follow_no_links_and_work_with_fewer_files(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").write_text("not to be changed")
     (tmp_path / "tree" / "empty").mkdir(parents=True)
@@ -203,7 +201,7 @@ def test_tiny_files_lie_so_many_to_a_directory(tmp_path: Path) -> None:
     assert sorted(len(files) for _, _, files in os.walk(tmp_path / "many") if files) == [5, 10, 10]
 
 
-# --- what is said
+# --- the report
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_the_power_is_that_of_the_last_step(line: list[tuple[int, float]], expec
     assert growth_report.power(line) == (None if expected is None else pytest.approx(expected))
 
 
-def test_what_is_more_than_linear_is_named_and_what_is_linear_is_not() -> None:
+def test_only_growth_beyond_linear_is_named() -> None:
     linear = growth_report.text([record_of({16: 4.0, 1: 0.25, 4: 1.0})])
     assert "Nothing grows faster than linearly." in linear
     assert "| first backup | 1 | 0.25 | 250.00 |" in linear
@@ -229,7 +227,7 @@ def test_what_is_more_than_linear_is_named_and_what_is_linear_is_not() -> None:
     assert "More than linear: first backup, wall s (2.00)." in steep
 
 
-def test_times_too_short_to_be_measured_say_nothing_of_growth() -> None:
+def test_times_too_short_to_measure_give_no_growth() -> None:
     text = growth_report.text([record_of({1: 0.01, 4: 4.0})])
     assert "Nothing grows faster than linearly." in text
     assert "| first backup | - | 0.00 | 0.00 |" in text
@@ -261,6 +259,6 @@ def test_the_same_figures_make_the_same_plot(tmp_path: Path) -> None:
     assert plots[0] == plots[1]
 
 
-def test_the_catalogs_part_of_what_is_stored_is_measured(tmp_path: Path) -> None:
+def test_the_share_of_the_catalog_in_the_store_is_measured(tmp_path: Path) -> None:
     with Server(tmp_path / "server") as server:
         assert 0 < server.catalog_bytes < server.stored_bytes == tree_bytes(tmp_path / "server")

@@ -1,4 +1,4 @@
-"""`make bench-clients` has every upload committed, whoever has to wait, and says so where one is not."""
+"""`make bench-clients` gets every upload committed, even those that wait, and reports failures."""
 
 import json
 from pathlib import Path
@@ -54,15 +54,15 @@ def test_uploads_that_the_server_has_no_room_for_wait_and_are_committed(
     assert many_uploads.main(small) == 0
     case, alone = only_record(results)["cases"]
     assert case["failures"] == []
-    assert alone["refusals"] == [], "each measurement has a server of its own"
+    assert alone["refusals"] == [], "each measurement has its own server"
     assert {each["method"] for each in case["refusals"]} == {"Backup"}
     assert sum(each["times"] for each in case["refusals"]) >= 4
-    assert case["seconds"] > 2, "they waited for as long as the server had asked"
+    assert case["seconds"] > 2, "they waited as long as the server had asked"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", upload_driver.WAYS)
-def test_an_upload_that_does_not_become_what_it_should_fails_the_run(
+def test_an_upload_without_a_correct_backup_fails_the_run(
     tmp_path: Path,
     results: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -84,7 +84,7 @@ def test_an_upload_that_does_not_become_what_it_should_fails_the_run(
 
 
 @pytest.mark.slow
-def test_uploads_that_end_at_once_are_measured_all_the_same(
+def test_uploads_that_end_immediately_are_measured_too(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(many_uploads, "LOOK_S", 60.0)
@@ -111,7 +111,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
     assert many_uploads.percentile([], 0.5) == 0.0
 
 
-def test_what_an_upload_had_handed_over_lies_between_what_was_noted() -> None:
+def test_the_progress_of_an_upload_is_interpolated_between_samples() -> None:
     outcome = Outcome(0, begun_s=10.0, ended_s=14.0, progress=[(11.0, 100), (12.0, 300)])
     at = {10.0: 0.0, 10.5: 50.0, 11.0: 100.0, 11.5: 200.0, 13.0: 350.0, 14.0: 400.0, 20.0: 400.0}
     assert {moment: many_uploads.handed_over(outcome, moment, 400) for moment in at} == at
@@ -127,7 +127,7 @@ def test_only_the_uploads_part_before_the_first_end_counts_as_all_at_work() -> N
     assert found["mib_per_s"] == pytest.approx(200 / many_uploads.MIB / 4)
 
 
-def test_the_bystanders_calls_are_told_apart_by_what_was_beside_them() -> None:
+def test_calls_of_the_bystander_are_grouped_by_the_concurrent_load() -> None:
     outcomes = [Outcome(0, begun_s=10.0, ended_s=20.0)]
     asked = [Asked("GetServerInfo", 9.0, 0.001, "OK"), Asked("GetServerInfo", 11.0, 0.5, "OK")]
     asked += [Asked("ListDatasets", 12.0, 9.0, "RESOURCE_EXHAUSTED"), Asked("ListDatasets", 30.0, 7.0, "OK")]
@@ -149,7 +149,7 @@ def some_record() -> dict[str, Any]:
     return {"data_bytes": 512 << 20, "drivers": 4, "cases": cases}
 
 
-def test_the_section_tells_who_was_refused_and_whether_everything_was_committed() -> None:
+def test_the_section_shows_refusals_and_whether_everything_was_committed() -> None:
     record = some_record()
     lines = many_uploads.section(record)
     row = (

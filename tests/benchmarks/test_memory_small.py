@@ -1,4 +1,4 @@
-"""`make bench-memory` measures every phase, and fails where the server takes more than it may."""
+"""`make bench-memory` measures every phase, and fails if the server exceeds its bound."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_each_phase_is_measured_and_a_small_run_is_within_the_bound(
 
 
 @pytest.mark.slow
-def test_more_than_the_bound_is_said_and_fails(
+def test_memory_beyond_the_bound_is_reported_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "BOUND_MIB", 20)

@@ -1,4 +1,4 @@
-"""`make bench-wire` measures both directions beside gRPC alone, and fails where data that the store has is stored again."""
+"""`make bench-wire` measures both directions beside gRPC alone, and fails if existing data is stored again."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_every_stream_is_measured_in_each_round_and_written_down(
 
 
 @pytest.mark.slow
-def test_storing_again_what_the_store_has_ends_the_run(
+def test_storing_existing_data_again_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "NEW_SHARE_MAX", -1.0)
@@ -45,7 +45,7 @@ def test_storing_again_what_the_store_has_ends_the_run(
     assert not results.exists()
 
 
-def test_messages_come_out_of_a_file_as_they_went_in_and_another_file_is_refused(tmp_path: Path) -> None:
+def test_messages_read_back_from_a_file_and_another_file_is_refused(tmp_path: Path) -> None:
     messages = [b"", b"one", bytes(100_000)]
     bare_stream.write_messages(tmp_path / "file", messages)
     assert list(bare_stream.read_messages(tmp_path / "file")) == messages

@@ -1,4 +1,4 @@
-"""`make bench-servers` divides the same uploads between one server and several, and fails where one of them does."""
+"""`make bench-servers` divides the same uploads between one server and several, and fails if one of them fails."""
 
 import json
 import select
@@ -38,13 +38,13 @@ def test_every_upload_is_made_with_each_number_of_servers_in_each_round(
 def test_an_upload_that_fails_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(two_servers.WAYS, "cut by the client", ("--kind", "incremental"))  # there is no base
+    monkeypatch.setitem(two_servers.WAYS, "cut by the client", ("--kind", "incremental"))  # no base exists
     with pytest.raises(SystemExit, match="Nothing was measured"):
         two_servers.main([*SMALL, str(tmp_path), "--rounds", "1"])
     assert not results.exists()
 
 
-def test_a_program_that_has_just_ended_by_itself_may_be_killed() -> None:
+def test_killing_a_program_that_has_just_ended_is_harmless() -> None:
     with Program([sys.executable, "-c", "pass"]) as program:
         select.select([program.pidfd], [], [])
         program.kill()
@@ -65,7 +65,7 @@ def test_a_server_that_got_nothing_ends_the_run(
 @pytest.mark.parametrize(
     "wrong", [["--count", "4"], ["--count", "0"], ["--uploads", "99"], ["--rounds", "0"], ["--mib", "1"]]
 )
-def test_what_cannot_be_measured_is_refused(
+def test_impossible_measurements_are_refused(
     tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

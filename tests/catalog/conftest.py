@@ -106,7 +106,14 @@ class World:
 
     def begin(self, principal: Principal | None = None, dataset: str = "www", **said: Any) -> Begun:
         return self.catalog.uploads.begin(
-            BeginUpload(self.id(), principal or self.ann, dataset, self.now, TERMS, **said)
+            BeginUpload(
+                upload=self.id(),
+                principal=principal or self.ann,
+                dataset=dataset,
+                now_ns=self.now,
+                terms=TERMS,
+                **said,
+            )
         )
 
     def pack(self, upload: Upload, chunk_ids: list[bytes], *, begin: bool = True) -> PackSummary:

@@ -95,3 +95,16 @@ def test_another_tenants_token_cannot_be_revoked_or_seen(world):
             world.catalog.tokens.revoke(world.tenant, name, 1)
     assert {token.name for token in world.catalog.tokens.list_all(world.tenant)} == {"ann", "bob"}
     assert {token.name for token in world.catalog.tokens.list_all(world.eve.tenant)} == {"eve"}
+
+
+def test_objects_without_a_row_are_noted_below_their_prefix(world):
+    fence = world.catalog.gc_lease.acquire("a test", world.now, 60)
+    sizes = {"packs/a": 1, "packs/b": 2, "packs0": 3, "packs-more/c": 4, "parity/a": 5}
+    world.catalog.purge.note_orphans(fence, sizes, world.now)
+    world.catalog.purge.note_orphans(fence, {"packs/a": 1}, world.now + 1)
+    found = world.catalog.purge.orphans("packs")
+    assert {name: each.seen_ns for name, each in found.items()} == dict.fromkeys(
+        ("packs/a", "packs/b"), world.now
+    )
+    world.catalog.purge.drop_orphans(fence, ["packs/a"])
+    assert list(world.catalog.purge.orphans("packs")) == ["packs/b"]

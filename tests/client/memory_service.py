@@ -1,6 +1,6 @@
 """The protocol in memory, for tests of the client: what it answers follows the .proto; it keeps nothing.
 
-It is slow to make things durable on purpose: only at a checkpoint that is asked for, and at commit.
+It is slow to make things durable on purpose: only at a requested checkpoint, and at commit.
 """
 
 # ruff: noqa: N802 - the methods have the names of the protocol
@@ -32,7 +32,7 @@ from memory_state import (
     sort_key,
 )
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceServicer, add_StaddleServiceServicer_to_server
 
 TOKEN = "writer-token"
@@ -75,12 +75,12 @@ class MemoryService(StaddleServiceServicer):
         self.message_sizes: list[int] = []
         self.now_s = 1_700_000_000
         self.before: Callable[[str, grpc.ServicerContext], None] = lambda _method, _context: None
-        self.on_part: Callable[[wire.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: None
+        self.on_part: Callable[[sv.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: None
         self.checkpoint_moves: Callable[[], bool] = lambda: True
         self.after_commit: Callable[[grpc.ServicerContext], None] = lambda _context: None
         self.damaged: set[bytes] = set()
         self.same_page = False
-        self.change_restore: Callable[[list[wire.RestorePart]], list[wire.RestorePart]] = lambda parts: parts
+        self.change_restore: Callable[[list[sv.RestorePart]], list[sv.RestorePart]] = lambda parts: parts
 
     def _enter(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls.append(method)
@@ -98,7 +98,7 @@ class MemoryService(StaddleServiceServicer):
         with self.lock:
             for upload in self.uploads.values():
                 if request.request_id and upload.message.request_id == request.request_id:
-                    return wire.BeginUploadResponse(upload=upload.shown())
+                    return sv.BeginUploadResponse(upload=upload.shown())
             has_base = bool(self.backups.get(request.dataset))
             kind = request.kind
             if kind == pb.BACKUP_KIND_UNSPECIFIED:
@@ -126,7 +126,7 @@ class MemoryService(StaddleServiceServicer):
                 root=request.root,
             )
             upload = self.uploads[message.id] = OpenUpload(message)
-            return wire.BeginUploadResponse(upload=upload.shown(), more_damaged_base_entries=self.same_page)
+            return sv.BeginUploadResponse(upload=upload.shown(), more_damaged_base_entries=self.same_page)
 
     def _upload(self, context, upload_id: str, epoch: int | None = None) -> OpenUpload:
         upload = self.uploads.get(upload_id)
@@ -148,7 +148,7 @@ class MemoryService(StaddleServiceServicer):
         self._enter("GetUpload", context)
         with self.lock:
             shown = self._upload(context, request.upload_id).shown()
-            return wire.GetUploadResponse(upload=shown, next_page_token="same" if self.same_page else "")
+            return sv.GetUploadResponse(upload=shown, next_page_token="same" if self.same_page else "")
 
     def ResumeUpload(self, request, context):
         self._enter("ResumeUpload", context)
@@ -165,7 +165,7 @@ class MemoryService(StaddleServiceServicer):
                 )
             upload.message.epoch += 1
             upload.received = upload.durable.copied()
-            return wire.ResumeUploadResponse(upload=upload.shown())
+            return sv.ResumeUploadResponse(upload=upload.shown())
 
     def CheckpointUpload(self, request, context):
         self._enter("CheckpointUpload", context)
@@ -174,14 +174,14 @@ class MemoryService(StaddleServiceServicer):
             upload = self._upload(context, request.upload_id, request.epoch)
             if moves:
                 upload.durable = upload.received.durable()
-            return wire.CheckpointUploadResponse(durable=upload.durable.point())
+            return sv.CheckpointUploadResponse(durable=upload.durable.point())
 
     def AbortUpload(self, request, context):
         self._enter("AbortUpload", context)
         with self.lock:
             upload = self._upload(context, request.upload_id)
             upload.message.state = pb.UPLOAD_STATE_ABORTED
-            return wire.AbortUploadResponse(upload=upload.shown())
+            return sv.AbortUploadResponse(upload=upload.shown())
 
     def Backup(self, request_iterator, context):
         self._enter("Backup", context)
@@ -274,7 +274,7 @@ class MemoryService(StaddleServiceServicer):
         upload.message.state = pb.UPLOAD_STATE_COMMITTED
         upload.message.backup_id = message.id
         self.after_commit(context)
-        return wire.BackupResponse(upload=upload.shown(), backup=message)
+        return sv.BackupResponse(upload=upload.shown(), backup=message)
 
     # ---------------------------------------------------------------- reading
 
@@ -310,7 +310,7 @@ class MemoryService(StaddleServiceServicer):
 
     def GetBackup(self, request, context):
         self._enter("GetBackup", context)
-        return wire.GetBackupResponse(backup=self._picked(context, request.dataset, request.backup).message)
+        return sv.GetBackupResponse(backup=self._picked(context, request.dataset, request.backup).message)
 
     def ReadRange(self, request, context):
         self._enter("ReadRange", context)
@@ -324,7 +324,7 @@ class MemoryService(StaddleServiceServicer):
         if path in self.damaged:
             rpc_abort(context, grpc.StatusCode.DATA_LOSS, "DAMAGED", "It is damaged.", path=repr(path))
         end = request.offset_bytes + request.length_bytes
-        return wire.ReadRangeResponse(
+        return sv.ReadRangeResponse(
             data=stored.data[request.offset_bytes : end],
             file_size_bytes=len(stored.data),
             content_id=stored.entry.content.content_id,
@@ -344,14 +344,14 @@ class MemoryService(StaddleServiceServicer):
             pb.Dataset(name=name, backup_count=len(kept), newest_backup=kept[-1].message)
             for name, kept in sorted(self.backups.items())
         ]
-        return self._page(request, wire.ListDatasetsResponse(), "datasets", items)
+        return self._page(request, sv.ListDatasetsResponse(), "datasets", items)
 
     def ListBackups(self, request, context):
         self._enter("ListBackups", context)
         self._picked(context, request.dataset, pb.BackupSelector())
         items = [each.message for each in reversed(self.backups[request.dataset])]
         items = [each for each in items if request.show_deleted or not each.HasField("delete_time")]
-        return self._page(request, wire.ListBackupsResponse(), "backups", items)
+        return self._page(request, sv.ListBackupsResponse(), "backups", items)
 
     def ListEntries(self, request, context):
         self._enter("ListEntries", context)
@@ -363,7 +363,7 @@ class MemoryService(StaddleServiceServicer):
         if not request.recursive:
             below = [p for p in below if b"/" not in p[len(top) :].strip(b"/")]
         items = [backup.entries[path].entry for path in sorted(below, key=sort_key)]
-        response = wire.ListEntriesResponse(backup_id=backup.message.id)
+        response = sv.ListEntriesResponse(backup_id=backup.message.id)
         return self._page(request, response, "entries", items)
 
     def ListChanges(self, request, context):
@@ -374,20 +374,20 @@ class MemoryService(StaddleServiceServicer):
         for path in sorted({*before.entries, *after.entries}, key=sort_key):
             old, new = before.entries.get(path), after.entries.get(path)
             if old is None:
-                items.append(wire.Change(type=wire.CHANGE_TYPE_ADDED, after=new.entry))
+                items.append(sv.Change(type=sv.CHANGE_TYPE_ADDED, after=new.entry))
             elif new is None:
-                items.append(wire.Change(type=wire.CHANGE_TYPE_REMOVED, before=old.entry))
+                items.append(sv.Change(type=sv.CHANGE_TYPE_REMOVED, before=old.entry))
             elif old.data != new.data:
-                kind = wire.CHANGE_TYPE_CONTENT
-                items.append(wire.Change(type=kind, before=old.entry, after=new.entry))
-        return self._page(request, wire.ListChangesResponse(), "changes", items)
+                kind = sv.CHANGE_TYPE_CONTENT
+                items.append(sv.Change(type=kind, before=old.entry, after=new.entry))
+        return self._page(request, sv.ListChangesResponse(), "changes", items)
 
-    def Restore(self, request, context) -> Iterator[wire.RestoreResponse]:
+    def Restore(self, request, context) -> Iterator[sv.RestoreResponse]:
         self._enter("Restore", context)
         backup = self._picked(context, request.dataset, request.backup)
         parts = self.change_restore(restore_parts(backup, self.damaged))
         for at in range(0, len(parts), 3):
-            yield wire.RestoreResponse(parts=parts[at : at + 3])
+            yield sv.RestoreResponse(parts=parts[at : at + 3])
 
     def _hide(self, request, context, *, hidden: bool) -> pb.Backup:
         for each in self.backups.get(request.dataset, []):
@@ -401,25 +401,25 @@ class MemoryService(StaddleServiceServicer):
 
     def DeleteBackup(self, request, context):
         self._enter("DeleteBackup", context)
-        return wire.DeleteBackupResponse(backup=self._hide(request, context, hidden=True))
+        return sv.DeleteBackupResponse(backup=self._hide(request, context, hidden=True))
 
     def UndeleteBackup(self, request, context):
         self._enter("UndeleteBackup", context)
-        return wire.UndeleteBackupResponse(backup=self._hide(request, context, hidden=False))
+        return sv.UndeleteBackupResponse(backup=self._hide(request, context, hidden=False))
 
     def GetServerInfo(self, request, context):
         self._enter("GetServerInfo", context)
-        return wire.GetServerInfoResponse(
+        return sv.GetServerInfoResponse(
             version="0.0.0",
             tenant="default",
             principal="tests",
             role="writer",
             chunker=pb.Chunker(seed=7, min_bytes=CHUNK, avg_bytes=CHUNK, max_bytes=CHUNK),
-            limits=wire.Limits(
+            limits=sv.Limits(
                 read_range_bytes_max=3 * 1024 * 1024, upload_lease=duration_pb2.Duration(seconds=300)
             ),
             server_time=timestamp_pb2.Timestamp(seconds=self.now_s),
-            condition=wire.ServerCondition(
+            condition=sv.ServerCondition(
                 clock_in_doubt=True,
                 clock_jump=duration_pb2.Duration(seconds=-7200, nanos=-500),
                 damaged_packs=3,
@@ -427,17 +427,17 @@ class MemoryService(StaddleServiceServicer):
         )
 
 
-def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> list[wire.RestorePart]:
+def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> list[sv.RestorePart]:
     """A complete restore, part by part."""
-    parts = [wire.RestorePart(header=wire.RestoreHeader(backup=backup.message))]
+    parts = [sv.RestorePart(header=sv.RestoreHeader(backup=backup.message))]
     data_bytes = 0
     for path in sorted(backup.entries, key=sort_key):
         stored = backup.entries[path]
         entry = copy.deepcopy(stored.entry)
-        parts.append(wire.RestorePart(entry=entry))
+        parts.append(sv.RestorePart(entry=entry))
         if path in damaged:
-            message = wire.Damage(path=path.decode(), message="a segment cannot be opened", offset_bytes=0)
-            parts.append(wire.RestorePart(damage=message))
+            message = sv.Damage(path=path.decode(), message="a segment cannot be opened", offset_bytes=0)
+            parts.append(sv.RestorePart(damage=message))
             continue
         data_bytes += len(stored.data)
         if len(stored.data) <= CHUNK:
@@ -446,18 +446,18 @@ def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> li
                 parts[-1].entry.CopyFrom(entry)
             continue
         for chunk in chunks_of(stored.data):
-            data = wire.Data(data=chunk, chunk_lengths=[len(chunk)])
+            data = sv.Data(data=chunk, chunk_lengths=[len(chunk)])
             if not chunk.strip(b"\0"):
-                data = wire.Data(zero_bytes=len(chunk), chunk_lengths=[len(chunk)])
-            parts.append(wire.RestorePart(data=data))
-        end = wire.EntryEnd(size_bytes=len(stored.data), content_id=stored.entry.content.content_id)
-        parts.append(wire.RestorePart(entry_end=end))
-    end_part = wire.End(
+                data = sv.Data(zero_bytes=len(chunk), chunk_lengths=[len(chunk)])
+            parts.append(sv.RestorePart(data=data))
+        end = sv.EntryEnd(size_bytes=len(stored.data), content_id=stored.entry.content.content_id)
+        parts.append(sv.RestorePart(entry_end=end))
+    end_part = sv.End(
         entry_count=len(backup.entries),
         data_bytes=data_bytes,
         damage_count=len(damaged & set(backup.entries)),
     )
-    parts.append(wire.RestorePart(end=end_part))
+    parts.append(sv.RestorePart(end=end_part))
     return parts
 
 

@@ -164,9 +164,9 @@ def test_a_deleted_backup_is_hidden_until_it_is_undeleted(client: Client) -> Non
 def test_info_names_the_caller_and_hides_the_seed(client: Client) -> None:
     info = client.info()
     assert (info.tenant, info.principal, info.role) == ("default", "tests", "writer")
-    told = info.condition
-    assert (told.takes_backups, told.clock_in_doubt, told.damaged_packs) == (False, True, 3)
-    assert told.clock_jump.total_seconds() == pytest.approx(-7200)
+    reported = info.condition
+    assert (reported.takes_backups, reported.clock_in_doubt, reported.damaged_packs) == (False, True, 3)
+    assert reported.clock_jump.total_seconds() == pytest.approx(-7200)
     assert info.chunker.seed == 7
     assert "seed" not in repr(info)
     assert info.limits["upload_lease"] == 300
@@ -378,16 +378,16 @@ def test_coroutines_use_the_client_through_to_thread(client: Client) -> None:
 
 
 def test_a_streamed_answer_that_is_not_read_completely_is_cancelled(client: Client) -> None:
-    from staddle.v1 import service_pb2 as wire
+    from staddle.v1 import service_pb2 as sv
 
     put(client, "www", **{f"f{number}": bytes(60_000) for number in range(50)})
-    messages = client.stream("Restore", wire.RestoreRequest(dataset="www"))
+    messages = client.stream("Restore", sv.RestoreRequest(dataset="www"))
     assert next(messages).parts[0].HasField("header")
     messages.close()
     with pytest.raises(ValueError, match="streams no answer"):
-        client.stream("Backup", wire.RestoreRequest())
+        client.stream("Backup", sv.RestoreRequest())
     with pytest.raises(DatasetNotFoundError):
-        client.stream("Restore", wire.RestoreRequest(dataset="nobody"))
+        client.stream("Restore", sv.RestoreRequest(dataset="nobody"))
 
 
 def test_an_answer_of_another_length_is_refused(

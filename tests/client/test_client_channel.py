@@ -13,7 +13,7 @@ from memory_service import TOKEN, Running
 from staddle import Client, ConfigError, ConnectError, UnsupportedError
 from staddle._transport.channel import Address, refuse_other_platforms, tune_malloc
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 
@@ -197,23 +197,23 @@ def test_mutual_tls_needs_a_client_certificate(authority: Authority) -> None:
 def test_generated_stubs_work_with_asyncio(listening: Running) -> None:
     metadata = (("authorization", f"Bearer {TOKEN}"),)
 
-    async def back_up_and_restore() -> list[wire.RestorePart]:
+    async def back_up_and_restore() -> list[sv.RestorePart]:
         async with grpc.aio.insecure_channel(listening.address) as channel:
             stub = StaddleServiceStub(channel)
-            begun = await stub.BeginUpload(wire.BeginUploadRequest(dataset="aio"), metadata=metadata)
+            begun = await stub.BeginUpload(sv.BeginUploadRequest(dataset="aio"), metadata=metadata)
             upload = begun.upload
-            first = wire.ContinueUpload(upload_id=upload.id, epoch=upload.epoch)
+            first = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch)
 
             async def parts():
-                yield wire.BackupRequest(parts=[wire.BackupPart(continue_upload=first)])
+                yield sv.BackupRequest(parts=[sv.BackupPart(continue_upload=first)])
                 entry = pb.Entry(path="a", data=b"hello")
-                yield wire.BackupRequest(parts=[wire.BackupPart(entry=entry)])
-                finish = wire.Finish(entry_count=1, data_bytes=5)
-                yield wire.BackupRequest(parts=[wire.BackupPart(finish=finish)])
+                yield sv.BackupRequest(parts=[sv.BackupPart(entry=entry)])
+                finish = sv.Finish(entry_count=1, data_bytes=5)
+                yield sv.BackupRequest(parts=[sv.BackupPart(finish=finish)])
 
             response = await stub.Backup(parts(), metadata=metadata)
             assert response.backup.data_bytes == 5
-            restore = stub.Restore(wire.RestoreRequest(dataset="aio"), metadata=metadata)
+            restore = stub.Restore(sv.RestoreRequest(dataset="aio"), metadata=metadata)
             return [part async for message in restore for part in message.parts]
 
     parts = asyncio.run(back_up_and_restore())

@@ -99,9 +99,9 @@ def test_an_invalid_file_is_an_error(tmp_path: pathlib.Path, text: str, message:
 
 def test_a_file_that_was_named_must_exist(tmp_path: pathlib.Path) -> None:
     missing = tmp_path / "missing.toml"
-    with pytest.raises(ConfigError, match=r"missing\.toml, which config names"):
+    with pytest.raises(ConfigError, match=r"^config names .*missing\.toml, which does not exist"):
         load_settings(missing, environment={})
-    with pytest.raises(ConfigError, match=r"missing\.toml, which STADDLE_CONFIG names"):
+    with pytest.raises(ConfigError, match=r"^STADDLE_CONFIG names .*missing\.toml, which does not exist"):
         load_settings(environment={"STADDLE_CONFIG": str(missing)})
 
 

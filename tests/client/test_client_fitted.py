@@ -40,6 +40,6 @@ def test_short_lines_and_lines_to_a_file_or_pipe_are_unchanged() -> None:
 
 
 def test_a_terminal_of_unknown_width_has_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for told in ("", "0", "wide"):
-        monkeypatch.setenv("COLUMNS", told)
+    for columns in ("", "0", "wide"):
+        monkeypatch.setenv("COLUMNS", columns)
         assert max(map(len, fitted("word " * 40, Terminal()).splitlines())) == 79

@@ -54,21 +54,21 @@ def test_no_message_for_people_shows_calls_fields_or_codes(reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "message", "told"),
+    ("field", "message", "expected"),
     [
         ("until_time", "until_time: it is too far away", "--until: it is too far away"),
-        ("policy", "policy: this server knows no time zone 'a_b'", "the policy: this server knows no time zone 'a_b'"),
+        ("policy", "policy: unknown time zone 'a_b'", "the policy: unknown time zone 'a_b'"),
         ("path", "'my_file': the path has over 1024 components", "'my_file': the path has over 1024 components"),
         ("upload_id", "upload_id: an id has 32 digits", None),
         ("data", "data: data and zero_bytes exclude each other", None),
     ],
 )  # fmt: skip
-def test_a_field_has_the_name_that_the_command_uses(field: str, message: str, told: str | None) -> None:
+def test_a_field_has_the_name_that_the_command_uses(field: str, message: str, expected: str | None) -> None:
     refused = BadRequestError(message, facts={"field": field})
     assert words_of(refused) == message, "refusals of this library are written for people"
     refused.__cause__ = grpc.RpcError()
     shown = words_of(refused)
-    assert shown == told if told else "Update both" in shown
+    assert shown == expected if expected else "Update both" in shown
 
 
 def test_missing_facts_do_not_hide_the_error() -> None:

@@ -8,10 +8,10 @@ from staddle import ConnectError, ExhaustedError, NotFoundError, UnavailableErro
 from staddle._transport.retry import NO_RETRY, Attempts, Retry, RetryNotice, may_pass, retrying
 from staddle._upload.resend_buffer import Outcome, Replay, SentPart
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
-FIRST = wire.BackupPart(continue_upload=wire.ContinueUpload(upload_id="u"))
-FINISH = wire.BackupPart(finish=wire.Finish())
+FIRST = sv.BackupPart(continue_upload=sv.ContinueUpload(upload_id="u"))
+FINISH = sv.BackupPart(finish=sv.Finish())
 
 files = st.lists(
     st.one_of(
@@ -31,14 +31,14 @@ def records_of(described: list[list[bytes | None]]) -> list[SentPart]:
         position, entry = number + 1, pb.Entry(path=f"{number}")
         if inline is not None:
             entry.data = inline
-            records.append(SentPart(position, wire.BackupPart(entry=entry)))
+            records.append(SentPart(position, sv.BackupPart(entry=entry)))
             continue
-        records.append(SentPart(position, wire.BackupPart(entry=entry), begins_file=True))
+        records.append(SentPart(position, sv.BackupPart(entry=entry), begins_file=True))
         offset = 0
         for piece in pieces:
-            records.append(SentPart(position, wire.BackupPart(data=wire.Data(data=piece)), offset))
+            records.append(SentPart(position, sv.BackupPart(data=sv.Data(data=piece)), offset))
             offset += len(piece)
-        records.append(SentPart(position, wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=offset))))
+        records.append(SentPart(position, sv.BackupPart(entry_end=sv.EntryEnd(size_bytes=offset))))
     return records
 
 
@@ -50,7 +50,7 @@ class Receiver:
         self.position = 0
         self.opened: tuple[str, bytes] | None = None
 
-    def take(self, part: wire.BackupPart) -> None:
+    def take(self, part: sv.BackupPart) -> None:
         kind = part.WhichOneof("part")
         if kind == "entry" and part.entry.HasField("data"):
             self.files[part.entry.path] = part.entry.data
@@ -118,7 +118,7 @@ def test_every_file_arrives_complete_wherever_streams_break(described, chance) -
 def test_a_full_replay_buffer_blocks_until_data_is_durable() -> None:
     replay = Replay(bytes_max=1000, linger_s=0)
     replay.restart(FIRST, pb.DurablePoint())
-    big = SentPart(1, wire.BackupPart(entry=pb.Entry(path="a", data=bytes(2000))))
+    big = SentPart(1, sv.BackupPart(entry=pb.Entry(path="a", data=bytes(2000))))
     assert replay.append(big) is Outcome.TAKEN
     assert replay.append(big) is Outcome.FULL
     replay.trim(pb.DurablePoint(position=1))
@@ -128,7 +128,7 @@ def test_a_full_replay_buffer_blocks_until_data_is_durable() -> None:
 
 def test_an_ended_stream_neither_accepts_nor_sends_data() -> None:
     replay = Replay(linger_s=0)
-    record = SentPart(1, wire.BackupPart(entry=pb.Entry(path="a", data=b"1")))
+    record = SentPart(1, sv.BackupPart(entry=pb.Entry(path="a", data=b"1")))
     assert replay.append(record) is Outcome.ENDED
     old = replay.restart(FIRST, pb.DurablePoint())
     assert replay.append(record) is Outcome.TAKEN

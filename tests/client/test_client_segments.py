@@ -11,7 +11,7 @@ from staddle._protocol.restore_reader import DataEvent, EndEvent, EntryEvent, re
 from staddle._protocol.segments import RAW_BYTES_MAX, Segments
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 SMALL = b"small file " * 20
 CHUNKS = [random.Random(n).randbytes(70_000) for n in range(3)]
@@ -33,7 +33,7 @@ LARGE_ID = content_id((len(chunk), blake3(chunk).digest()) for chunk in CHUNKS)
 
 
 def piece(number, offset, length):
-    return wire.Piece(segment=number, offset_bytes=offset, length_bytes=length)
+    return sv.Piece(segment=number, offset_bytes=offset, length_bytes=length)
 
 
 def parts(segment=None, number=0):
@@ -42,27 +42,25 @@ def parts(segment=None, number=0):
     for chunk in CHUNKS:
         places.append(piece(number, at, len(chunk)))
         at += len(chunk)
-    segment = segment or wire.Segment(data=frame(), raw_bytes=len(RAW))
+    segment = segment or sv.Segment(data=frame(), raw_bytes=len(RAW))
     return [
-        wire.RestorePart(
-            header=wire.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=10**6, data_bytes=2**40))
+        sv.RestorePart(
+            header=sv.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=10**6, data_bytes=2**40))
         ),
-        wire.RestorePart(segment=segment),
-        wire.RestorePart(entry=entry("a", len(LARGE), LARGE_ID)),
-        wire.RestorePart(pieces=wire.Pieces(pieces=places)),
-        wire.RestorePart(entry_end=wire.EntryEnd(size_bytes=len(LARGE), content_id=LARGE_ID)),
-        wire.RestorePart(
+        sv.RestorePart(segment=segment),
+        sv.RestorePart(entry=entry("a", len(LARGE), LARGE_ID)),
+        sv.RestorePart(pieces=sv.Pieces(pieces=places)),
+        sv.RestorePart(entry_end=sv.EntryEnd(size_bytes=len(LARGE), content_id=LARGE_ID)),
+        sv.RestorePart(
             entry=entry("b", len(SMALL), blake3(SMALL).digest()), piece=piece(number, 0, len(SMALL))
         ),
-        wire.RestorePart(end=wire.End(entry_count=2, data_bytes=len(RAW))),
+        sv.RestorePart(end=sv.End(entry_count=2, data_bytes=len(RAW))),
     ]
 
 
 def read(parts, together=1):
     """The events of these parts, so many in a message."""
-    messages = [
-        wire.RestoreResponse(parts=parts[at : at + together]) for at in range(0, len(parts), together)
-    ]
+    messages = [sv.RestoreResponse(parts=parts[at : at + together]) for at in range(0, len(parts), together)]
     segments = Segments()
     try:
         return list(read_restore(messages, segments=segments))
@@ -80,8 +78,7 @@ def refused(parts, match):
 @pytest.mark.parametrize("before", [0, 1, 30])
 def test_pieces_are_the_bytes_of_their_segment_for_any_message_boundaries(together, before):
     others = [
-        wire.RestorePart(segment=wire.Segment(data=bytes([n] * 9), raw=True, raw_bytes=9))
-        for n in range(before)
+        sv.RestorePart(segment=sv.Segment(data=bytes([n] * 9), raw=True, raw_bytes=9)) for n in range(before)
     ]
     made = parts(number=before)
     seen = read([made[0], *others, *made[1:]], together)
@@ -92,7 +89,7 @@ def test_pieces_are_the_bytes_of_their_segment_for_any_message_boundaries(togeth
 
 def test_a_reference_to_a_dropped_or_future_segment_is_refused():
     made = parts()
-    others = [wire.RestorePart(segment=wire.Segment(data=b"x", raw=True, raw_bytes=1))] * 8
+    others = [sv.RestorePart(segment=sv.Segment(data=b"x", raw=True, raw_bytes=1))] * 8
     refused([*made[:2], *others, *made[2:]], "refers to segment 0, and 9 have come")
     refused([made[0], *made[2:]], "refers to segment 0, and 0 have come")
     refused(parts(number=1), "refers to segment 1, and 1 have come")
@@ -123,20 +120,20 @@ def test_a_swapped_piece_of_a_large_file_is_noticed():
 @pytest.mark.parametrize(
     ("segment", "match"),
     [
-        (wire.Segment(data=frame(), raw_bytes=len(RAW) - 1), "not the zstd frame"),
-        (wire.Segment(data=frame()[:-1], raw_bytes=len(RAW)), "cannot be inflated"),
-        (wire.Segment(data=frame() + b"x", raw_bytes=len(RAW)), "cannot be inflated"),
-        (wire.Segment(data=b"no frame at all", raw_bytes=15), "cannot be inflated"),
-        (wire.Segment(data=b"", raw_bytes=0), "cannot be inflated"),
-        (wire.Segment(data=b"\x50\x2a\x4d\x18" + bytes(4), raw_bytes=0), "not the zstd frame"),
-        (wire.Segment(data=RAW, raw=True, raw_bytes=len(RAW) + 1), "that says"),
+        (sv.Segment(data=frame(), raw_bytes=len(RAW) - 1), "not the zstd frame"),
+        (sv.Segment(data=frame()[:-1], raw_bytes=len(RAW)), "cannot be inflated"),
+        (sv.Segment(data=frame() + b"x", raw_bytes=len(RAW)), "cannot be inflated"),
+        (sv.Segment(data=b"no frame at all", raw_bytes=15), "cannot be inflated"),
+        (sv.Segment(data=b"", raw_bytes=0), "cannot be inflated"),
+        (sv.Segment(data=b"\x50\x2a\x4d\x18" + bytes(4), raw_bytes=0), "not the zstd frame"),
+        (sv.Segment(data=RAW, raw=True, raw_bytes=len(RAW) + 1), "that says"),
         (
-            wire.Segment(data=frame(write_content_size=False), raw_bytes=len(RAW)),
+            sv.Segment(data=frame(write_content_size=False), raw_bytes=len(RAW)),
             "not the zstd frame",
         ),
-        (wire.Segment(data=frame(bytes(3 * 2**20 + 1)), raw_bytes=3 * 2**20 + 1), "over 3145728"),
+        (sv.Segment(data=frame(bytes(3 * 2**20 + 1)), raw_bytes=3 * 2**20 + 1), "over 3145728"),
         (
-            wire.Segment(data=frame(bytes(3 * 2**20), level=19), raw_bytes=3 * 2**20),
+            sv.Segment(data=frame(bytes(3 * 2**20), level=19), raw_bytes=3 * 2**20),
             "not the zstd frame",
         ),
     ],
@@ -147,7 +144,7 @@ def test_a_segment_that_contradicts_its_header_is_refused(segment, match):
 
 
 def test_a_frame_is_inflated_to_its_stated_size_at_most():
-    bomb = wire.Segment(data=frame(bytes(500 * 2**20)), raw_bytes=1024)
+    bomb = sv.Segment(data=frame(bytes(500 * 2**20)), raw_bytes=1024)
     refused(parts(bomb), "not the zstd frame")
 
 
@@ -156,16 +153,16 @@ def test_segments_and_pieces_that_were_not_requested_are_refused():
         made = parts()
         chosen = [made[0], *([made[2]] if at == 3 else []), made[at]]
         with pytest.raises(ProtocolError, match="not requested"):
-            list(read_restore([wire.RestoreResponse(parts=[part]) for part in chosen]))
+            list(read_restore([sv.RestoreResponse(parts=[part]) for part in chosen]))
     made = parts()
     refused([*made[:2], made[3]], "piece outside a file")
 
 
 def test_a_message_of_highly_compressed_frames_is_opened_piece_by_piece():
     packed = frame(bytes(RAW_BYTES_MAX))
-    message = wire.RestoreResponse()
+    message = sv.RestoreResponse()
     for _ in range(200):
-        message.parts.add(segment=wire.Segment(data=packed, raw_bytes=RAW_BYTES_MAX))
+        message.parts.add(segment=sv.Segment(data=packed, raw_bytes=RAW_BYTES_MAX))
     segments = Segments()
     tracemalloc.start()
     try:

@@ -23,7 +23,7 @@ from staddle import (
 from staddle._protocol.restore_reader import DataEvent, EndEvent, EntryEvent, read_restore
 from staddle._transport.settings import load_settings
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 MIB = 1024 * 1024
@@ -39,7 +39,7 @@ def admin(server) -> Iterator[Client]:
 
 def restored(client: Client, dataset: str, **selector: str) -> dict[bytes, bytes]:
     """A complete restore: every path, with its bytes."""
-    request = wire.RestoreRequest(dataset=dataset, backup=pb.BackupSelector(**selector))
+    request = sv.RestoreRequest(dataset=dataset, backup=pb.BackupSelector(**selector))
     files: dict[bytes, bytearray] = {}
     last = b""
     event = None
@@ -193,7 +193,7 @@ def test_an_exception_leaves_no_backup_and_no_open_upload(admin: Client) -> None
     with pytest.raises(OSError, match="gone"), upload:
         upload.put("a", failing())
     assert list(admin.backups("orders")) == []
-    state = admin.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.state
+    state = admin.call("GetUpload", sv.GetUploadRequest(upload_id=upload.id)).upload.state
     assert state == pb.UPLOAD_STATE_ABORTED
 
 
@@ -232,15 +232,15 @@ def test_the_generated_stub_works_with_asyncio_against_the_server(server) -> Non
             stub = StaddleServiceStub(channel)
 
             async def parts():
-                begin = wire.BeginUploadRequest(dataset="aio", request_id="1")
-                yield wire.BackupRequest(parts=[wire.BackupPart(begin=begin)])
+                begin = sv.BeginUploadRequest(dataset="aio", request_id="1")
+                yield sv.BackupRequest(parts=[sv.BackupPart(begin=begin)])
                 entry = pb.Entry(path="a", data=b"hello")
-                yield wire.BackupRequest(parts=[wire.BackupPart(entry=entry)])
-                finish = wire.Finish(entry_count=1, data_bytes=5)
-                yield wire.BackupRequest(parts=[wire.BackupPart(finish=finish)])
+                yield sv.BackupRequest(parts=[sv.BackupPart(entry=entry)])
+                finish = sv.Finish(entry_count=1, data_bytes=5)
+                yield sv.BackupRequest(parts=[sv.BackupPart(finish=finish)])
 
             await stub.Backup(parts(), metadata=metadata)
-            request = wire.ReadRangeRequest(dataset="aio", path="a", length_bytes=100)
+            request = sv.ReadRangeRequest(dataset="aio", path="a", length_bytes=100)
             return (await stub.ReadRange(request, metadata=metadata)).data
 
     assert asyncio.run(back_up_and_read()) == b"hello"

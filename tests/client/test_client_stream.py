@@ -19,12 +19,10 @@ from staddle._protocol.restore_reader import (
     read_restore,
 )
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
-HEADER = wire.RestorePart(
-    header=wire.RestoreHeader(
-        backup=pb.Backup(id="ab" * 16, dataset="www", entry_count=100, data_bytes=2**31)
-    )
+HEADER = sv.RestorePart(
+    header=sv.RestoreHeader(backup=pb.Backup(id="ab" * 16, dataset="www", entry_count=100, data_bytes=2**31))
 )
 BIG = random.Random(1).randbytes(3 * CHUNK + 5)
 HOLEY = bytes(CHUNK) + BIG[:CHUNK] + bytes(CHUNK)
@@ -43,16 +41,16 @@ def backup() -> StoredBackup:
     return StoredBackup(HEADER.header.backup, state.entries)
 
 
-def events(parts: list[wire.RestorePart], **options) -> list:
-    return list(read_restore([wire.RestoreResponse(parts=[part]) for part in parts], **options))
+def events(parts: list[sv.RestorePart], **options) -> list:
+    return list(read_restore([sv.RestoreResponse(parts=[part]) for part in parts], **options))
 
 
-def refused(parts: list[wire.RestorePart], match: str, **options) -> None:
+def refused(parts: list[sv.RestorePart], match: str, **options) -> None:
     with pytest.raises(ProtocolError, match=match):
         events(parts, **options)
 
 
-def index(parts: list[wire.RestorePart], kind: str, number: int = 0) -> int:
+def index(parts: list[sv.RestorePart], kind: str, number: int = 0) -> int:
     return [at for at, part in enumerate(parts) if part.WhichOneof("part") == kind][number]
 
 
@@ -148,14 +146,14 @@ def test_wrong_counts_at_the_end_are_refused(backup: StoredBackup) -> None:
 def test_misplaced_parts_are_refused(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
     data, end = parts[index(parts, "data")], parts[index(parts, "entry_end")]
-    content = wire.RestorePart(content=wire.ContentPart())
+    content = sv.RestorePart(content=sv.ContentPart())
     refused(parts[1:], "did not begin with its header")
     refused([parts[0], *parts], "two headers")
     refused([parts[0], data], "outside a file")
     refused([parts[0], end], "not open")
     refused([*parts, parts[1]], "after its end")
     refused([parts[0], content], "not requested")
-    refused([parts[0], wire.RestorePart()], "too old")
+    refused([parts[0], sv.RestorePart()], "too old")
 
 
 def test_damage_is_reported_by_name_and_the_rest_still_comes(backup: StoredBackup) -> None:
@@ -167,7 +165,7 @@ def test_damage_is_reported_by_name_and_the_rest_still_comes(backup: StoredBacku
 
 def test_damage_in_the_middle_of_a_file_ends_only_that_file(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
-    damage = wire.RestorePart(damage=wire.Damage(path="a/big", message="gone", offset_bytes=CHUNK))
+    damage = sv.RestorePart(damage=sv.Damage(path="a/big", message="gone", offset_bytes=CHUNK))
     at = index(parts, "data")
     parts[at + 1 : index(parts, "entry_end") + 1] = [damage]
     parts[-1].end.data_bytes -= len(BIG)
@@ -190,7 +188,7 @@ def test_the_other_views_have_no_bytes(backup: StoredBackup) -> None:
             some = pb.ChunkRef(digest=b"d" * 32, length_bytes=size - 1)
             part.entry.content.chunks.append(some)
             rest = pb.ChunkRef(digest=b"d" * 32, length_bytes=1)
-            named.append(wire.RestorePart(content=wire.ContentPart(chunks=[rest])))
+            named.append(sv.RestorePart(content=sv.ContentPart(chunks=[rest])))
     seen = events(named, view=VIEW_REFERENCES)
     assert [len(event.chunks) for event in seen if isinstance(event, ChunksEvent)] == [1, 1, 1]
     at = index(named, "content")
@@ -203,7 +201,7 @@ def test_the_reader_accepts_the_stream_of_a_real_server(client: Client, memory: 
     with client.upload("www") as upload:
         upload.put("a", BIG)
         upload.put("b", b"2")
-    seen = list(read_restore(client.stream("Restore", wire.RestoreRequest(dataset="www"))))
+    seen = list(read_restore(client.stream("Restore", sv.RestoreRequest(dataset="www"))))
     assert seen[-1] == EndEvent(2, len(BIG) + 1, 0)
 
 
@@ -219,18 +217,18 @@ def test_the_reader_accepts_the_stream_of_a_real_server(client: Client, memory: 
 )
 def test_impossible_names_are_refused(backup: StoredBackup, fields: dict) -> None:
     parts = restore_parts(backup)
-    parts.insert(index(parts, "end"), wire.RestorePart(entry=pb.Entry(path="z", **fields)))
+    parts.insert(index(parts, "end"), sv.RestorePart(entry=pb.Entry(path="z", **fields)))
     refused(parts, "holds NUL" if "type" in fields else "extended attribute with the name")
 
 
-def zeros_parts(lengths: list[int]) -> list[wire.RestorePart]:
+def zeros_parts(lengths: list[int]) -> list[sv.RestorePart]:
     size = sum(lengths)
     entry = pb.Entry(path="z", type=pb.ENTRY_TYPE_FILE)
     entry.content.size_bytes = size
     return [
         HEADER,
-        wire.RestorePart(entry=entry),
-        wire.RestorePart(data=wire.Data(zero_bytes=size, chunk_lengths=lengths)),
+        sv.RestorePart(entry=entry),
+        sv.RestorePart(data=sv.Data(zero_bytes=size, chunk_lengths=lengths)),
     ]
 
 
@@ -246,9 +244,9 @@ def test_the_limit_for_zeros_counts_over_all_files_of_a_stream() -> None:
         entry.content.size_bytes = n
         digest = blake3(bytes(n)).digest()
         parts += [
-            wire.RestorePart(entry=entry),
-            wire.RestorePart(data=wire.Data(zero_bytes=n, chunk_lengths=[n])),
-            wire.RestorePart(entry_end=wire.EntryEnd(size_bytes=n, content_id=digest)),
+            sv.RestorePart(entry=entry),
+            sv.RestorePart(data=sv.Data(zero_bytes=n, chunk_lengths=[n])),
+            sv.RestorePart(entry_end=sv.EntryEnd(size_bytes=n, content_id=digest)),
         ]
     refused(parts, "lengths")
 
@@ -273,16 +271,16 @@ def test_the_limit_for_zeros_counts_over_all_files_of_a_stream() -> None:
 def test_the_memory_for_an_entry_is_bounded(change, match: str) -> None:
     entry = pb.Entry(path="e", type=pb.ENTRY_TYPE_DIRECTORY)
     change(entry)
-    refused([HEADER, wire.RestorePart(entry=entry)], match)
+    refused([HEADER, sv.RestorePart(entry=entry)], match)
 
 
 def test_long_messages_about_damage_are_truncated() -> None:
-    damage = wire.Damage(path="e", message="x" * 1_000_000)
+    damage = sv.Damage(path="e", message="x" * 1_000_000)
     found = events(
         [
             HEADER,
-            wire.RestorePart(damage=damage),
-            wire.RestorePart(end=wire.End(damage_count=1)),
+            sv.RestorePart(damage=damage),
+            sv.RestorePart(end=sv.End(damage_count=1)),
         ]
     )
     assert len(found[1].message) == 1024

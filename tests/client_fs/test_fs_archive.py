@@ -22,7 +22,7 @@ from staddle._restore.archive_formats import NOT_COMPLETE, ZipArchive
 from staddle._types.options import RestoreOptions
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from test_fs_restore import MTIME_NS, Server, file, other
 
 LARGE = seeded_bytes(7, 400_000) + bytes(200_000) + seeded_bytes(8, 400_000)
@@ -173,7 +173,7 @@ def test_excluded_files_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(*(file(f"{letter}{number}") for number in range(5) for letter in "kx"))
     _, data = archive(server, exclude=["x*"])
     assert sorted(members(data)) == [f"k{number}" for number in range(5)]
-    asked = [list(each.paths) for each in server.requests if each.view == wire.ENTRY_VIEW_DATA]
+    asked = [list(each.paths) for each in server.requests if each.view == sv.ENTRY_VIEW_DATA]
     assert asked == [["k0", "k1", "k2"], ["k3", "k4"]]
 
 

@@ -22,7 +22,7 @@ from staddle._protocol.convert import entry_of
 from staddle._transport.calls import Calls
 from staddle._types.backups import BackupKind
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from test_fs_backup import BOTH_WAYS, Breaking, backup_over
 
 
@@ -56,8 +56,8 @@ def test_the_next_run_resumes_an_interrupted_backup(thin: bool, protected, runni
     with pytest.raises(InterruptedError):
         stopped.run(thin=thin)
     (upload,) = stopped.uploads
-    calls.call("CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
-    durable = calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.durable
+    calls.call("CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+    durable = calls.call("GetUpload", sv.GetUploadRequest(upload_id=upload.id)).upload.durable
     assert durable.entry_count > 0
     made = backup_over(calls, protected.source, thin=thin, cache_dir=str(protected.cache))
     calls.close()
@@ -91,8 +91,8 @@ def test_changes_since_an_interrupted_run_are_in_the_backup_of_the_next_run(
     with pytest.raises(InterruptedError):
         stopped.run(thin=thin)
     (upload,) = stopped.uploads
-    calls.call("CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
-    durable = calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.durable
+    calls.call("CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+    durable = calls.call("GetUpload", sv.GetUploadRequest(upload_id=upload.id)).upload.durable
     assert entry_of(durable.last_entry).path_bytes.replace(b"/", b"\0") > b"a\0z"  # all of "a" is done
     (outside / "moved").rename(protected.source / "a" / "moved")  # all its files have earlier times
     (protected.source / "a" / "x").write_text("changed in between")
@@ -131,7 +131,7 @@ def test_a_mount_since_an_interrupted_run_is_in_the_backup_of_the_next_run(prote
         stopped.run(thin=False)
     (upload,) = stopped.uploads
     stopped.calls.call(
-        "CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch)
+        "CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch)
     )
     mounted = subprocess.run(["mount", "--bind", outside, point], check=False, capture_output=True)
     if mounted.returncode:
@@ -187,8 +187,8 @@ def test_a_second_writer_ends_the_first_with_a_clear_error(protected, running) -
 
     def call(method, request, **options):
         if method == "PutEntries":
-            upload_id = wire.PutEntriesRequest.FromString(request).upload_id
-            real("ResumeUpload", wire.ResumeUploadRequest(upload_id=upload_id))
+            upload_id = sv.PutEntriesRequest.FromString(request).upload_id
+            real("ResumeUpload", sv.ResumeUploadRequest(upload_id=upload_id))
         return real(method, request, **options)
 
     calls.call = call
@@ -263,19 +263,19 @@ def test_chunks_that_the_server_lost_are_sent_again(protected, running) -> None:
     expected = protected.backup(dataset="untroubled").backup
     calls = Breaking(running, at=10**9, after=False)
     real = calls.call
-    told = []
+    done = []
 
     def call(method, request, **options):
         answer = real(method, request, **options)
-        if method == "PutEntries" and not told:
-            told.append(True)
+        if method == "PutEntries" and not done:
+            done.append(True)
             answer.incomplete.append(0)
         return answer
 
     calls.call = call
     made = backup_over(calls, protected.source)
     calls.close()
-    assert told
+    assert done
     assert made.read_bytes > 3_000_000
     assert made.backup.manifest_digest == expected.manifest_digest
 
@@ -287,12 +287,12 @@ def test_an_unlistable_base_leads_to_a_full_backup_unless_the_kind_was_explicit(
     plant(protected.source, files=8)
     protected.backup()
     calls = Breaking(running, at=10**9, after=False)
-    damage = wire.RestorePart(damage=wire.Damage(path="d0", message="a page is gone", subtree=True))
+    damage = sv.RestorePart(damage=sv.Damage(path="d0", message="a page is gone", subtree=True))
 
     def stream(method, request, **options):
         backup = pb.Backup(id=request.backup.backup, dataset="data", entry_count=9)
-        yield wire.RestoreResponse(parts=[wire.RestorePart(header=wire.RestoreHeader(backup=backup))])
-        yield wire.RestoreResponse(parts=[damage])
+        yield sv.RestoreResponse(parts=[sv.RestorePart(header=sv.RestoreHeader(backup=backup))])
+        yield sv.RestoreResponse(parts=[damage])
 
     calls.stream = stream
     if kind is BackupKind.AUTO:

@@ -16,7 +16,7 @@ from staddle._errors import ProtocolError
 from staddle._fs.found import Found
 from staddle._protocol.restore_reader import VIEW_BASIC, Event, read_restore
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 NAMES = [b"a", b"a.b", b"b", b"c"]
 
@@ -143,21 +143,21 @@ def test_a_root_is_removed_only_for_a_single_file_which_is_then_sent_again() -> 
     assert differences(base, {}) == [Removed(b"one")]
 
 
-def events(*parts: wire.RestorePart) -> Iterator[Event]:
-    return read_restore([wire.RestoreResponse(parts=[part]) for part in parts], view=VIEW_BASIC)
+def events(*parts: sv.RestorePart) -> Iterator[Event]:
+    return read_restore([sv.RestoreResponse(parts=[part]) for part in parts], view=VIEW_BASIC)
 
 
-HEADER = wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=5)))
+HEADER = sv.RestorePart(header=sv.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=5)))
 
 
 def test_a_truncated_list_of_the_base_is_an_error() -> None:
-    entry = wire.RestorePart(entry=pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE))
+    entry = sv.RestorePart(entry=pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE))
     with pytest.raises(ProtocolError):
         list(base_entries(events(HEADER, entry)))
 
 
 def test_an_unreadable_part_of_the_base_is_named() -> None:
-    damage = wire.RestorePart(damage=wire.Damage(path="d", message="a page is missing", subtree=True))
+    damage = sv.RestorePart(damage=sv.Damage(path="d", message="a page is missing", subtree=True))
     with pytest.raises(BaseDamagedError, match="page") as caught:
         list(base_entries(events(HEADER, damage)))
     assert caught.value.path == b"d"

@@ -12,7 +12,7 @@ import pytest
 from fs_calls import counted_calls
 from fs_trees import open_below, plant, seeded_bytes
 from staddle._backup.cache import file as _cache_file
-from staddle._backup.cache.file import NO_ROW, Block, row_of
+from staddle._backup.cache.file import NO_ROW, CacheBlock, row_of
 from staddle._backup.cache.store import Cache
 from staddle._backup.cached_comparison import CachedScan
 from staddle._backup.changes import Removed
@@ -156,7 +156,7 @@ def test_a_file_that_changes_before_reading_is_cached_as_it_was_read(
     assert made.entries_unchanged == 2
 
 
-def differences(place: Path, root: Path, blocks: list[Block]) -> list[tuple[str, bytes]]:
+def differences(place: Path, root: Path, blocks: list[CacheBlock]) -> list[tuple[str, bytes]]:
     """The differences that a walk finds, given a cache with these blocks."""
     cache = Cache(str(place), "server:1", "data")
     record = cache.record(differential=False)
@@ -176,8 +176,8 @@ def differences(place: Path, root: Path, blocks: list[Block]) -> list[tuple[str,
 def test_the_stat_of_another_name_proves_nothing(protected, tmp_path: Path) -> None:
     (protected.source / "new").touch()
     row = row_of((protected.source / "new").lstat())
-    assert differences(tmp_path / "c", protected.source, [Block(b"", True, False, 1, b"new", row)]) == []
-    assert differences(tmp_path / "c", protected.source, [Block(b"", True, False, 1, b"old", row)]) == [
+    assert differences(tmp_path / "c", protected.source, [CacheBlock(b"", True, False, 1, b"new", row)]) == []
+    assert differences(tmp_path / "c", protected.source, [CacheBlock(b"", True, False, 1, b"old", row)]) == [
         ("changed", b"new"),
         ("removed", b"old"),
     ]
@@ -186,9 +186,9 @@ def test_the_stat_of_another_name_proves_nothing(protected, tmp_path: Path) -> N
 def test_a_path_missing_from_the_backup_is_not_removed_when_it_vanishes(protected, tmp_path: Path) -> None:
     (protected.source / "m").touch()
     row = row_of((protected.source / "m").lstat())
-    block = Block(b"", True, False, 3, b"a\0m\0z", NO_ROW + row + NO_ROW)
+    block = CacheBlock(b"", True, False, 3, b"a\0m\0z", NO_ROW + row + NO_ROW)
     assert differences(tmp_path / "c", protected.source, [block]) == []
-    known = Block(b"", True, False, 3, b"a\0m\0z", row + row + row)
+    known = CacheBlock(b"", True, False, 3, b"a\0m\0z", row + row + row)
     assert differences(tmp_path / "c", protected.source, [known]) == [("removed", b"a"), ("removed", b"z")]
 
 
@@ -196,7 +196,7 @@ def test_the_size_of_anything_but_a_file_is_ignored(protected, tmp_path: Path) -
     (protected.source / "d").mkdir()
     (protected.source / "f").touch()
     rows = [row_of((protected.source / name).lstat())[:-8] + bytes([9] * 8) for name in "df"]
-    blocks = [Block(b"", True, False, 2, b"d\0f", b"".join(rows))]
+    blocks = [CacheBlock(b"", True, False, 2, b"d\0f", b"".join(rows))]
     assert differences(tmp_path / "c", protected.source, blocks) == [("changed", b"f")]
 
 

@@ -12,7 +12,7 @@ import pytest
 from fs_calls import counted_calls
 from fs_trees import plant
 from staddle._backup.cache import file as _cache_file
-from staddle._backup.cache.file import Block, row_of
+from staddle._backup.cache.file import CacheBlock, row_of
 from staddle._backup.cache.store import Cache
 from staddle._types.backups import BackupKind
 from test_fs_cache import BOTH_WAYS, files_of
@@ -114,7 +114,7 @@ def test_a_backup_made_elsewhere_has_no_cache_here(protected, tmp_path: Path) ->
     assert protected.client.read("data", "a/x") == b"two"
 
 
-def write_wrong(protected, blocks: list[Block], root: bytes | None = None) -> None:
+def write_wrong(protected, blocks: list[CacheBlock], root: bytes | None = None) -> None:
     """A wrong cache of the newest backup with a valid checksum."""
     cache = Cache(str(protected.cache), protected.client.address, "data")
     record = cache.record(differential=False)
@@ -133,16 +133,16 @@ ROW = bytes(_cache_file.ROW_BYTES)
 @pytest.mark.parametrize(
     "blocks",
     [
-        [Block(b"", True, False, 2, b"z\0a", 2 * ROW)],
-        [Block(b"", True, False, 3, b"a\0b", 3 * ROW)],
-        [Block(b"", True, False, 0, b"", b"")],
-        [Block(b"", True, True, 1, b"a", ROW), Block(b"", False, False, 2, b"c\0b", 2 * ROW)],
-        [Block(b"x" * 20_000, True, False, 1, b"a", ROW)],
+        [CacheBlock(b"", True, False, 2, b"z\0a", 2 * ROW)],
+        [CacheBlock(b"", True, False, 3, b"a\0b", 3 * ROW)],
+        [CacheBlock(b"", True, False, 0, b"", b"")],
+        [CacheBlock(b"", True, True, 1, b"a", ROW), CacheBlock(b"", False, False, 2, b"c\0b", 2 * ROW)],
+        [CacheBlock(b"x" * 20_000, True, False, 1, b"a", ROW)],
     ],
     ids=["unsorted", "too few names", "no names", "second unsorted", "long path"],
 )
 def test_a_contradictory_cache_is_detected_and_the_backup_restarted(
-    blocks: list[Block], thin: bool, protected
+    blocks: list[CacheBlock], thin: bool, protected
 ) -> None:
     plant(protected.source, files=12)
     protected.backup()

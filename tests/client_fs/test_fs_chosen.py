@@ -358,13 +358,13 @@ def test_listed_paths_that_do_not_exist_are_problems_and_the_rest_is_backed_up(p
     ("names", "why"),
     [
         ([], "empty"),
-        (["../x"], "no path below"),
-        (["a/../../x"], "no path below"),
-        ([""], "no path below"),
-        (["a\0b"], "no path below"),
+        (["../x"], "not a path below"),
+        (["a/../../x"], "not a path below"),
+        ([""], "not a path below"),
+        (["a\0b"], "not a path below"),
         (["/etc/passwd"], "does not lie below"),
         (["gone", "away"], "None of the 2"),
-        (["x" * 20_000], "no path that a backup can hold"),
+        (["x" * 20_000], "not a path that a backup can hold"),
     ],
 )
 def test_an_impossible_list_is_refused(names: list[str], why: str, protected) -> None:

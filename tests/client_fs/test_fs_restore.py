@@ -20,7 +20,7 @@ from staddle._types.options import RestoreOptions
 from staddle._types.reports import ProblemKind
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 BACKUP = pb.Backup(id="b" * 32, dataset="d", entry_count=3)
 MTIME_NS = 1_500_000_000_123_456_789
@@ -43,16 +43,16 @@ class Server:
         self.items = sorted(items, key=lambda item: path_of(item[0]).replace(b"/", b"\0"))
         self.hooks: dict[bytes, Callable[[], None]] = {}
         self.damaged: set[bytes] = set()
-        self.requests: list[wire.RestoreRequest] = []
+        self.requests: list[sv.RestoreRequest] = []
         self.break_after: list[int] = []
         self.clock = Waits()
         self.address = "127.0.0.1:1"
 
     def stream(
-        self, method: str, request: wire.RestoreRequest, *, retry: Retry
-    ) -> Iterator[wire.RestoreResponse]:
+        self, method: str, request: sv.RestoreRequest, *, retry: Retry
+    ) -> Iterator[sv.RestoreResponse]:
         assert method == "Restore"
-        asked = wire.RestoreRequest()
+        asked = sv.RestoreRequest()
         asked.CopyFrom(request)
         self.requests.append(asked)
         left = self.break_after.pop(0) if self.break_after else -1
@@ -60,13 +60,13 @@ class Server:
             if left == 0:
                 raise ConnectError("the connection broke")
             left -= 1
-            yield wire.RestoreResponse(parts=[part])
+            yield sv.RestoreResponse(parts=[part])
 
-    def _parts(self, request: wire.RestoreRequest) -> Iterator[wire.RestorePart]:
-        header = wire.RestoreHeader(backup=BACKUP)
+    def _parts(self, request: sv.RestoreRequest) -> Iterator[sv.RestorePart]:
+        header = sv.RestoreHeader(backup=BACKUP)
         header.backup.entry_count = max(BACKUP.entry_count, len(self.items))
         header.backup.data_bytes = sum(entry.content.size_bytes for entry, _ in self.items)
-        yield wire.RestorePart(header=header)
+        yield sv.RestorePart(header=header)
         entries = data_bytes = damages = 0
         wanted = {path.encode() for path in request.paths} | set(request.raw_paths)
         for item, data in self.items:
@@ -80,36 +80,34 @@ class Server:
             entry = pb.Entry()
             entry.CopyFrom(item)
             if entry.type != pb.ENTRY_TYPE_FILE:
-                yield wire.RestorePart(entry=entry)
-            elif request.view == wire.ENTRY_VIEW_BASIC:
+                yield sv.RestorePart(entry=entry)
+            elif request.view == sv.ENTRY_VIEW_BASIC:
                 data_bytes += len(data)
-                yield wire.RestorePart(entry=entry)
+                yield sv.RestorePart(entry=entry)
             elif path in self.damaged:
                 damages += 1
-                yield wire.RestorePart(entry=entry)
-                yield wire.RestorePart(data=wire.Data(data=data[:1000], chunk_lengths=[1000]))
-                yield wire.RestorePart(
-                    damage=wire.Damage(path=entry.path, message="a chunk is gone", offset_bytes=1000)
+                yield sv.RestorePart(entry=entry)
+                yield sv.RestorePart(data=sv.Data(data=data[:1000], chunk_lengths=[1000]))
+                yield sv.RestorePart(
+                    damage=sv.Damage(path=entry.path, message="a chunk is gone", offset_bytes=1000)
                 )
             else:
                 data_bytes += len(data)
                 yield from self._file(entry, data)
-        yield wire.RestorePart(end=wire.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
+        yield sv.RestorePart(end=sv.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
 
-    def _file(self, entry: pb.Entry, data: bytes) -> Iterator[wire.RestorePart]:
+    def _file(self, entry: pb.Entry, data: bytes) -> Iterator[sv.RestorePart]:
         if len(data) <= 1000:
             entry.data = data
-            yield wire.RestorePart(entry=entry)
+            yield sv.RestorePart(entry=entry)
             return
-        yield wire.RestorePart(entry=entry)
+        yield sv.RestorePart(entry=entry)
         for piece in pieces_of(data):
             if piece.count(0) == len(piece):
-                yield wire.RestorePart(data=wire.Data(zero_bytes=len(piece), chunk_lengths=[len(piece)]))
+                yield sv.RestorePart(data=sv.Data(zero_bytes=len(piece), chunk_lengths=[len(piece)]))
             else:
-                yield wire.RestorePart(data=wire.Data(data=piece, chunk_lengths=[len(piece)]))
-        yield wire.RestorePart(
-            entry_end=wire.EntryEnd(size_bytes=len(data), content_id=entry.content.content_id)
-        )
+                yield sv.RestorePart(data=sv.Data(data=piece, chunk_lengths=[len(piece)]))
+        yield sv.RestorePart(entry_end=sv.EntryEnd(size_bytes=len(data), content_id=entry.content.content_id))
 
 
 def pieces_of(data: bytes) -> list[bytes]:
@@ -322,8 +320,8 @@ def test_after_a_wrong_segment_the_restore_continues_without_segments_and_finds_
             if not self.requests[-1].segments or entry.path != "wrong":
                 yield from super()._file(entry, data)
                 return
-            yield wire.RestorePart(segment=wire.Segment(data=data[::-1], raw=True, raw_bytes=len(data)))
-            yield wire.RestorePart(entry=entry, piece=wire.Piece(length_bytes=len(data)))
+            yield sv.RestorePart(segment=sv.Segment(data=data[::-1], raw=True, raw_bytes=len(data)))
+            yield sv.RestorePart(entry=entry, piece=sv.Piece(length_bytes=len(data)))
 
     server = Wrong(file("a"), file("damaged", seeded_bytes(2, 200_000)), file("wrong", b"bytes"), file("z"))
     server.damaged.add(b"damaged")
@@ -369,7 +367,7 @@ def test_matching_files_are_not_transferred_and_their_metadata_is_corrected(tmp_
     inode = (target / "d" / "same").stat().st_ino
     server = Server(*items)
     report = restore(server, target)
-    fetched = [sorted(request.paths) for request in server.requests if request.view == wire.ENTRY_VIEW_DATA]
+    fetched = [sorted(request.paths) for request in server.requests if request.view == sv.ENTRY_VIEW_DATA]
     assert fetched == [["d/differs", "d/new"]]
     assert (report.entries_written, report.entries_unchanged) == (2, 2)
     assert stat.S_IMODE((target / "d" / "same").stat().st_mode) == 0o644

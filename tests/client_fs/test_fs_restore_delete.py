@@ -11,7 +11,7 @@ import pytest
 from fs_trees import assert_same, make_socket, nodes_of, plant
 from staddle._errors import PathNotFoundError
 from staddle._types.reports import ProblemKind
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from test_fs_restore import MTIME_NS, Server, file, other, outside, restore
 from test_fs_restore_real import mounted
 
@@ -125,7 +125,7 @@ class ReadableLater(Server):
             if is_first and part.entry.path in {"d/keep", "f"}:
                 continue
             if is_first and part.HasField("end"):
-                yield wire.RestorePart(damage=wire.Damage(path="d", message="a page is gone", subtree=True))
+                yield sv.RestorePart(damage=sv.Damage(path="d", message="a page is gone", subtree=True))
                 part.end.entry_count -= 2
                 part.end.damage_count += 1
             yield part

@@ -18,7 +18,7 @@ from staddle._fs.temporary_names import is_temporary, open_temporary
 from staddle._restore.stats import TargetFullError
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
 
 SECOND_NS = 1_000_000_000
@@ -257,7 +257,7 @@ def test_paths_that_appear_during_a_restore_are_neither_replaced_nor_followed(
 
         def stream(self, method, request, *, retry):
             for response in super().stream(method, request, retry=retry):
-                if request.view == wire.ENTRY_VIEW_DATA and not os.path.lexists(target / "x"):
+                if request.view == sv.ENTRY_VIEW_DATA and not os.path.lexists(target / "x"):
                     appear()
                 yield response
 

@@ -12,7 +12,7 @@ from staddle._errors import ConnectError
 from staddle._restore import run
 from staddle._restore.stats import TargetFullError
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
 
 
@@ -71,7 +71,7 @@ def test_many_differing_files_are_fetched_in_bounded_batches(
     ]
     server = Server(*items)
     restore(server, target)
-    fetches = [len(request.paths) for request in server.requests if request.view == wire.ENTRY_VIEW_DATA]
+    fetches = [len(request.paths) for request in server.requests if request.view == sv.ENTRY_VIEW_DATA]
     assert fetches == [10, 10, 10, 5]
     assert all((target / f"d{number}").stat().st_mtime_ns == MTIME_NS for number in range(7))
 

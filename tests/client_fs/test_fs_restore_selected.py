@@ -12,7 +12,7 @@ from staddle._errors import BadRequestError
 from staddle._restore import run
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from test_fs_archive import archive
 from test_fs_restore import MTIME_NS, Server, file, other, restore
 
@@ -40,7 +40,7 @@ def travelled(server: Server) -> list[str]:
     return [
         path
         for request in server.requests
-        if request.view == wire.ENTRY_VIEW_DATA
+        if request.view == sv.ENTRY_VIEW_DATA
         for path in (request.paths or ["everything"])
     ]
 
@@ -109,7 +109,7 @@ def test_many_directories_above_included_paths_are_made_in_bounded_memory(
     assert {mode_of(path) for path in target.iterdir()} == {0o710}
     assert {mode_of(path) for path in target.glob("*/*")} == {0o700}
     assert {path.stat().st_mtime_ns for path in target.rglob("*")} == {MTIME_NS}
-    assert len([each for each in server.requests if each.view == wire.ENTRY_VIEW_DATA]) > 3
+    assert len([each for each in server.requests if each.view == sv.ENTRY_VIEW_DATA]) > 3
 
 
 @pytest.mark.parametrize("first", [1, 4, 8])
@@ -214,10 +214,10 @@ class Damaged(Server):
                 part.end.damage_count += count
             yield part
             path = part.entry.path
-            if part.HasField("entry") and path in self.places and request.view == wire.ENTRY_VIEW_BASIC:
+            if part.HasField("entry") and path in self.places and request.view == sv.ENTRY_VIEW_BASIC:
                 count += 1
-                damage = wire.Damage(path=path, message="a page is gone", subtree=self.places[path])
-                yield wire.RestorePart(damage=damage)
+                damage = sv.Damage(path=path, message="a page is gone", subtree=self.places[path])
+                yield sv.RestorePart(damage=damage)
 
 
 @pytest.mark.parametrize("how", ["directory", "archive"])

@@ -154,11 +154,11 @@ def test_files_do_not_keep_an_acl_inherited_from_the_target(
     assert all("system.posix_acl_access" not in os.listxattr(path) for path in made)
 
 
-def told_bytes(work: Callable[..., object]) -> list[int]:
+def reported_bytes(work: Callable[..., object]) -> list[int]:
     """The byte counts of every progress report of `work`."""
-    told: list[int] = []
-    work(progress=lambda progress: told.append(progress.bytes_done))
-    return told
+    reported: list[int] = []
+    work(progress=lambda progress: reported.append(progress.bytes_done))
+    return reported
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
@@ -168,12 +168,12 @@ def test_progress_is_reported_inside_a_large_file(
     monkeypatch.setattr(reporting, "PROGRESS_S", 0.0)
     size = 24 * MIB
     (protected.source / "image").write_bytes(seeded_bytes(1, size))
-    told = told_bytes(lambda **options: protected.backup(thin=thin, **options))
-    assert len({count for count in told if 0 < count < size}) >= 5
-    assert told == sorted(told)
-    told = told_bytes(lambda **options: protected.restore(tmp_path / "target", **options))
-    assert len({count for count in told if 0 < count < size}) >= 5
-    assert told == sorted(told)
+    reported = reported_bytes(lambda **options: protected.backup(thin=thin, **options))
+    assert len({count for count in reported if 0 < count < size}) >= 5
+    assert reported == sorted(reported)
+    reported = reported_bytes(lambda **options: protected.restore(tmp_path / "target", **options))
+    assert len({count for count in reported if 0 < count < size}) >= 5
+    assert reported == sorted(reported)
 
 
 @pytest.mark.parametrize("profile", ["content-defined", "fixed"])

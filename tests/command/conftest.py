@@ -5,17 +5,17 @@ from command_line import CommandLine
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> CommandLine:
+def unconfigured(tmp_path: Path) -> CommandLine:
     """The command without any configuration."""
     (tmp_path / "home").mkdir()
     return CommandLine(tmp_path / "home")
 
 
 @pytest.fixture
-def staddle(nobody: CommandLine, running) -> CommandLine:
+def staddle(unconfigured: CommandLine, running) -> CommandLine:
     """The command, which finds a service in this process."""
-    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("admin")}
-    return nobody
+    unconfigured.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("admin")}
+    return unconfigured
 
 
 @pytest.fixture

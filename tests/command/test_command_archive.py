@@ -97,7 +97,9 @@ def test_a_full_disk_is_a_failure_with_its_reason(staddle: CommandLine) -> None:
         (["--target", "-", "--overwrite", "if-changed"], "--overwrite is for"),
     ],
 )
-def test_conflicting_options_are_a_usage_error(words: list[str], says: str, nobody: CommandLine) -> None:
-    done = nobody("restore", "www", *words, code=2)
+def test_conflicting_options_are_a_usage_error(
+    words: list[str], says: str, unconfigured: CommandLine
+) -> None:
+    done = unconfigured("restore", "www", *words, code=2)
     assert says in done.err
     assert done.out == b""

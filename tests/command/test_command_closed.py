@@ -7,7 +7,7 @@ from pathlib import Path
 import forked
 from command_line import CommandLine
 from command_tree import BY_NAME
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 LAUNCHER = Path(forked.__file__).with_name("closed_stdout.py")
 LOST = "Cannot write to standard output: it is closed.\n"
@@ -21,7 +21,7 @@ def test_with_closed_output_showing_commands_fail_and_changing_ones_do_their_wor
     made = [staddle("backup", source, "--dataset", "www", "--json").summary["id"] for _ in range(3)]
     newest, older = made[2], made[1]
     target = ("--target", tmp_path / "out")
-    request = wire.BeginUploadRequest(dataset="www", request_id="open")
+    request = sv.BeginUploadRequest(dataset="www", request_id="open")
     pending = running.stub().BeginUpload(request).upload.id
     changes = {
         "backup": [source, "--dataset", "other"],

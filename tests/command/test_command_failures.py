@@ -19,14 +19,14 @@ AT_ONCE_S = 30.0
 # --- no server, or an unknown token
 
 
-def test_a_server_that_is_down_is_named_immediately(nobody: CommandLine) -> None:
+def test_a_server_that_is_down_is_named_immediately(unconfigured: CommandLine) -> None:
     begun_s = time.monotonic()
-    failed = nobody("list", "--server", "127.0.0.1:1", "--token", "x", code=1)
+    failed = unconfigured("list", "--server", "127.0.0.1:1", "--token", "x", code=1)
     assert time.monotonic() - begun_s < AT_ONCE_S
     assert "127.0.0.1:1" in failed.err
     assert "staddle-server serve" in failed.err
     assert failed.out == b""
-    error = nobody(
+    error = unconfigured(
         "backup", "/", "--dataset", "d", "--server", "127.0.0.1:1", "--token", "x", "--json", code=1
     ).error
     assert (error["reason"], error["address"]) == ("CONNECT", "127.0.0.1:1")
@@ -45,8 +45,8 @@ def test_a_reader_may_list_but_not_back_up(staddle: CommandLine, running, source
     assert (error["reason"], error["role"]) == ("PERMISSION_DENIED", "writer")
 
 
-def test_without_any_configuration_every_place_is_named(nobody: CommandLine) -> None:
-    error = nobody("list", code=1).err
+def test_without_any_configuration_every_place_is_named(unconfigured: CommandLine) -> None:
+    error = unconfigured("list", code=1).err
     for place in (
         "STADDLE_SERVER",
         "STADDLE_TOKEN",
@@ -57,16 +57,18 @@ def test_without_any_configuration_every_place_is_named(nobody: CommandLine) -> 
         assert place in error
 
 
-def test_flags_come_before_the_environment_and_the_file(nobody: CommandLine, running, tmp_path: Path) -> None:
+def test_flags_come_before_the_environment_and_the_file(
+    unconfigured: CommandLine, running, tmp_path: Path
+) -> None:
     file = tmp_path / "client.toml"
     file.touch(0o600)
     file.write_text(f'server = "{running.address}"\ntoken = "wrong"\n')
-    nobody("info", "--config", file, code=1)
-    nobody("info", "--config", file, STADDLE_TOKEN=running.token("reader"))
-    nobody("info", STADDLE_CONFIG=str(file), STADDLE_TOKEN=running.token("reader"), STADDLE_SERVER="")
-    nobody("info", "--config", file, "--token", running.token("reader"), STADDLE_TOKEN="wrong too")
+    unconfigured("info", "--config", file, code=1)
+    unconfigured("info", "--config", file, STADDLE_TOKEN=running.token("reader"))
+    unconfigured("info", STADDLE_CONFIG=str(file), STADDLE_TOKEN=running.token("reader"), STADDLE_SERVER="")
+    unconfigured("info", "--config", file, "--token", running.token("reader"), STADDLE_TOKEN="wrong too")
     file.chmod(0o644)
-    warned = nobody("info", "--config", file, "--token", running.token("reader"))
+    warned = unconfigured("info", "--config", file, "--token", running.token("reader"))
     assert "chmod 600" in warned.err
 
 
@@ -114,15 +116,15 @@ def test_a_usage_error_exits_2_without_a_call(arguments: list[str], monkeypatch,
     for variable in [name for name in os.environ if name.startswith("STADDLE_")]:
         monkeypatch.delenv(variable)
     assert run(arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "Error: " in told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Error: " in printed.err
     assert run(["info", "--json"] if arguments == ["info", "more"] else [*arguments, "--json"]) in {1, 2}
 
 
-def test_a_usage_error_is_json_with_the_json_option(nobody: CommandLine) -> None:
-    assert nobody("ls", "d", "--at", "soon", "--json", code=2).error["reason"] == "USAGE"
-    assert nobody("ls", "d", "--bogus", "--json", code=2).error["message"]
+def test_a_usage_error_is_json_with_the_json_option(unconfigured: CommandLine) -> None:
+    assert unconfigured("ls", "d", "--at", "soon", "--json", code=2).error["reason"] == "USAGE"
+    assert unconfigured("ls", "d", "--bogus", "--json", code=2).error["message"]
 
 
 def test_a_field_refused_by_the_server_is_a_usage_error(staddle: CommandLine, source: Path) -> None:

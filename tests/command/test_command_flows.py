@@ -14,8 +14,10 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_directory_is_backed_up_to_a_separate_server_and_restored(nobody, server, source, tmp_path) -> None:
-    staddle: CommandLine = nobody
+def test_a_directory_is_backed_up_to_a_separate_server_and_restored(
+    unconfigured, server, source, tmp_path
+) -> None:
+    staddle: CommandLine = unconfigured
     staddle.variables = {"STADDLE_CONFIG": str(server.config)}
     first = staddle("backup", source, "--dataset", "www", "--tag", "why=nightly")
     (line,) = first.lines
@@ -231,9 +233,9 @@ def test_a_time_copied_from_a_list_selects_its_backup(staddle, source) -> None:
 def test_info_shows_the_caller(staddle, running) -> None:
     lines = staddle("info").lines
     assert lines[-1].startswith(f"Connected to {running.address} as admin-")
-    told = staddle("info", "--json").summary
-    assert (told["role"], told["tenant"], told["server"]) == ("admin", "default", running.address)
-    assert "seed" not in told["chunker"]
+    reported = staddle("info", "--json").summary
+    assert (reported["role"], reported["tenant"], reported["server"]) == ("admin", "default", running.address)
+    assert "seed" not in reported["chunker"]
 
 
 def test_an_unreadable_file_is_named_and_the_rest_is_backed_up(staddle, source) -> None:

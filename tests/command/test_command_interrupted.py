@@ -49,32 +49,32 @@ def gate(running) -> Iterator[Gate]:
 
 @pytest.mark.parametrize("flags", [[], ["--thin"]], ids=["source", "thin"])
 def test_an_interrupted_backup_resumes(
-    nobody: CommandLine, running, gate: Gate, tmp_path: Path, flags
+    unconfigured: CommandLine, running, gate: Gate, tmp_path: Path, flags
 ) -> None:
-    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
+    unconfigured.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
     root = tmp_path / "data"
     root.mkdir()
     for number in range(20):
         (root / f"{number:02}").write_bytes(os.urandom(8 << 20))
     words = ["backup", root, "--dataset", "d", "--json", *flags]
-    interrupted = nobody.start(*words)
+    interrupted = unconfigured.start(*words)
     assert gate.reached.wait(WAIT_S)
     interrupted.send_signal(signal.SIGINT)
     gate.open.set()
     out, err = interrupted.communicate(timeout=WAIT_S)
     assert interrupted.returncode == 130, err
     assert out == b""
-    told = json.loads(err)
-    assert (told["reason"], told["resumable"]) == ("INTERRUPTED", True)
-    assert "run the same command again" in told["message"]
-    assert nobody("list", "d", "--json").summary["backup_count"] == 0
+    reported = json.loads(err)
+    assert (reported["reason"], reported["resumable"]) == ("INTERRUPTED", True)
+    assert "run the same command again" in reported["message"]
+    assert unconfigured("list", "d", "--json").summary["backup_count"] == 0
 
-    done = nobody(*words).summary
+    done = unconfigured(*words).summary
     assert done["resumed"] is True
     assert done["number"] == 1
     assert done["data_bytes"] == 20 * (8 << 20)
     assert done["sent_bytes"] <= done["data_bytes"] - (48 << 20)
-    assert nobody("cat", "d", "19").out == (root / "19").read_bytes()
+    assert unconfigured("cat", "d", "19").out == (root / "19").read_bytes()
 
 
 class ReadGate(WrappedBlobs):
@@ -95,23 +95,23 @@ class ReadGate(WrappedBlobs):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_restore_cleanly_without_temporary_files(
-    number: signal.Signals, nobody: CommandLine, running, tmp_path: Path
+    number: signal.Signals, unconfigured: CommandLine, running, tmp_path: Path
 ) -> None:
     gates: list[ReadGate] = []
     running.wrap = lambda blobs: gates.append(ReadGate(blobs)) or gates[-1]
     running.restart()
-    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
+    unconfigured.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
     root, target = tmp_path / "data", tmp_path / "target"
     root.mkdir()
     (root / "large").write_bytes(os.urandom(48 << 20))
-    nobody("backup", root, "--dataset", "d")
+    unconfigured("backup", root, "--dataset", "d")
     gate = gates[-1]
     gate.armed = True
     before = signal.signal(
         number, signal.SIG_DFL
     )  # under nohup the tests ignore SIGHUP, and so would the command
     try:
-        interrupted = nobody.start("restore", "d", "--target", target, "--json")
+        interrupted = unconfigured.start("restore", "d", "--target", target, "--json")
     finally:
         signal.signal(number, before)
     try:
@@ -127,20 +127,20 @@ def test_a_signal_ends_a_restore_cleanly_without_temporary_files(
     assert list(target.iterdir()) == []
 
 
-def test_sigterm_and_sighup_together_count_as_one_request(nobody: CommandLine) -> None:
+def test_sigterm_and_sighup_together_count_as_one_request(unconfigured: CommandLine) -> None:
     words = "import os, signal; from staddle.command.run import _heed_interrupts as heed; heed()\n"
     words += "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt: os.kill(os.getpid(), signal.SIGHUP); print('in order')"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, b"in order\n")
 
 
-def test_damage_is_named_and_the_rest_is_restored(nobody: CommandLine, server, tmp_path: Path) -> None:
-    nobody.variables = {"STADDLE_CONFIG": str(server.config)}
+def test_damage_is_named_and_the_rest_is_restored(unconfigured: CommandLine, server, tmp_path: Path) -> None:
+    unconfigured.variables = {"STADDLE_CONFIG": str(server.config)}
     root = tmp_path / "data"
     root.mkdir()
     for name in ("a", "b"):
         (root / name).write_bytes(os.urandom(4 << 20))
-        nobody("backup", root, "--dataset", "d")
+        unconfigured("backup", root, "--dataset", "d")
     server.stop()
     packs = sorted((server.data / "store").rglob("*"), key=lambda path: path.stat().st_mtime_ns)
     first = next(path for path in packs if path.is_file() and path.stat().st_size > 4 << 20)
@@ -150,22 +150,22 @@ def test_damage_is_named_and_the_rest_is_restored(nobody: CommandLine, server, t
         file.write(b"damage" * 100)
     server.start()
     out = tmp_path / "out"
-    done = nobody("restore", "d", "--target", out, code=3)
+    done = unconfigured("restore", "d", "--target", out, code=3)
     assert "damaged: a: " in done.err
     assert "1 path is not restored" in done.lines[0]
     assert (out / "b").read_bytes() == (root / "b").read_bytes()
     assert not (out / "a").exists()
-    records = nobody("restore", "d", "--target", tmp_path / "again", "--json", code=3).records
+    records = unconfigured("restore", "d", "--target", tmp_path / "again", "--json", code=3).records
     assert (records[0]["problem"], records[0]["path"]) == ("damaged", "a")
     assert records[-1]["complete"] is False
-    assert nobody("cat", "d", "a", "--range", "2100000:", "--json", code=1).err
+    assert unconfigured("cat", "d", "a", "--range", "2100000:", "--json", code=1).err
 
 
 def test_with_retry_every_command_waits_for_a_server_that_is_restarting(
-    nobody: CommandLine, running, source: Path, tmp_path: Path
+    unconfigured: CommandLine, running, source: Path, tmp_path: Path
 ) -> None:
-    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("admin")}
-    nobody("backup", source, "--dataset", "www")
+    unconfigured.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("admin")}
+    unconfigured("backup", source, "--dataset", "www")
     running.stop()
     target = tmp_path / "target"
     commands = [
@@ -178,10 +178,10 @@ def test_with_retry_every_command_waits_for_a_server_that_is_restarting(
         address = f"127.0.0.1:{nobody_answers.getsockname()[1]}"
         waiting = [
             subprocess.Popen(
-                nobody.words(*command, "--retry", "60s", "--server", address),
+                unconfigured.words(*command, "--retry", "60s", "--server", address),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=nobody.environment,
+                env=unconfigured.environment,
             )
             for command in commands
         ]

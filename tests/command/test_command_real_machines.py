@@ -96,15 +96,15 @@ def test_a_dry_run_reports_what_would_be_sent_and_makes_no_backup(staddle: Comma
     listed = staddle(*words, "--dry-run", "-v")
     assert listed.lines[:2] == ["~ ./", "~ etc"]  # and files too recent to be trusted
     assert [line for line in listed.lines[:-1] if line[0] != "~"] == ["+ etc/odd\\n\\xff", "- hello.txt"]
-    told = staddle(*words, "--dry-run", "--json")
-    named = [(each["change"], each["path"]) for each in told.records[:-1]]
+    reported = staddle(*words, "--dry-run", "--json")
+    named = [(each["change"], each["path"]) for each in reported.records[:-1]]
     assert [each for each in named if each[0] != "changed"] == [
         ("new", "etc/odd\\n\\xff"),
         ("removed", "hello.txt"),
     ]
-    assert told.summary["new"] == {"entries": 1, "data_bytes": 3}
-    assert told.summary["removed"] == {"entries": 1, "data_bytes": 7}
-    assert told.summary["dry_run"]
+    assert reported.summary["new"] == {"entries": 1, "data_bytes": 3}
+    assert reported.summary["removed"] == {"entries": 1, "data_bytes": 7}
+    assert reported.summary["dry_run"]
     assert staddle("list", "data", "--json").summary["backup_count"] == 1
     assert "add -n" in staddle(*words, "-v", code=2).err
     assert (
@@ -145,7 +145,7 @@ def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source:
     done = staddle(*words, "--files-from", "-", given=b"hello.txt\ngone\n", code=3)
     assert "not read: gone: it was named, and does not exist" in done.err
     assert paths_of(staddle) == {"hello.txt"}
-    for data, why in ((b"a\0b\0", "--files-from0"), (b"../x\n", "no path below"), (b"# no\n", "empty")):
+    for data, why in ((b"a\0b\0", "--files-from0"), (b"../x\n", "not a path below"), (b"# no\n", "empty")):
         assert why in staddle(*words, "--files-from", "-", given=data, code=2).err
     assert "only once" in staddle(*words, "--files-from", "-", "--files-from0", "-", code=2).err
     assert (

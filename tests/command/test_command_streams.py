@@ -62,10 +62,12 @@ def test_a_missing_command_is_reported_before_anything_is_sent(staddle: CommandL
     assert staddle("list").lines[0].startswith("No datasets")
 
 
-def test_the_command_is_not_run_if_its_output_cannot_be_stored(nobody: CommandLine, tmp_path: Path) -> None:
+def test_the_command_is_not_run_if_its_output_cannot_be_stored(
+    unconfigured: CommandLine, tmp_path: Path
+) -> None:
     touched = tmp_path / "touched"
-    nobody.variables = {"STADDLE_SERVER": "127.0.0.1:1", "STADDLE_TOKEN": "x"}
-    nobody("backup", "--dataset", "d", "--name", "a", "--from-command", "--", "touch", touched, code=1)
+    unconfigured.variables = {"STADDLE_SERVER": "127.0.0.1:1", "STADDLE_TOKEN": "x"}
+    unconfigured("backup", "--dataset", "d", "--name", "a", "--from-command", "--", "touch", touched, code=1)
     assert not touched.exists()
 
 
@@ -133,9 +135,9 @@ def test_a_signal_that_does_not_interrupt_the_read_still_ends_the_stream(
 
 
 def test_the_command_waits_for_a_restarting_server_and_says_so(
-    nobody: CommandLine, server, tmp_path: Path
+    unconfigured: CommandLine, server, tmp_path: Path
 ) -> None:
-    nobody.variables = {"STADDLE_CONFIG": str(server.config)}
+    unconfigured.variables = {"STADDLE_CONFIG": str(server.config)}
     begun, go_on = tmp_path / "begun", tmp_path / "go-on"
     os.mkfifo(begun)
     os.mkfifo(go_on)
@@ -143,7 +145,7 @@ def test_the_command_waits_for_a_restarting_server_and_says_so(
         "import sys; sys.stdout.write('a' * 3_000_000); sys.stdout.flush();"
         f"open({str(begun)!r}, 'w').close(); open({str(go_on)!r}).read(); sys.stdout.write('b' * 3_000_000)"
     )
-    backup = nobody.start("backup", "--dataset", "d", "--name", "a", "--from-command", *python(script))
+    backup = unconfigured.start("backup", "--dataset", "d", "--name", "a", "--from-command", *python(script))
     begun.read_bytes()
     server.kill()
     go_on.write_bytes(b"")
@@ -155,7 +157,7 @@ def test_the_command_waits_for_a_restarting_server_and_says_so(
     out, err = backup.communicate(timeout=60)
     assert backup.returncode == 0, err
     assert b"it resumed an earlier run" in out
-    assert nobody("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000
+    assert unconfigured("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000
 
 
 def test_closed_standard_streams_do_not_break_a_backup_or_restore(

@@ -74,7 +74,7 @@ class Simulation:
         self.loss = 0.0
         self.late: list[tuple[str, Any, Any]] = []
         self.log: list[str] = []
-        """What was done, to be told if it fails."""
+        """The actions so far, reported on a failure."""
         self._place = place
         self._epoch = 0
         self.root = place / "0"

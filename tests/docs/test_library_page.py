@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import staddle
 from doc_pages import DOCS, blocks
+from staddle._types.options import SourceArguments
 
 PAGE = DOCS / "library.md"
 TEXT = PAGE.read_text()
@@ -65,6 +66,15 @@ def _without_settings() -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"address"}))
 def test_every_method_of_the_client_is_named(name: str) -> None:
     assert re.search(rf"\b{name}\b", TEXT)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"address"}))
+def test_every_optional_argument_of_a_method_is_named(name: str) -> None:
+    parameters = inspect.signature(getattr(staddle.Client, name)).parameters.values()
+    arguments = {each.name for each in parameters if each.default is not inspect.Parameter.empty}
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        arguments |= set(SourceArguments.__annotations__)
+    assert [each for each in sorted(arguments) if not re.search(rf"\b{each}\b", TEXT)] == []
 
 
 def test_every_exception_is_in_the_table() -> None:

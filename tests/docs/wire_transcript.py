@@ -11,9 +11,9 @@ from doc_pages import ELLIPSIS, Block
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import service_pb2 as sv
 
-SERVICE = service.DESCRIPTOR.services_by_name["StaddleService"]
+SERVICE = sv.DESCRIPTOR.services_by_name["StaddleService"]
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -38,7 +38,7 @@ class Transcript:
     def call(self, method: str, text: str) -> tuple[list[Any], str]:
         """The answers, or the error, as JSON values."""
         described = SERVICE.methods_by_name[method]
-        type_ = getattr(service, described.input_type.name)
+        type_ = getattr(sv, described.input_type.name)
         requests = [json_format.ParseDict(each, type_()) for each in json_values(text)]
         call = getattr(self._stub, method)
         try:

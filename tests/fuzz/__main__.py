@@ -19,7 +19,7 @@ KEPT_BYTES_MAX = 16 << 10
 
 
 def main() -> int:
-    """Runs what the command line asks for; 1 if a promise was broken."""
+    """Run the command line; returns 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", nargs="*", help=f"of: {', '.join(BY_NAME)}; default: all")
     parser.add_argument("--runs", type=int, default=100_000, help="inputs per target (default 100000)")
@@ -88,7 +88,7 @@ def _line(report: Report) -> str:
 
 
 def _keep(report: Report) -> None:
-    """Small inputs with outcomes of their own: a corpus stays small enough to be replayed with every test run."""
+    """Small inputs with distinct outcomes, so the corpus is small enough to replay in every test run."""
     directory = CORPUS / report.target
     directory.mkdir(parents=True, exist_ok=True)
     room = KEPT_MAX - len(corpus(report.target))

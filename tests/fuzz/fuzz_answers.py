@@ -1,4 +1,4 @@
-"""Answers and errors of a server that means harm, and the client that reads them."""
+"""Answers and errors of a hostile server, and the client that reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that means harm, and the client that reads what it sends: nothing outside the target changes, nothing wrong is taken."""
+"""A hostile server, and the client that reads its answers: nothing outside the target changes, no wrong data is accepted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WRITTEN_BYTES_MAX = 4 * MIB
 
 
 class HostileServer:
-    """Answers every call with bytes that were put in it before."""
+    """Answers every call with prepared bytes."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -131,7 +131,7 @@ def with_end(parts: list[Part]) -> bytes:
 
 
 def parts_of(data: bytes) -> list[Part] | None:
-    """The parts of a message; None: it is none."""
+    """The parts of a message; None if it is invalid."""
     try:
         return list(sv.RestoreResponse.FromString(data).parts)
     except DecodeError:
@@ -328,7 +328,7 @@ def _restores() -> Iterator[Check]:
             target = top / "target"
             said = []
             try:
-                # Into nothing, then over what that has made.
+                # Into an empty target, then over the result.
                 for overwrite in ("always", "if-changed"):
                     said.append(_restore(client, target, overwrite))
                     _check_contents(target, data)
@@ -349,7 +349,7 @@ def _restore(client: Client, target: Path, overwrite: Any) -> str:
 
 
 def _writes(data: bytes) -> int:
-    """How many zero bytes a stream stands for."""
+    """The number of zero bytes that a stream describes."""
     parts = parts_of(data) or []
     return sum(min(part.data.zero_bytes, sum(part.data.chunk_lengths)) for part in parts)
 
@@ -367,7 +367,7 @@ def _split(data: bytes) -> list[bytes]:
 
 
 def _seen(top: Path) -> list[tuple[Any, ...]]:
-    """What lies beside the target, with all that a stat tells but times of reading."""
+    """Everything beside the target, with its stat except access times."""
     found = []
     for path in (top, top / "outside", top / "outside" / "file"):
         status = path.lstat()
@@ -406,7 +406,9 @@ def _check_contents(target: Path, data: bytes) -> None:
                 if status.st_size < 1000:
                     os.chmod(path, 0o600)
                     with open(path, "rb") as file:
-                        assert blake3(file.read()).digest() in named_ids, "bytes that no content id names"
+                        assert blake3(file.read()).digest() in named_ids, (
+                            "bytes without a matching content id"
+                        )
 
 
 def _remove(target: Path) -> None:

@@ -56,7 +56,7 @@ class Target:
 
 @dataclass
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     target: str
     seed: int
@@ -78,7 +78,7 @@ class BrokenPromiseError(AssertionError):
 
 
 def name_of(data: bytes) -> str:
-    """What an input is called in the corpus."""
+    """The name of an input in the corpus."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -99,7 +99,7 @@ def run(target: Target, runs: int, seed: int, seconds: float | None = None) -> R
         begun_s, grown_from = time.monotonic(), _peak_bytes()
         seeds = len(pool)
         while report.inputs < runs and (seconds is None or time.monotonic() - begun_s < seconds):
-            # What ended in a new way lately is looked at more closely than the rest.
+            # Inputs that recently ended in a new way are mutated more often than the rest.
             recent = pool[-64:] if chance.random() < 0.4 else pool
             data = target.mutate(chance, chance.choice(recent))[:INPUT_BYTES_MAX]
             report.inputs += 1
@@ -140,7 +140,7 @@ def documented(error: Any, *reasons: str) -> str:
 
 
 def _forget_peak() -> None:
-    """What the process once was counts no more (Linux); elsewhere a bound below that is never reached."""
+    """Reset the peak (Linux); elsewhere a bound below an earlier peak is never reached."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

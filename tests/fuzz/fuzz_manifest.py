@@ -1,4 +1,4 @@
-"""Pages of manifests: what may lie in one of the tenant's own chunks, by a fault or by who has the keys."""
+"""Pages of manifests with any content that a fault, or a holder of the keys, can put into a tenant's chunk."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _mutate_page(chance: random.Random, data: bytes) -> bytes:
     return data[:1] + mutate_msgpack(chance, data[1:]) if data else mutate_bytes(chance, data)
 
 
-# ---------------------------------------------------------------------- a whole tree, of which any page may be another one
+# ---------------------------------------------------------------------- a tree with any page replaced
 
 
 def _tree() -> tuple[Pages, Root, list[bytes]]:

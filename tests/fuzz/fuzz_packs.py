@@ -107,7 +107,7 @@ def _segment(reader: PackReader, ref: SegmentRef) -> str:
         offset = 0
         for length, digest in segment.table:
             assert bytes(segment.chunk(offset, length, digest)) == CHUNKS.get(digest), (
-                "a chunk that nobody stored"
+                "a chunk that was never stored"
             )
             offset += length
     except Damaged as error:
@@ -130,7 +130,7 @@ def _scan(reader: PackReader, data: bytes) -> str:
             offset = 0
             for length, digest in each.table:
                 assert bytes(each.chunk(offset, length, digest)) == CHUNKS.get(digest), (
-                    "a chunk that nobody stored"
+                    "a chunk that was never stored"
                 )
                 offset += length
     except Damaged as error:
@@ -231,7 +231,7 @@ def _check_segment(header: bytes, opener: AESGCM, clear: bytes, plain: bytes) ->
 
 def _check_footer(header: bytes, opener: AESGCM, clear: bytes, plain: bytes) -> str:
     fields = list(struct.unpack("<8sIIQI", clear[:28]))
-    fields[1] = len(plain) + 16  # else its seal is looked for elsewhere
+    fields[1] = len(plain) + 16  # otherwise its seal is searched elsewhere
     body = bytes(min(max(0, fields[3] - len(plain) - 16 - form.TRAILER_BYTES - len(header)), 4 * MIB))
     clear = struct.pack("<8sIIQI", *fields)
     clear += zlib.crc32(clear).to_bytes(4, "little")

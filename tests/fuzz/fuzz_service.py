@@ -177,7 +177,7 @@ def _mutate_stream(chance: random.Random, data: bytes) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 4))):
         rest = request.parts[1:]
         mutate_message(chance, chance.choice(rest) if rest and chance.random() < 0.7 else request)
-    # Counts that fit are what lets a changed stream become a backup.
+    # Only with fitting counts can a changed stream become a backup.
     if chance.random() < 0.7 and request.parts and request.parts[-1].HasField("finish"):
         expected = _expected(list(request.parts))
         request.parts[-1].finish.entry_count = len(expected)

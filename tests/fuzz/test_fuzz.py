@@ -37,7 +37,7 @@ def test_no_kept_input_breaks_a_promise(name):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_no_input_that_is_made_up_breaks_a_promise(name):
+def test_no_generated_input_breaks_a_promise(name):
     target = BY_NAME[name]
     runs = extent(target.short_runs // 6, target.short_runs)
     report = run(target, runs, SEED)
@@ -56,7 +56,7 @@ def _target(check, **more):
     return Target("made-up", opened, lambda: [b"seed"], mutate_bytes, **more)
 
 
-def test_an_error_that_nobody_documented_is_a_broken_promise_and_names_its_input():
+def test_an_undocumented_error_is_a_broken_promise_and_names_its_input():
     def check(data):
         if data != b"seed":
             raise KeyError("x")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from hostile_server import ID, METHODS, MIB
 from staddle import Client, RetentionPolicy
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 
 class Place(NamedTuple):
@@ -52,7 +52,7 @@ def archive(place: Place) -> object:
 
 
 def call(name: str, **fields: Any) -> Callable[[Place], object]:
-    request = getattr(wire, METHODS[name].input_type.name)(**fields)
+    request = getattr(sv, METHODS[name].input_type.name)(**fields)
     return lambda place: place.client.call(name, request)
 
 

@@ -41,7 +41,7 @@ from staddle._protocol.encoding import tag, varint
 from staddle._transport import pages as _pages
 from staddle._transport import retry, silence
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 # --- hostile answers
 
@@ -131,12 +131,12 @@ def without_end(message: Any) -> Answer:
 
 
 def bad_segment(**fields: Any) -> Answer:
-    piece = wire.RestorePart(pieces=wire.Pieces(pieces=[wire.Piece(length_bytes=10)]))
+    piece = sv.RestorePart(pieces=sv.Pieces(pieces=[sv.Piece(length_bytes=10)]))
     opened = entry("f", type=1, content=pb.Content(size_bytes=10, content_id=bytes(32)))
-    return stream(parts(header(), opened, wire.RestorePart(segment=wire.Segment(**fields)), piece))
+    return stream(parts(header(), opened, sv.RestorePart(segment=sv.Segment(**fields)), piece))
 
 
-def bombed(asked: wire.RestoreRequest) -> Any:
+def bombed(asked: sv.RestoreRequest) -> Any:
     """Made on request, once for each."""
     return bad_segment(data=zstandard.ZstdCompressor().compress(bytes(64 * MIB)), raw_bytes=10)(asked)
 
@@ -148,7 +148,7 @@ def chunked(*lengths: int, digest: bytes = bytes(32), size: int = 3) -> Answer:
     return stream(parts(header(), entry("f", type=1, content=content), end(1, size)))
 
 
-def directories() -> Iterator[wire.RestoreResponse]:
+def directories() -> Iterator[sv.RestoreResponse]:
     """One in the other, each with as many bytes of attributes as it may have."""
     yield parts(header(entry_count=5_000))
     attribute = pb.Xattr(name="user.a", value=bytes(MIB - 100))
@@ -156,7 +156,7 @@ def directories() -> Iterator[wire.RestoreResponse]:
         yield parts(entry("/".join(["d"] * depth), type=2, xattrs=[attribute]))
 
 
-def directories_in_a_row() -> Iterator[wire.RestoreResponse]:
+def directories_in_a_row() -> Iterator[sv.RestoreResponse]:
     """Beside each other, each with as many bytes of attributes as it may have, and with a file that is to be fetched."""
     yield parts(header(entry_count=5_000))
     attribute = pb.Xattr(name="user.a", value=bytes(MIB - 100))
@@ -165,30 +165,30 @@ def directories_in_a_row() -> Iterator[wire.RestoreResponse]:
         yield parts(entry(path, type=2, xattrs=[attribute]), file(f"{path}/f", b""))
 
 
-def files_without_end() -> Iterator[wire.RestoreResponse]:
+def files_without_end() -> Iterator[sv.RestoreResponse]:
     yield parts(header(entry_count=20))
     for number in range(2**31):
         yield parts(file(f"{number:09}", b""))
 
 
-def damage_without_end() -> Iterator[wire.RestoreResponse]:
+def damage_without_end() -> Iterator[sv.RestoreResponse]:
     yield parts(header(entry_count=20))
     for number in range(2**31):
-        yield parts(wire.RestorePart(damage=wire.Damage(path=f"{number:09}", message="x" * 10_000)))
+        yield parts(sv.RestorePart(damage=sv.Damage(path=f"{number:09}", message="x" * 10_000)))
 
 
 BAD_PATHS = ("../x", "/etc/x", "a\0b", "a/../../x", ".", "a//b", "x" * 1025)
 BAD_STREAMS: dict[str, Answer] = {
     "no message": stream(),
     "no header": stream(parts(file("f", b"1"), end(1, 1))),
-    "a message of two-byte parts": stream(dense(wire.RestoreResponse, "parts")),
-    "parts of empty entries": stream(parts(header()), dense(wire.RestoreResponse, "parts", b"\2" + tag(wire.RestorePart, "entry") + b"\0")),
-    "an entry full of attributes": stream(parts(header()), within(wire.RestoreResponse, "parts", within(wire.RestorePart, "entry", dense(pb.Entry, "xattrs")[:-99]))),
-    "an entry full of holes": stream(parts(header()), within(wire.RestoreResponse, "parts", within(wire.RestorePart, "entry", dense(pb.Entry, "holes")[: -MESSAGE_BYTES % 3 - 99]))),
+    "a message of two-byte parts": stream(dense(sv.RestoreResponse, "parts")),
+    "parts of empty entries": stream(parts(header()), dense(sv.RestoreResponse, "parts", b"\2" + tag(sv.RestorePart, "entry") + b"\0")),
+    "an entry full of attributes": stream(parts(header()), within(sv.RestoreResponse, "parts", within(sv.RestorePart, "entry", dense(pb.Entry, "xattrs")[:-99]))),
+    "an entry full of holes": stream(parts(header()), within(sv.RestoreResponse, "parts", within(sv.RestorePart, "entry", dense(pb.Entry, "holes")[: -MESSAGE_BYTES % 3 - 99]))),
     "messages that bring nothing": without_end(parts()),
-    "segments that nobody refers to": without_end(parts(wire.RestorePart(segment=wire.Segment(data=b"x", raw=True, raw_bytes=1)))),
-    "pieces without pieces": without_end(parts(wire.RestorePart(pieces=wire.Pieces()))),
-    "chunks of nothing": without_end(parts(wire.RestorePart(content=wire.ContentPart()))),
+    "segments that nobody refers to": without_end(parts(sv.RestorePart(segment=sv.Segment(data=b"x", raw=True, raw_bytes=1)))),
+    "pieces without pieces": without_end(parts(sv.RestorePart(pieces=sv.Pieces()))),
+    "chunks of nothing": without_end(parts(sv.RestorePart(content=sv.ContentPart()))),
     "more entries than the backup has": lambda _: files_without_end(),
     "more damages than the backup has entries": lambda _: damage_without_end(),
     "directories that fill the memory": lambda _: directories(),
@@ -207,7 +207,7 @@ BAD_STREAMS: dict[str, Answer] = {
     "a size at its limit": stream(parts(header(), entry("f", type=1, content=pb.Content(size_bytes=2**64 - 1)))),
     "a segment that inflates to more": bombed,
     "a segment that says too much": bad_segment(data=b"x", raw_bytes=2**32 - 1),
-    "a piece of a segment that has not come": stream(parts(header(), wire.RestorePart(entry=pb.Entry(path="f", type=1, content=pb.Content(size_bytes=1)), piece=wire.Piece(segment=2**32 - 1, length_bytes=1)))),
+    "a piece of a segment that has not come": stream(parts(header(), sv.RestorePart(entry=pb.Entry(path="f", type=1, content=pb.Content(size_bytes=1)), piece=sv.Piece(segment=2**32 - 1, length_bytes=1)))),
     **{f"the path {path[:20]!r}": stream(parts(header(), file(path, b"1"), end(1, 1))) for path in BAD_PATHS},
 }  # fmt: skip
 
@@ -229,83 +229,83 @@ def put_encoded(found: Message) -> dict[str, Answer]:
 
 
 HOSTILE: dict[str, dict[str, Answer]] = {
-    "Backup": of_upload(wire.BackupResponse, backup=backup()) | of_backup(wire.BackupResponse, upload=upload()) | {"no backup": lambda _: wire.BackupResponse(upload=upload())},
+    "Backup": of_upload(sv.BackupResponse, backup=backup()) | of_backup(sv.BackupResponse, upload=upload()) | {"no backup": lambda _: sv.BackupResponse(upload=upload())},
     "BeginUpload": {
-        **{name: row for name, row in of_upload(wire.BeginUploadResponse).items() if name != "another one"},
-        "another dataset's": lambda asked: wire.BeginUploadResponse(upload=upload(dataset="other", scope=asked.scope)),
-        "changes in place of the whole": lambda _: wire.BeginUploadResponse(upload=upload(scope=2, base_backup_id=OTHER)),
-        "two-byte entries": lambda _: dense(wire.BeginUploadResponse, "damaged_base_entries"),
-        "a damaged path that leads out": lambda asked: wire.BeginUploadResponse(upload=upload(scope=asked.scope), damaged_base_entries=[hostile_entry("../x")]),
+        **{name: row for name, row in of_upload(sv.BeginUploadResponse).items() if name != "another one"},
+        "another dataset's": lambda asked: sv.BeginUploadResponse(upload=upload(dataset="other", scope=asked.scope)),
+        "changes in place of the whole": lambda _: sv.BeginUploadResponse(upload=upload(scope=2, base_backup_id=OTHER)),
+        "two-byte entries": lambda _: dense(sv.BeginUploadResponse, "damaged_base_entries"),
+        "a damaged path that leads out": lambda asked: sv.BeginUploadResponse(upload=upload(scope=asked.scope), damaged_base_entries=[hostile_entry("../x")]),
     },
-    "GetUpload": of_upload(wire.GetUploadResponse) | {
-        "two-byte entries": lambda _: dense(wire.GetUploadResponse, "damaged_base_entries"),
-        "two-byte digests": lambda _: dense(wire.GetUploadResponse, "missing_digests"),
+    "GetUpload": of_upload(sv.GetUploadResponse) | {
+        "two-byte entries": lambda _: dense(sv.GetUploadResponse, "damaged_base_entries"),
+        "two-byte digests": lambda _: dense(sv.GetUploadResponse, "missing_digests"),
     },
-    "ResumeUpload": of_upload(wire.ResumeUploadResponse),
+    "ResumeUpload": of_upload(sv.ResumeUploadResponse),
     "CheckpointUpload": {
-        "more than was sent": lambda _: wire.CheckpointUploadResponse(durable=pb.DurablePoint(position=99)),
-        "counts at their limit": lambda _: wire.CheckpointUploadResponse(durable=pb.DurablePoint(position=2**64 - 1)),
+        "more than was sent": lambda _: sv.CheckpointUploadResponse(durable=pb.DurablePoint(position=99)),
+        "counts at their limit": lambda _: sv.CheckpointUploadResponse(durable=pb.DurablePoint(position=2**64 - 1)),
     },
-    "RenewUpload": {"a time beyond all": lambda _: wire.RenewUploadResponse(expire_time={"seconds": 2**62})},
-    "CommitUpload": of_backup(wire.CommitUploadResponse),
-    "AbortUpload": of_upload(wire.AbortUploadResponse),
-    "ListUploads": paged(wire.ListUploadsResponse, "uploads", lambda number: upload(id=f"{number:032x}")) | {
-        f"an upload: {name}": lambda _, found=found: wire.ListUploadsResponse(uploads=[found])
+    "RenewUpload": {"a time beyond all": lambda _: sv.RenewUploadResponse(expire_time={"seconds": 2**62})},
+    "CommitUpload": of_backup(sv.CommitUploadResponse),
+    "AbortUpload": of_upload(sv.AbortUploadResponse),
+    "ListUploads": paged(sv.ListUploadsResponse, "uploads", lambda number: upload(id=f"{number:032x}")) | {
+        f"an upload: {name}": lambda _, found=found: sv.ListUploadsResponse(uploads=[found])
         for name, found in BAD_UPLOADS.items() if name != "another one"
     },
     "FindMissingChunks": {
-        "chunks never asked for": lambda asked: wire.FindMissingChunksResponse(missing=[len(asked.digests)]),
-        "a chunk twice": lambda _: wire.FindMissingChunksResponse(missing=[0, 0]),
-        "another order": lambda _: wire.FindMissingChunksResponse(missing=[1, 0]),
-        "a million": lambda _: wire.FindMissingChunksResponse(missing=range(10**6)),
+        "chunks never asked for": lambda asked: sv.FindMissingChunksResponse(missing=[len(asked.digests)]),
+        "a chunk twice": lambda _: sv.FindMissingChunksResponse(missing=[0, 0]),
+        "another order": lambda _: sv.FindMissingChunksResponse(missing=[1, 0]),
+        "a million": lambda _: sv.FindMissingChunksResponse(missing=range(10**6)),
     },
-    "PutChunks": put_encoded(wire.PutChunksResponse(stored=2**32 - 1)),
-    "PutEntries": put_encoded(wire.PutEntriesResponse(incomplete=[5_000])),
+    "PutChunks": put_encoded(sv.PutChunksResponse(stored=2**32 - 1)),
+    "PutEntries": put_encoded(sv.PutEntriesResponse(incomplete=[5_000])),
     "Restore": BAD_STREAMS,
     "ReadRange": {
-        "more bytes than were asked for": lambda _: wire.ReadRangeResponse(data=bytes(3 * MIB), file_size_bytes=3 * MIB, backup_id=ID),
-        "fewer bytes": lambda _: wire.ReadRangeResponse(data=b"1", file_size_bytes=3 * MIB, backup_id=ID),
-        "a size at its limit": lambda _: wire.ReadRangeResponse(data=bytes(65_536), file_size_bytes=2**64 - 1, backup_id=ID),
-        "no backup": lambda _: wire.ReadRangeResponse(data=b"1", file_size_bytes=1),
-        "an id that is a path": lambda _: wire.ReadRangeResponse(data=b"1", file_size_bytes=1, backup_id="../" * 11),
+        "more bytes than were asked for": lambda _: sv.ReadRangeResponse(data=bytes(3 * MIB), file_size_bytes=3 * MIB, backup_id=ID),
+        "fewer bytes": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=3 * MIB, backup_id=ID),
+        "a size at its limit": lambda _: sv.ReadRangeResponse(data=bytes(65_536), file_size_bytes=2**64 - 1, backup_id=ID),
+        "no backup": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=1),
+        "an id that is a path": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=1, backup_id="../" * 11),
     },
-    "ListDatasets": paged(wire.ListDatasetsResponse, "datasets", lambda number: pb.Dataset(name=f"{number:06}")) | {
-        f"a backup: {name}": lambda _, found=found: wire.ListDatasetsResponse(datasets=[pb.Dataset(name="d", newest_backup=found)])
+    "ListDatasets": paged(sv.ListDatasetsResponse, "datasets", lambda number: pb.Dataset(name=f"{number:06}")) | {
+        f"a backup: {name}": lambda _, found=found: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d", newest_backup=found)])
         for name, found in BAD_BACKUPS.items()
     },
-    "ListBackups": paged(wire.ListBackupsResponse, "backups", lambda number: backup(number=10**9 - number)) | {
-        f"a backup: {name}": lambda _, found=found: wire.ListBackupsResponse(backups=[found]) for name, found in BAD_BACKUPS.items()
+    "ListBackups": paged(sv.ListBackupsResponse, "backups", lambda number: backup(number=10**9 - number)) | {
+        f"a backup: {name}": lambda _, found=found: sv.ListBackupsResponse(backups=[found]) for name, found in BAD_BACKUPS.items()
     },
-    "GetBackup": of_backup(wire.GetBackupResponse) | another(wire.GetBackupResponse),
-    "ListEntries": paged(wire.ListEntriesResponse, "entries", lambda number: pb.Entry(path=f"{number:09}")) | {
-        name: lambda _, found=found: wire.ListEntriesResponse(entries=[found]) for name, found in BAD_ENTRIES.items()
+    "GetBackup": of_backup(sv.GetBackupResponse) | another(sv.GetBackupResponse),
+    "ListEntries": paged(sv.ListEntriesResponse, "entries", lambda number: pb.Entry(path=f"{number:09}")) | {
+        name: lambda _, found=found: sv.ListEntriesResponse(entries=[found]) for name, found in BAD_ENTRIES.items()
     },
-    "ListChanges": paged(wire.ListChangesResponse, "changes", lambda number: wire.Change(type=1, after=pb.Entry(path=f"{number:09}"))) | {
-        "an unknown type": lambda _: wire.ListChangesResponse(changes=[wire.Change(type=99, after=pb.Entry(path="f"))]),  # type: ignore[arg-type]
-        "a change of nothing": lambda _: wire.ListChangesResponse(changes=[wire.Change(type=1)]),
-        **{name: lambda _, found=found: wire.ListChangesResponse(changes=[wire.Change(type=1, after=found)]) for name, found in BAD_ENTRIES.items()},
+    "ListChanges": paged(sv.ListChangesResponse, "changes", lambda number: sv.Change(type=1, after=pb.Entry(path=f"{number:09}"))) | {
+        "an unknown type": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=99, after=pb.Entry(path="f"))]),  # type: ignore[arg-type]
+        "a change of nothing": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1)]),
+        **{name: lambda _, found=found: sv.ListChangesResponse(changes=[sv.Change(type=1, after=found)]) for name, found in BAD_ENTRIES.items()},
     },
-    "DeleteBackup": of_backup(wire.DeleteBackupResponse) | another(wire.DeleteBackupResponse),
-    "UndeleteBackup": of_backup(wire.UndeleteBackupResponse) | another(wire.UndeleteBackupResponse),
-    "SetHold": of_backup(wire.SetHoldResponse, hold=pb.Hold(reason="why")) | {
-        "another reason": lambda _: wire.SetHoldResponse(hold=pb.Hold(reason="other"), backup=backup()),
-        "a time beyond all": lambda _: wire.SetHoldResponse(hold=pb.Hold(reason="why", time={"seconds": 2**62}), backup=backup()),
+    "DeleteBackup": of_backup(sv.DeleteBackupResponse) | another(sv.DeleteBackupResponse),
+    "UndeleteBackup": of_backup(sv.UndeleteBackupResponse) | another(sv.UndeleteBackupResponse),
+    "SetHold": of_backup(sv.SetHoldResponse, hold=pb.Hold(reason="why")) | {
+        "another reason": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="other"), backup=backup()),
+        "a time beyond all": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="why", time={"seconds": 2**62}), backup=backup()),
     },
-    "ReleaseHold": of_backup(wire.ReleaseHoldResponse),
-    "RetainBackup": of_backup(wire.RetainBackupResponse) | another(wire.RetainBackupResponse),
-    "GetRetention": {"a duration beyond all": lambda _: wire.GetRetentionResponse(retention=pb.Retention(minimum={"seconds": 2**62}))},
-    "SetRetention": {"a duration beyond all": lambda _: wire.SetRetentionResponse(retention=pb.Retention(policy=pb.RetentionPolicy(keep_within={"seconds": -(2**62)})))},
-    "PlanRetention": paged(wire.PlanRetentionResponse, "backups", lambda number: wire.PlannedBackup(backup=backup(number=10**9 - number))) | {
-        "more than the plan says": lambda _: wire.PlanRetentionResponse(backups=[wire.PlannedBackup(backup=backup())]),
+    "ReleaseHold": of_backup(sv.ReleaseHoldResponse),
+    "RetainBackup": of_backup(sv.RetainBackupResponse) | another(sv.RetainBackupResponse),
+    "GetRetention": {"a duration beyond all": lambda _: sv.GetRetentionResponse(retention=pb.Retention(minimum={"seconds": 2**62}))},
+    "SetRetention": {"a duration beyond all": lambda _: sv.SetRetentionResponse(retention=pb.Retention(policy=pb.RetentionPolicy(keep_within={"seconds": -(2**62)})))},
+    "PlanRetention": paged(sv.PlanRetentionResponse, "backups", lambda number: sv.PlannedBackup(backup=backup(number=10**9 - number))) | {
+        "more than the plan says": lambda _: sv.PlanRetentionResponse(backups=[sv.PlannedBackup(backup=backup())]),
     },
     "ApplyRetention": {
-        "ids that are none": lambda _: wire.ApplyRetentionResponse(deleted_backup_ids=["x"]),
-        "two-byte ids": lambda _: dense(wire.ApplyRetentionResponse, "deleted_backup_ids"),
-        "a time beyond all": lambda _: wire.ApplyRetentionResponse(purge_time={"seconds": 2**62}),
+        "ids that are none": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=["x"]),
+        "two-byte ids": lambda _: dense(sv.ApplyRetentionResponse, "deleted_backup_ids"),
+        "a time beyond all": lambda _: sv.ApplyRetentionResponse(purge_time={"seconds": 2**62}),
     },
     "GetServerInfo": {
-        "a time beyond all": lambda _: wire.GetServerInfoResponse(server_time={"seconds": 2**62}),
-        "a duration beyond all": lambda _: wire.GetServerInfoResponse(condition=wire.ServerCondition(clock_jump={"seconds": 2**62})),
+        "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),
+        "a duration beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(clock_jump={"seconds": 2**62})),
     },
 }  # fmt: skip
 """By method what may come instead of its answer. What is no message at all comes from each."""
@@ -341,12 +341,12 @@ def rows() -> Iterator[Row]:
                 if not (is_of_lists(what) and act is source) and not is_unseen(what, act):
                     yield Row(method, what, {method: answer}, act)
     for what, chunker in CHUNKERS.items():
-        begun: Answer = lambda asked, found=chunker: wire.BeginUploadResponse(  # noqa: E731
+        begun: Answer = lambda asked, found=chunker: sv.BeginUploadResponse(  # noqa: E731
             upload=upload(scope=asked.scope, chunker=found)
         )
         yield Row("BeginUpload", what, {"BeginUpload": begun}, source)
     made_up = count(1)
-    progress: Answer = lambda _: wire.ResumeUploadResponse(  # noqa: E731
+    progress: Answer = lambda _: sv.ResumeUploadResponse(  # noqa: E731
         upload=upload(epoch=next(made_up) + 1, durable=pb.DurablePoint(position=10 * next(made_up)))
     )
     for method, act in (("PutEntries", source), ("Backup", thin), ("Backup", put)):

@@ -10,10 +10,10 @@ import grpc
 from blake3 import blake3
 from google.protobuf.message import Message
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 MIB = 1024 * 1024
-SERVICE = wire.DESCRIPTOR.services_by_name["StaddleService"]
+SERVICE = sv.DESCRIPTOR.services_by_name["StaddleService"]
 METHODS = {method.name: method for method in SERVICE.methods}
 MESSAGE_BYTES = 4 * MIB - 1000
 ID, OTHER = "ab" * 16, "cd" * 16
@@ -34,65 +34,65 @@ def upload(**fields: Any) -> pb.Upload:
     return pb.Upload(**{**plain, **fields})
 
 
-def parts(*made: wire.RestorePart) -> wire.RestoreResponse:
-    return wire.RestoreResponse(parts=made)
+def parts(*made: sv.RestorePart) -> sv.RestoreResponse:
+    return sv.RestoreResponse(parts=made)
 
 
-def header(**fields: Any) -> wire.RestorePart:
-    return wire.RestorePart(header=wire.RestoreHeader(backup=backup(**fields)))
+def header(**fields: Any) -> sv.RestorePart:
+    return sv.RestorePart(header=sv.RestoreHeader(backup=backup(**fields)))
 
 
-def entry(path: str, **fields: Any) -> wire.RestorePart:
-    return wire.RestorePart(entry=pb.Entry(path=path, **fields))
+def entry(path: str, **fields: Any) -> sv.RestorePart:
+    return sv.RestorePart(entry=pb.Entry(path=path, **fields))
 
 
-def file(path: str, data: bytes, **fields: Any) -> wire.RestorePart:
+def file(path: str, data: bytes, **fields: Any) -> sv.RestorePart:
     content = pb.Content(size_bytes=len(data), content_id=blake3(data).digest())
     return entry(path, type=1, content=content, data=data, **fields)
 
 
-def end(entries: int, data_bytes: int = 0, damages: int = 0) -> wire.RestorePart:
-    return wire.RestorePart(end=wire.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
+def end(entries: int, data_bytes: int = 0, damages: int = 0) -> sv.RestorePart:
+    return sv.RestorePart(end=sv.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
 
 
-def honest_restore(asked: wire.RestoreRequest) -> wire.RestoreResponse:
+def honest_restore(asked: sv.RestoreRequest) -> sv.RestoreResponse:
     found = file("f", b"one")
-    if asked.view == wire.ENTRY_VIEW_REFERENCES:
+    if asked.view == sv.ENTRY_VIEW_REFERENCES:
         found.entry.ClearField("data")
         found.entry.content.chunks.add(digest=found.entry.content.content_id, length_bytes=3)
     return parts(header(), found, end(1, 3))
 
 
 HONEST: dict[str, Answer] = {
-    "Backup": lambda _: wire.BackupResponse(upload=upload(state=2), backup=backup()),
-    "BeginUpload": lambda asked: wire.BeginUploadResponse(upload=upload(scope=asked.scope)),
-    "GetUpload": lambda _: wire.GetUploadResponse(upload=upload()),
-    "ResumeUpload": lambda _: wire.ResumeUploadResponse(upload=upload(epoch=2)),
-    "CheckpointUpload": lambda _: wire.CheckpointUploadResponse(),
-    "RenewUpload": lambda _: wire.RenewUploadResponse(),
-    "CommitUpload": lambda _: wire.CommitUploadResponse(backup=backup()),
-    "AbortUpload": lambda _: wire.AbortUploadResponse(upload=upload(state=3)),
-    "ListUploads": lambda _: wire.ListUploadsResponse(),
-    "FindMissingChunks": lambda asked: wire.FindMissingChunksResponse(missing=range(len(asked.digests))),
-    "PutChunks": lambda _: wire.PutChunksResponse(),
-    "PutEntries": lambda _: wire.PutEntriesResponse(),
+    "Backup": lambda _: sv.BackupResponse(upload=upload(state=2), backup=backup()),
+    "BeginUpload": lambda asked: sv.BeginUploadResponse(upload=upload(scope=asked.scope)),
+    "GetUpload": lambda _: sv.GetUploadResponse(upload=upload()),
+    "ResumeUpload": lambda _: sv.ResumeUploadResponse(upload=upload(epoch=2)),
+    "CheckpointUpload": lambda _: sv.CheckpointUploadResponse(),
+    "RenewUpload": lambda _: sv.RenewUploadResponse(),
+    "CommitUpload": lambda _: sv.CommitUploadResponse(backup=backup()),
+    "AbortUpload": lambda _: sv.AbortUploadResponse(upload=upload(state=3)),
+    "ListUploads": lambda _: sv.ListUploadsResponse(),
+    "FindMissingChunks": lambda asked: sv.FindMissingChunksResponse(missing=range(len(asked.digests))),
+    "PutChunks": lambda _: sv.PutChunksResponse(),
+    "PutEntries": lambda _: sv.PutEntriesResponse(),
     "Restore": lambda asked: iter([honest_restore(asked)]),
-    "ReadRange": lambda _: wire.ReadRangeResponse(data=b"one", file_size_bytes=3, content_id=bytes(32), backup_id=ID),
-    "ListDatasets": lambda _: wire.ListDatasetsResponse(datasets=[pb.Dataset(name="d")]),
-    "ListBackups": lambda _: wire.ListBackupsResponse(),
-    "GetBackup": lambda _: wire.GetBackupResponse(backup=backup()),
-    "ListEntries": lambda _: wire.ListEntriesResponse(entries=[pb.Entry(path="f")]),
-    "ListChanges": lambda _: wire.ListChangesResponse(changes=[wire.Change(type=1, after=pb.Entry(path="f"))]),
-    "DeleteBackup": lambda _: wire.DeleteBackupResponse(backup=backup()),
-    "UndeleteBackup": lambda _: wire.UndeleteBackupResponse(backup=backup()),
-    "SetHold": lambda _: wire.SetHoldResponse(hold=pb.Hold(reason="why"), backup=backup()),
-    "ReleaseHold": lambda _: wire.ReleaseHoldResponse(backup=backup()),
-    "RetainBackup": lambda _: wire.RetainBackupResponse(backup=backup()),
-    "GetRetention": lambda _: wire.GetRetentionResponse(),
-    "SetRetention": lambda _: wire.SetRetentionResponse(),
-    "PlanRetention": lambda _: wire.PlanRetentionResponse(keep_count=1, backups=[wire.PlannedBackup(backup=backup())]),
-    "ApplyRetention": lambda _: wire.ApplyRetentionResponse(deleted_backup_ids=[ID]),
-    "GetServerInfo": lambda _: wire.GetServerInfoResponse(chunker=CHUNKER),
+    "ReadRange": lambda _: sv.ReadRangeResponse(data=b"one", file_size_bytes=3, content_id=bytes(32), backup_id=ID),
+    "ListDatasets": lambda _: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d")]),
+    "ListBackups": lambda _: sv.ListBackupsResponse(),
+    "GetBackup": lambda _: sv.GetBackupResponse(backup=backup()),
+    "ListEntries": lambda _: sv.ListEntriesResponse(entries=[pb.Entry(path="f")]),
+    "ListChanges": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1, after=pb.Entry(path="f"))]),
+    "DeleteBackup": lambda _: sv.DeleteBackupResponse(backup=backup()),
+    "UndeleteBackup": lambda _: sv.UndeleteBackupResponse(backup=backup()),
+    "SetHold": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="why"), backup=backup()),
+    "ReleaseHold": lambda _: sv.ReleaseHoldResponse(backup=backup()),
+    "RetainBackup": lambda _: sv.RetainBackupResponse(backup=backup()),
+    "GetRetention": lambda _: sv.GetRetentionResponse(),
+    "SetRetention": lambda _: sv.SetRetentionResponse(),
+    "PlanRetention": lambda _: sv.PlanRetentionResponse(keep_count=1, backups=[sv.PlannedBackup(backup=backup())]),
+    "ApplyRetention": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=[ID]),
+    "GetServerInfo": lambda _: sv.GetServerInfoResponse(chunker=CHUNKER),
 }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ class HostileServer:
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         method = METHODS[details.method.rpartition("/")[2]]
-        read: Any = getattr(wire, method.input_type.name)
+        read: Any = getattr(sv, method.input_type.name)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 lambda asked, context: map(

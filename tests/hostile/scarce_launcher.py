@@ -1,6 +1,6 @@
 """`staddle-server` that can be put short of threads or memory while it runs: python scarce_launcher.py SERVER-ARGUMENTS…
 
-SIGUSR1: the system gives it no further thread. SIGUSR2: no further memory but a little. SIGRTMIN: all that it had.
+SIGUSR1: the system gives it no more threads. SIGUSR2: no further memory but a little. SIGRTMIN: all that it had.
 """
 
 from __future__ import annotations

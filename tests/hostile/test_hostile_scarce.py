@@ -140,7 +140,7 @@ def test_a_server_without_further_threads_refuses_streams_and_serves_everything_
         assert {(error.code(), reason(error)) for error in refused} == {
             (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY")
         }
-        assert "no further thread" in refused[0].details()
+        assert "no more threads" in refused[0].details()
         assert "TasksMax" in refused[0].details()
         for _ in range(20):
             assert {"before", "small"} <= set(datasets(stub))
@@ -190,7 +190,7 @@ def test_a_server_or_command_without_a_thread_refuses_to_start_and_says_why(
         without_threads("staddle.command", "restore", "www", "--target", str(tmp_path / "to"), *config),
     ):
         assert done.returncode == 1
-        assert "no further thread" in done.stderr
+        assert "no more threads" in done.stderr
         assert "Traceback" not in done.stderr
 
 

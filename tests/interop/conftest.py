@@ -1,4 +1,4 @@
-"""Clients that are not ours. Where Go, Node or Java is missing, the tests say what is left out; CI leaves nothing out."""
+"""Third-party clients. Without Go, Node or Java the tests skip and say so; CI skips none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import interop_build
 import pytest
 from interop_clients import Foreign, need
 
-# The first test that needs a client also makes it, which takes minutes where nothing is downloaded yet.
+# The first test that needs a client also builds it, which takes minutes before the first download.
 MAKING_S = 1500
 
 
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(MAKING_S))
             item.add_marker(
                 pytest.mark.xdist_group("interop")
-            )  # the clients are made once, not by each worker
+            )  # the clients are built once, not by each worker
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def java() -> Foreign:
 
 @pytest.fixture(params=["go", "node", "java"])
 def foreign(request: pytest.FixtureRequest) -> Foreign:
-    """Each of the clients in other languages."""
+    """Each client in another language."""
     made: Foreign = request.getfixturevalue(request.param)
     return made
 

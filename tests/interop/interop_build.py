@@ -1,4 +1,4 @@
-"""Makes the clients that are not ours, below .tools/: grpcurl, and the ones in Go, Node and Java from the protos alone.
+"""Builds third-party clients below .tools/: grpcurl, and those in Go, Node and Java from the protos alone.
 
 Each is made once: a stamp holds the digest of what it was made from, and a lock keeps two runs apart.
 """
@@ -90,7 +90,7 @@ def java_client() -> tuple[str, ...]:
 
 def _make_java_client(made: Path, archive: Path) -> None:
     folder = _fresh_copy("java", made.parents[1])
-    # Maven asks for nothing that it has: after the first time this needs no network.
+    # Maven downloads nothing that it has: after the first time this needs no network.
     # Java takes the home that the system's list of users names, and not HOME: that of `nobody` does not exist.
     options = f"{os.environ.get('MAVEN_OPTS', '')} -Duser.home={Path.home()}".strip()
     _run(["mvn", "-B", "-q", "-ntp", f"-Dprotos={PROTOS}", "package"], cwd=folder, MAVEN_OPTS=options)
@@ -164,7 +164,7 @@ def _digest(files: list[Path], *words: str) -> str:
 
 
 def _run(command: list[str], cwd: Path = ROOT, **environment: str) -> str:
-    """What a command prints; an error with what it complained of if it fails."""
+    """The output of a command; an error with its messages if it fails."""
     done = subprocess.run(
         command,
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""The clients in other languages as the tests run them, and what is left out where one cannot be made."""
+"""Runs the clients in other languages, and skips tests where one cannot be built."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def need(leaves_out: str, *programs: str) -> None:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run of a client came to that prints JSON."""
+    """The result of a client that prints JSON."""
 
     exit_status: int
     output: str
@@ -33,7 +33,7 @@ class Ran:
 
     @property
     def answer(self) -> dict[str, Any]:
-        """The one message that was answered."""
+        """The single answered message."""
         assert self.exit_status == 0, self.errors
         answer: dict[str, Any] = json.loads(self.output)
         return answer
@@ -45,11 +45,11 @@ class Foreign:
 
     name: str
     command: tuple[str, ...]
-    # How exactly its language can set a file's time.
+    # The precision with which its language can set a file's time.
     time_unit_ns: int
 
     def run(self, address: str, token: str, *arguments: str | bytes) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end."""
+        """Run it."""
         return subprocess.run(
             [*self.command, *arguments],
             env={**os.environ, "STADDLE_SERVER": address, "STADDLE_TOKEN": token},

@@ -1,4 +1,4 @@
-"""A directory that is hard to bring back right, and how to tell whether it was."""
+"""A directory that is hard to restore correctly, and its comparison."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMES_NS = (1_500_000_000_000_000_000, 1_700_000_000_123_456_789, -86_400_000_00
 
 
 class Found(NamedTuple):
-    """What is at a path."""
+    """The object at a path."""
 
     kind: str
     mode: int | None
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 def make_tree(root: Path) -> int:
-    """Fills a new directory; gives the number of entries, itself included."""
+    """Fill a new directory; return the number of entries, including itself."""
     noise = random.Random(7)
     root.mkdir()
     files = {

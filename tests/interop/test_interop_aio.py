@@ -63,7 +63,7 @@ def run(server):
     return lambda what: asyncio.run(within(what))
 
 
-def test_a_backup_by_grpc_aio_comes_back_by_grpc_aio(run) -> None:
+def test_a_backup_by_grpc_aio_is_restored_by_grpc_aio(run) -> None:
     async def both(stub, bearer):
         answer = await stub.Backup(messages(FINISH), metadata=bearer)
         return answer, await restored(stub, bearer)
@@ -74,7 +74,7 @@ def test_a_backup_by_grpc_aio_comes_back_by_grpc_aio(run) -> None:
     assert (end.data_bytes, end.damage_count) == (SIZE, 0)
 
 
-def test_a_stream_that_failed_left_no_backup_and_getupload_tells_what_is_true(run) -> None:
+def test_a_failed_stream_leaves_no_backup_and_getupload_reports_its_state(run) -> None:
     wrong = Part(finish=sv.Finish(entry_count=1, data_bytes=SIZE))
 
     async def failed(stub, bearer):

@@ -1,4 +1,4 @@
-"""buf curl, another client that knows nothing of Staddle: it asks reflection, or reads the protos."""
+"""buf curl, a generic client: it uses reflection, or the protos."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES = (
 
 
 class Said(Ran):
-    """What a run of buf curl came to."""
+    """The result of buf curl."""
 
     @property
     def failure(self) -> tuple[StatusCode, str]:

@@ -1,4 +1,4 @@
-"""The clients in other languages believe nothing: what a server that lies sends them is not a restored file."""
+"""The clients in other languages verify everything: wrong data from a server never becomes a restored file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scripted(service_pb2_grpc.StaddleServiceServicer):
 
 @pytest.fixture
 def restored(foreign: Foreign, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Lets a client restore given parts; gives its exit status and what it complained of."""
+    """Let a client restore given parts; return its exit code and error output."""
     scripted = Scripted()
     pool = ThreadPoolExecutor(2)
     server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
@@ -77,7 +77,7 @@ def end(entries: int, size: int) -> sv.RestorePart:
     return Part(end=sv.End(entry_count=entries, data_bytes=size))
 
 
-def test_the_truth_is_restored(restored, tmp_path: Path) -> None:
+def test_a_correct_stream_is_restored(restored, tmp_path: Path) -> None:
     status, complaint = restored(HEADER, *streamed(), inline("small", b"x"), end(2, len(ONE + TWO) + 1))
     assert (status, complaint) == (0, "")
     assert (tmp_path / "target" / "file").read_bytes() == ONE + TWO

@@ -1,4 +1,4 @@
-"""Clients generated in Go, Node and Java from the protos alone: each backs up, lists and restores, also what others wrote."""
+"""Clients generated in Go, Node and Java from the protos alone: each backs up, lists and restores, also backups of others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(client: Foreign, service: Service, *arguments: str | bytes) -> list[dict]:
-    """What a run that must succeed prints."""
+    """The output of a run that must succeed."""
     done = client.run(service.address, service.token, *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -53,9 +53,9 @@ def assert_same(source: Path, restored: Path, time_unit_ns: int) -> None:
 
 def restored_by(client: Foreign, service: Service, dataset: str, source: Path, target: Path) -> None:
     """Restores with a client in another language, and compares."""
-    (told,) = lines(client, service, "restore", dataset, bytes(target))
-    assert told["entries"] == len(read_tree(source))
-    assert told["damaged"] == 0
+    (reported,) = lines(client, service, "restore", dataset, bytes(target))
+    assert reported["entries"] == len(read_tree(source))
+    assert reported["damaged"] == 0
     assert_same(source, target, client.time_unit_ns)
 
 
@@ -65,7 +65,7 @@ def restored_by_python(service: Service, dataset: str, source: Path, target: Pat
     assert_same(source, target, 1)
 
 
-def test_what_one_backs_up_all_restore(
+def test_every_client_restores_the_backups_of_every_other(
     foreign: Foreign, everyone: list[Foreign], service: Service, tree: Path, tmp_path: Path
 ) -> None:
     (made,) = lines(foreign, service, "backup", bytes(tree), "tree")
@@ -75,7 +75,7 @@ def test_what_one_backs_up_all_restore(
     restored_by_python(service, "tree", tree, tmp_path / "python")
 
 
-def test_what_python_backs_up_the_others_restore(
+def test_other_clients_restore_the_backups_of_python(
     foreign: Foreign, service: Service, tree: Path, tmp_path: Path
 ) -> None:
     with Client(service.address, service.token) as client:
@@ -113,7 +113,7 @@ def test_all_send_the_same_content_for_the_same_bytes(
     assert listed == [listed[0]] * len(everyone)
 
 
-def test_an_error_is_told_by_its_code_and_reason(
+def test_an_error_has_its_code_and_reason(
     foreign: Foreign, service: Service, tree: Path, tmp_path: Path
 ) -> None:
     def said(token: str, *arguments: str | bytes) -> tuple[int, str]:
@@ -131,7 +131,7 @@ def test_an_error_is_told_by_its_code_and_reason(
     assert not (tmp_path / "out").exists()
 
 
-def test_damage_is_told_and_the_rest_is_restored(
+def test_damage_is_reported_and_the_rest_is_restored(
     foreign: Foreign, running, tree: Path, tmp_path: Path
 ) -> None:
     address, token = running.address, running.token("admin")

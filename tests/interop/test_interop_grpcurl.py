@@ -1,4 +1,4 @@
-"""grpcurl, a client that knows nothing of Staddle: with reflection it needs no file of ours."""
+"""grpcurl, a generic client: with reflection it needs no files of Staddle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATHS = ["a.txt", "deep", "deep/er", "deep/er/naïve ☂.txt", "empty", "link"]
 
 
 class Said(Ran):
-    """What a run of grpcurl came to."""
+    """The result of grpcurl."""
 
     @property
     def failure(self) -> tuple[str, str]:
@@ -98,7 +98,7 @@ def health_protos(tmp_path: Path) -> tuple[str, ...]:
 # --- reflection and health
 
 
-def test_reflection_tells_any_valid_token_what_can_be_called(grpcurl_program: Path, running) -> None:
+def test_reflection_lists_the_services_for_any_valid_token(grpcurl_program: Path, running) -> None:
     reader = Grpcurl(grpcurl_program, running.address, running.token("reader"))
     assert SERVICE in reader.run("list").output.split()
     assert f"{SERVICE}.Restore" in reader.run("list", SERVICE).output.split()
@@ -114,7 +114,7 @@ def test_reflection_tells_any_valid_token_what_can_be_called(grpcurl_program: Pa
 
 
 @pytest.mark.parametrize("token", [None, "staddle_not_a_token"])
-def test_reflection_tells_nothing_without_a_valid_token(
+def test_reflection_is_refused_without_a_valid_token(
     grpcurl_program: Path, running, token: str | None
 ) -> None:
     said = Grpcurl(grpcurl_program, running.address, token).run("list")
@@ -131,7 +131,7 @@ def test_health_needs_no_token(grpcurl_program: Path, running, health_protos: tu
 # --- a backup by hand, and back
 
 
-def test_json_lines_on_standard_input_are_a_backup(kept: dict) -> None:
+def test_json_lines_on_standard_input_make_a_backup(kept: dict) -> None:
     assert kept["upload"]["state"] == "UPLOAD_STATE_COMMITTED"
     made = kept["backup"]
     assert (made["kind"], made["number"], made["data_bytes"]) == ("BACKUP_KIND_FULL", "1", "10")
@@ -149,7 +149,7 @@ def test_datasets_backups_and_entries_are_listed(admin: Grpcurl, kept: dict) -> 
     assert [each["path"] for each in listed["entries"]] == PATHS
 
 
-def test_a_list_goes_on_where_its_page_ended(admin: Grpcurl, kept: dict) -> None:
+def test_a_list_continues_after_its_page(admin: Grpcurl, kept: dict) -> None:
     query = {"dataset": "notes", "recursive": True, "page_size": 4}
     first = admin.call("ListEntries", query).answer
     second = admin.call("ListEntries", {**query, "page_token": first["next_page_token"]}).answer
@@ -158,7 +158,7 @@ def test_a_list_goes_on_where_its_page_ended(admin: Grpcurl, kept: dict) -> None
     assert "next_page_token" not in second
 
 
-def test_a_restore_gives_back_what_was_typed_and_ends_with_its_counts(admin: Grpcurl, kept: dict) -> None:
+def test_a_restore_returns_the_typed_data_and_ends_with_its_counts(admin: Grpcurl, kept: dict) -> None:
     decoder, text, parts = json.JSONDecoder(), admin.call("Restore", {"dataset": "notes"}).output.strip(), []
     while text:
         message, end = decoder.raw_decode(text)
@@ -184,7 +184,7 @@ def test_a_range_of_a_file_is_read(admin: Grpcurl, kept: dict) -> None:
     assert answer["backup_id"] == kept["backup"]["id"]
 
 
-# --- the errors that it shows
+# --- shown errors
 
 
 @pytest.mark.parametrize("token", [None, "staddle_not_a_token"])
@@ -213,7 +213,7 @@ def test_objects_of_another_tenant_are_not_found(grpcurl_program: Path, running,
     assert stranger.call("GetUpload", upload).failure == ("NotFound", "UPLOAD_NOT_FOUND")
 
 
-def test_input_that_ends_without_finish_is_no_backup_and_says_how_to_go_on(admin: Grpcurl) -> None:
+def test_input_that_ends_without_finish_makes_no_backup_and_says_how_to_resume(admin: Grpcurl) -> None:
     said = admin.call("Backup", *LINES[:3])
     assert said.failure == ("Canceled", "UNFINISHED_STREAM")
     found = re.search(r'"upload": "([0-9a-f]{32})"', said.errors)
@@ -232,7 +232,7 @@ def test_input_that_ends_without_finish_is_no_backup_and_says_how_to_go_on(admin
     assert rest.answer["backup"]["entry_count"] == str(len(PATHS))
 
 
-def test_counts_that_are_not_those_that_came_are_no_backup(admin: Grpcurl) -> None:
+def test_wrong_counts_make_no_backup(admin: Grpcurl) -> None:
     wrong = {"parts": [{"finish": {"entry_count": 5, "data_bytes": 10}}]}
     assert admin.call("Backup", *LINES[:-1], wrong).failure == ("FailedPrecondition", "COUNT_MISMATCH")
     assert admin.call("ListBackups", {"dataset": "notes"}).answer == {}
@@ -253,7 +253,7 @@ def test_counts_that_are_not_those_that_came_are_no_backup(admin: Grpcurl) -> No
         ("GetBackup", {"dataset": "notes", "backup": {"backup": "0123"}}, ("NotFound", "BACKUP_NOT_FOUND")),
     ],
 )
-def test_what_cannot_be_asked_so_is_answered_with_a_code_and_a_reason(
+def test_an_impossible_request_gets_a_code_and_a_reason(
     admin: Grpcurl, kept: dict, method: str, query: dict, failure: tuple[str, str]
 ) -> None:
     assert admin.call(method, query).failure == failure

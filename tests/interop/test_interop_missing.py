@@ -1,4 +1,4 @@
-"""Where Go, Node or Java is missing, a test says what is left out; where nothing may be left out, it fails."""
+"""Without Go, Node or Java a test skips and says so; where all tools are required, it fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interop_clients import need
 
 @pytest.fixture
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A PATH with nothing on it, and nobody who requires all."""
+    """An empty PATH, with no tools required."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("STADDLE_TEST_REQUIRE", raising=False)
     return tmp_path
@@ -22,26 +22,28 @@ def program(path: Path, name: str, says: str) -> None:
     (path / name).chmod(0o755)
 
 
-def test_a_missing_tool_skips_and_says_what_is_left_out(path: Path) -> None:
+def test_a_missing_tool_skips_the_test_with_the_reason(path: Path) -> None:
     with pytest.raises(
         Skipped, match=r"the client in Node left out: node 20\.19 or newer is not on PATH; npm 10"
     ):
         need("the client in Node", "node", "npm")
 
 
-def test_a_missing_tool_fails_where_all_is_required(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tool_fails_the_test_if_all_are_required(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STADDLE_TEST_REQUIRE", "all")
     with pytest.raises(Failed, match=r"grpcurl left out: go 1\.24 or newer is not on PATH"):
         need("grpcurl", "go")
 
 
-def test_a_tool_that_is_too_old_counts_as_missing(path: Path) -> None:
+def test_an_outdated_tool_counts_as_missing(path: Path) -> None:
     program(path, "go", "go version go1.23.9 linux/amd64")
     with pytest.raises(Skipped, match=r"go 1\.24 or newer is needed, and this is go version go1\.23\.9"):
         need("the client in Go", "go")
 
 
-def test_tools_that_are_new_enough_leave_nothing_out(path: Path) -> None:
+def test_no_test_is_skipped_with_recent_tools(path: Path) -> None:
     program(path, "go", "go version go1.24 linux/amd64")
     program(path, "node", "v20.19.0")
     program(path, "npm", "10.8.2")
@@ -50,7 +52,7 @@ def test_tools_that_are_new_enough_leave_nothing_out(path: Path) -> None:
     need("nothing", "go", "node", "npm", "javac", "mvn")
 
 
-def test_the_colour_of_a_version_is_no_version(path: Path) -> None:
+def test_colour_codes_are_not_part_of_a_version(path: Path) -> None:
     program(path, "mvn", "\x1b[1mApache Maven 3.5.4\x1b[m")
     with pytest.raises(Skipped, match=r"mvn 3\.6 or newer is needed, and this is .*Apache Maven 3\.5\.4"):
         need("the client in Java", "mvn")

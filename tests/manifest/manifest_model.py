@@ -1,4 +1,4 @@
-"""What the tests of manifests share: pages in memory, entries to make trees of, and a merge that is right by definition."""
+"""Shared by the tests of manifests: pages in memory, entries for trees, and a merge that is right by definition."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ SMALL = PageRules(leaf_bits=3, level_bits=2)
 
 
 class Pages:
-    """Pages in memory, counting what is read and written; some may be damaged."""
+    """Pages in memory that count reads and writes; some may be damaged."""
 
     def __init__(self) -> None:
         self.stored: dict[bytes, bytes] = {}
@@ -84,11 +84,11 @@ def is_below(path: bytes, above: bytes) -> bool:
 
 
 class ConflictError(Exception):
-    """Something lies below what is no directory."""
+    """A path lies below something other than a directory."""
 
 
 def merged_by_definition(base: Iterable[Entry], said: Sequence[Entry]) -> list[Entry]:
-    """The full list that the base and what was said afterwards, in that order, come to."""
+    """The full list that results from the base and the later changes, in that order."""
     records = [(-1, entry) for entry in base] + list(enumerate(said))
     alive: dict[bytes, Entry] = {}
     for age, entry in records:
@@ -106,7 +106,7 @@ def merged_by_definition(base: Iterable[Entry], said: Sequence[Entry]) -> list[E
 
 
 def full_list(said: Sequence[Entry]) -> list[Entry]:
-    """The list that comes of what was said, leaving out what lies below what is no directory."""
+    """The list that results from the changes, without paths below anything but a directory."""
     alive: dict[bytes, Entry] = {}
     for entry in said:
         if entry.type != EntryType.REMOVED:
@@ -119,7 +119,7 @@ def full_list(said: Sequence[Entry]) -> list[Entry]:
     return merged_by_definition([], list(kept.values()))
 
 
-# Some sort otherwise by bytes than by components: "!" and "\x01" come before "/". Few, so that they meet.
+# Some sort differently by bytes than by components: "!" and "\x01" come before "/". Few, so that they collide.
 COMPONENTS = [b"a", b"b", b"a!", b"a\x01", b"\xff"]
 paths = st.lists(st.sampled_from(COMPONENTS), min_size=1, max_size=4).map(b"/".join)
 entries = st.one_of(

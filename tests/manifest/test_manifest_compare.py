@@ -121,7 +121,7 @@ def test_a_new_directory_full_of_files_is_counted_without_reading_most_of_it() -
     assert len(pages.read_digests) <= 12 * (now.level + 1)
 
 
-def test_that_an_entry_is_to_be_read_again_is_no_change() -> None:
+def test_the_mark_for_rereading_an_entry_is_not_a_change() -> None:
     pages = Pages()
     a = build([file(b"f")], pages)
     b = build([file(b"f", flags=int(Flag.READ_AGAIN))], pages)
@@ -140,7 +140,7 @@ def test_a_damaged_page_fails_the_comparison() -> None:
 INCOMPLETE = int(Flag.INCOMPLETE)
 
 
-def test_what_is_missing_below_an_incomplete_directory_is_uncertain() -> None:
+def test_missing_paths_below_an_incomplete_directory_are_uncertain() -> None:
     pages = Pages()
     before = [
         directory(b""), directory(b"d"), file(b"d/a"), directory(b"d/s"), file(b"d/s/x"),
@@ -164,13 +164,13 @@ def test_what_is_missing_below_an_incomplete_directory_is_uncertain() -> None:
     assert uncertain(compare(a, EMPTY_ROOT, pages)) == dict.fromkeys((e.path for e in before), False)
 
 
-def test_paths_of_which_a_side_without_a_root_has_no_directory_are_looked_up_once() -> None:
-    """A path of 1,000 components is 1,000 entries: looking for each of their parents again took minutes."""
+def test_paths_without_a_directory_on_a_side_without_a_root_are_looked_up_once() -> None:
+    """A path of 1,000 components is 1,000 entries: looking up each of their parents again took minutes."""
     pages = Pages()
     deep = [b"/".join([b"a"] * depth) for depth in range(1, 101)]
     files = [file(b"z%04d" % number) for number in range(2000)]
     a, b = build(files, pages), build([*map(directory, deep), *files], pages)
-    assert a.level > PAGES_KEPT, "what is looked up again is read again"
+    assert a.level > PAGES_KEPT, "a repeated look-up is a repeated read"
     pages.forget_counts()
     changes = list(compare(a, b, pages))
     assert [change.path for change in changes] == deep

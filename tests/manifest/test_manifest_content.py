@@ -1,4 +1,4 @@
-"""Lists of chunks: the same however they were interrupted, readable from any byte, small while unfinished."""
+"""Chunk lists: the same after any interruption, readable from any byte, small while unfinished."""
 
 import random
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def offsets_of(refs: Sequence[ChunkRef]) -> list[tuple[int, ChunkRef]]:
 
 @settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 400), st.integers(0, 2**32), st.lists(st.integers(0, 400), max_size=4), st.floats(0, 1))
-def test_a_list_saved_and_restored_anywhere_is_the_same_and_is_read_from_any_byte(
+def test_a_list_saved_and_restored_anywhere_is_the_same_and_readable_from_any_byte(
     count: int, seed: int, saves: list[int], where: float
 ) -> None:
     pages = Pages()
@@ -68,7 +68,7 @@ def test_a_list_saved_and_restored_anywhere_is_the_same_and_is_read_from_any_byt
     assert list(chunks_of(expected, pages, offset)) == wanted
 
 
-def test_a_list_of_a_hundred_thousand_chunks_is_low_and_its_state_small() -> None:
+def test_a_list_of_a_hundred_thousand_chunks_has_few_levels_and_a_small_state() -> None:
     pages = Pages()
     refs = chunk_refs(100_000)
     builder = ContentBuilder(pages, Profile.FIXED, FORMAT)
@@ -124,7 +124,7 @@ def test_a_chunk_out_of_range_is_refused(ref: ChunkRef) -> None:
 @pytest.mark.parametrize(
     "hostile", [b"", b"\3", b"\3\0", b"\3\1" + bytes(40), b"\3\0" + bytes(39), b"\3\0" + bytes(40)]
 )
-def test_a_list_chunk_that_cannot_be_is_damage(hostile: bytes) -> None:
+def test_an_impossible_list_chunk_is_damage(hostile: bytes) -> None:
     pages = Pages()
     content = content_of(chunk_refs(20), pages, FORMAT)
     assert content.root is not None
@@ -133,14 +133,14 @@ def test_a_list_chunk_that_cannot_be_is_damage(hostile: bytes) -> None:
         list(chunks_of(content, pages))
 
 
-def test_a_list_that_has_other_bytes_than_its_file_is_damage() -> None:
+def test_a_list_with_another_size_than_its_file_is_damage() -> None:
     pages = Pages()
     content = content_of(chunk_refs(300), pages)
     with pytest.raises(errors.Damaged):
         list(chunks_of(msgspec.structs.replace(content, size=content.size - 1), pages))
 
 
-def test_a_state_that_does_not_agree_with_its_list_is_damage() -> None:
+def test_a_state_that_contradicts_its_list_is_damage() -> None:
     pages = Pages()
     builder = ContentBuilder(pages, Profile.CONTENT_DEFINED, TINY)
     for ref in chunk_refs(100):
@@ -203,7 +203,7 @@ def test_holes_of_a_chunk_must_fit_the_entry_that_names_it() -> None:
         load_attributes(msgspec.structs.replace(directory(b"d"), attributes_ref=stored.attributes_ref), pages)
 
 
-def test_the_same_chunks_give_the_same_list_whatever_came_before() -> None:
+def test_the_same_chunks_always_give_the_same_list() -> None:
     pages = Pages()
     refs = chunk_refs(2000)
     content_of(refs, pages, SMALL)

@@ -1,4 +1,4 @@
-"""Every limit and rule of an entry, as one that breaks it and one that does not."""
+"""Every limit and rule of an entry, with an entry that breaks it and one that does not."""
 
 import pytest
 from manifest_model import digest_of, directory, file, small_content
@@ -25,7 +25,7 @@ from staddle_server.manifest.entries import check_entry, check_path, check_whole
         b"a\0b", b"x" * (limits.COMPONENT_BYTES_MAX + 1), b"/".join([b"xyz"] * (limits.PATH_COMPONENTS_MAX + 1)),
     ],
 )  # fmt: skip
-def test_a_path_that_is_none_is_refused_with_field_and_path(path: bytes) -> None:
+def test_an_invalid_path_is_refused_with_field_and_path(path: bytes) -> None:
     with pytest.raises(errors.BadRequest) as raised:
         check_path(path)
     assert raised.value.reason == "BAD_FIELD"
@@ -40,7 +40,7 @@ def test_a_path_that_is_none_is_refused_with_field_and_path(path: bytes) -> None
         b"x" * limits.COMPONENT_BYTES_MAX, b"/".join([b"xyz"] * limits.PATH_COMPONENTS_MAX),
     ],
 )  # fmt: skip
-def test_odd_paths_are_paths(path: bytes) -> None:
+def test_unusual_paths_are_valid(path: bytes) -> None:
     check_path(path)
 
 
@@ -141,7 +141,7 @@ def test_an_entry_that_breaks_a_rule_is_refused_with_field_and_path(field: str, 
         with_holes(Hole(0, 2), Hole(3, 2)),
     ],
 )
-def test_what_is_in_range_is_accepted(entry: Entry) -> None:
+def test_values_in_range_are_accepted(entry: Entry) -> None:
     check_entry(entry)
 
 
@@ -161,7 +161,7 @@ def test_content_is_type_content_id_target_and_device() -> None:
     assert not same_content(device, Entry(b"c", EntryType.CHAR_DEVICE, device=(1, 3)))
 
 
-def test_sameness_is_everything_but_the_mark_that_an_entry_is_to_be_read_again() -> None:
+def test_equality_ignores_only_the_mark_for_rereading() -> None:
     assert same(file(b"f"), file(b"f", flags=int(Flag.READ_AGAIN)))
     assert not same(file(b"f"), file(b"f", flags=int(Flag.DIGEST_VERIFIED)))
     assert not same(file(b"f", mtime_ns=1), file(b"f", mtime_ns=2, flags=int(Flag.READ_AGAIN)))

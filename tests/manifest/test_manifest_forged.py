@@ -1,4 +1,4 @@
-"""Trees of which every page can be decoded and which still lie: each reader names the damage, and reads no page again and again."""
+"""Forged trees of valid pages: each reader names the damage, and reads no page repeatedly."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -41,7 +41,7 @@ class Counted(Pages):
     """Pages of which a reader that ends reads each a few times at the most."""
 
     def read(self, ref_digest: bytes) -> bytes:
-        assert len(self.read_digests) < 100 + 20 * len(self.stored), "a page is read again and again"
+        assert len(self.read_digests) < 100 + 20 * len(self.stored), "a page is read repeatedly"
         return super().read(ref_digest)
 
 
@@ -68,7 +68,7 @@ def two_leaves(pages: Pages) -> list[Child]:
 
 
 def as_said(pages: Pages, **said: object) -> Root:
-    """A tree whose index page says something else of its second leaf."""
+    """A tree whose index page contradicts its second leaf."""
     first, second = two_leaves(pages)
     return root_of(1, index(pages, 1, [first, msgspec.structs.replace(second, **said)]))
 
@@ -200,7 +200,7 @@ LOOKS_AT_LITTLE = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("forged", FORGED)
-def test_a_tree_that_lies_is_named_as_damaged_by_each_reader_and_no_page_is_read_again_and_again(
+def test_each_reader_reports_a_forged_tree_as_damaged_without_repeated_reads(
     forged: str, reader: str
 ) -> None:
     pages = Counted()
@@ -213,7 +213,7 @@ def test_a_tree_that_lies_is_named_as_damaged_by_each_reader_and_no_page_is_read
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_what_a_forged_tree_keeps_alive_is_all_that_a_reader_can_reach_and_is_found_once(forged: str) -> None:
+def test_a_forged_tree_keeps_everything_reachable_alive_and_is_walked_once(forged: str) -> None:
     pages = Counted()
     root = FORGED[forged](pages)
     known: set[bytes] = set()
@@ -230,7 +230,7 @@ def test_what_a_forged_tree_keeps_alive_is_all_that_a_reader_can_reach_and_is_fo
 
 
 def same_path_in_a_run(pages: Pages, entry: Entry) -> Root:
-    """One path again and again: 16 to the 15th times through 16 pages."""
+    """One path 16 to the 15th times, through 16 pages."""
     below = leaf(pages, [entry])
     for height in range(1, HIGHEST + 1):
         below = index(pages, height, [below] * 16)
@@ -238,21 +238,21 @@ def same_path_in_a_run(pages: Pages, entry: Entry) -> Root:
 
 
 @pytest.mark.parametrize("entry", [directory(b"a"), removal(b"a")], ids=["an entry", "a removal"])
-def test_a_run_that_says_one_path_without_end_is_damaged(entry: Entry) -> None:
+def test_a_run_that_repeats_one_path_endlessly_is_damaged(entry: Entry) -> None:
     pages = Counted()
     root = same_path_in_a_run(pages, entry)
     with pytest.raises(errors.Damaged):
         list(entries_of(root, pages))
 
 
-def test_a_run_may_have_a_removal_at_the_end_of_a_page_and_the_entry_of_its_path_behind_it() -> None:
+def test_a_run_may_split_a_removal_and_its_entry_across_pages() -> None:
     pages = Pages()
     said = [[removal(b"a")], [directory(b"a"), removal(b"b")], [file(b"b"), file(b"c")]]
     root = root_of(1, index(pages, 1, [leaf(pages, entries) for entries in said]))
     assert list(entries_of(root, pages)) == [entry for entries in said for entry in entries]
 
 
-def test_pages_have_the_same_place_in_two_trees_only_where_they_fit_in_both_or_in_neither() -> None:
+def test_pages_match_in_two_trees_only_if_they_fit_in_both_or_neither() -> None:
     pages = Pages()
     honest = build(grown_tree(300, 1), pages)
     assert honest.level > 1
@@ -268,7 +268,7 @@ def test_pages_have_the_same_place_in_two_trees_only_where_they_fit_in_both_or_i
     ):
         forged = root_of(level, index(pages, level, [before, after]))
         found = list(Manifest(forged, pages).pages(skip=known.__contains__))
-        assert len(found) > 1, "only what fits as it did is left out"
+        assert len(found) > 1, "only pages that fit in the same place are left out"
         assert any(isinstance(page, Gap) for page in found)
 
 
@@ -313,7 +313,7 @@ FORGED_LISTS = {
 
 
 @pytest.mark.parametrize("forged", FORGED_LISTS)
-def test_a_list_of_chunks_that_lies_is_damaged(forged: str) -> None:
+def test_a_forged_chunk_list_is_damaged(forged: str) -> None:
     pages = Counted()
     content = lists(FORGED_LISTS[forged])(pages)
     with pytest.raises(errors.Damaged):

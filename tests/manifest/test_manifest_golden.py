@@ -1,4 +1,4 @@
-"""The golden files hold the format: each is read, and made again byte for byte."""
+"""The golden files define the format: each is read, and reproduced byte for byte."""
 
 import struct
 
@@ -15,22 +15,22 @@ def stored(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", sorted(golden.objects()))
-def test_what_is_made_today_is_what_is_stored(name: str) -> None:
+def test_the_golden_files_are_reproduced(name: str) -> None:
     assert golden.objects()[name] == stored(name)
 
 
-def test_no_golden_file_is_forgotten() -> None:
+def test_every_golden_file_is_tested() -> None:
     assert sorted(path.name for path in golden.FOLDER.iterdir()) == sorted(golden.objects())
 
 
-def test_the_stored_pages_are_read_as_they_were_meant() -> None:
+def test_the_golden_pages_are_read_correctly() -> None:
     assert decode_leaf(stored("leaf.bin")) == golden.LEAF
     assert decode_index(stored("index.bin")) == (1, golden.CHILDREN)
     assert decode_attributes(stored("attributes.bin")) == golden.ATTRIBUTES
     assert decode_leaf(stored("run.bin"), run=True) == golden.RUN
 
 
-def test_the_stored_run_is_one_leaf() -> None:
+def test_the_golden_run_is_one_leaf() -> None:
     pages = Pages()
     digest = pages.write(stored("run.bin"))
     assert (
@@ -49,7 +49,7 @@ def test_the_stored_run_is_one_leaf() -> None:
     )
 
 
-def test_the_stored_list_chunk_ends_where_the_format_says() -> None:
+def test_the_golden_list_chunk_ends_where_the_format_says() -> None:
     data = stored("list.bin")
     assert data[:2] == b"\3\0"
     items = list(struct.Struct("<Q32s").iter_unpack(data[2:]))

@@ -1,4 +1,4 @@
-"""Joining trees that follow one another gives what building all their entries gives, digest for digest, and reads few pages."""
+"""Joining consecutive trees gives the same digests as building all their entries, and reads few pages."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def cut(all_of_them: list[Entry], cuts: list[int]) -> list[list[Entry]]:
 
 @settings(max_examples=examples(400), deadline=None)
 @given(st.lists(entries, max_size=40), st.lists(st.integers(0, 40), max_size=4))
-def test_what_is_joined_is_what_is_built_from_nothing(said: list[Entry], cuts: list[int]) -> None:
+def test_a_joined_tree_equals_one_built_from_all_entries(said: list[Entry], cuts: list[int]) -> None:
     whole = full_list(said)
     *before, last = cut(whole, cuts)
     pages = Pages()
@@ -41,7 +41,7 @@ def test_what_is_joined_is_what_is_built_from_nothing(said: list[Entry], cuts: l
 
 
 @pytest.mark.parametrize("rules", [SMALL, TINY])
-def test_whole_pages_are_taken_unread(rules) -> None:
+def test_complete_pages_are_reused_unread(rules) -> None:
     whole = grown_tree(4_000, seed=1)
     pages = Pages()
     trees = [build(part, pages, rules) for part in cut(whole, [1_000, 1_000, 2_500])]
@@ -52,7 +52,7 @@ def test_whole_pages_are_taken_unread(rules) -> None:
     assert len(pages.written_digests) < leaves / 10
 
 
-def test_one_tree_is_itself_and_no_tree_is_the_empty_one() -> None:
+def test_joining_one_tree_gives_itself_and_joining_none_gives_the_empty_one() -> None:
     pages = Pages()
     root = build(grown_tree(300, seed=2), pages)
     assert join([root], (), pages, pages, PAGE_KEY, rules=TINY) == root
@@ -60,7 +60,7 @@ def test_one_tree_is_itself_and_no_tree_is_the_empty_one() -> None:
     assert join((), (), pages, pages, PAGE_KEY, rules=TINY) == EMPTY_ROOT
 
 
-def test_trees_and_entries_that_do_not_follow_one_another_are_refused() -> None:
+def test_trees_and_entries_out_of_order_are_refused() -> None:
     whole = grown_tree(300, seed=3)
     pages = Pages()
     first, second = (build(part, pages) for part in cut(whole, [150]))
@@ -78,7 +78,7 @@ def test_trees_and_entries_that_do_not_follow_one_another_are_refused() -> None:
             joined(trees, rest)
 
 
-def test_a_page_that_must_be_looked_at_and_is_damaged_is_said_to_be() -> None:
+def test_a_damaged_page_that_must_be_read_is_reported() -> None:
     pages = Pages()
     trees = [build(part, pages) for part in cut(grown_tree(300, seed=4), [150])]
     pages.damaged.add(trees[1].digest)

@@ -1,4 +1,4 @@
-"""Merging runs over a base gives what building the resulting list gives, digest for digest, and touches little."""
+"""Merging runs over a base gives the same digests as building the resulting list, and touches few pages."""
 
 import itertools
 import random
@@ -35,7 +35,7 @@ said_lists = st.lists(entries | removals, max_size=12)
 
 
 def run_of(said: list[Entry]) -> list[Entry]:
-    """What was said, as one run."""
+    """The changes as one run."""
     gathered = Gathered()
     for entry in said:
         gathered.append(entry)
@@ -44,7 +44,7 @@ def run_of(said: list[Entry]) -> list[Entry]:
 
 
 def runs_of(said: list[Entry], cuts: list[int]) -> list[list[Entry]]:
-    """What was said, cut into runs."""
+    """The changes, cut into runs."""
     bounds = [0, *sorted(cut % (len(said) + 1) for cut in cuts), len(said)]
     return [run_of(said[a:b]) for a, b in itertools.pairwise(bounds)]
 
@@ -57,7 +57,7 @@ def listed(root: Root, pages: Pages) -> list[Entry]:
 
 @settings(max_examples=examples(600), deadline=None)
 @given(st.lists(entries, max_size=30), said_lists, st.lists(st.integers(0, 12), max_size=3), st.booleans())
-def test_runs_over_a_base_give_the_root_that_the_full_list_gives(
+def test_runs_over_a_base_give_the_root_of_the_full_list(
     based: list[Entry], said: list[Entry], cuts: list[int], first_to_one: bool
 ) -> None:
     pages = Pages()
@@ -93,7 +93,7 @@ def test_runs_may_be_merged_in_any_grouping(said: list[Entry], cuts: list[int], 
 
 @settings(max_examples=examples(300), deadline=None)
 @given(st.lists(entries, max_size=20), said_lists, st.booleans())
-def test_a_differential_keeps_the_references_metadata_where_the_content_is_the_same(
+def test_a_differential_keeps_the_metadata_of_the_reference_for_the_same_content(
     based: list[Entry], said: list[Entry], whole: bool
 ) -> None:
     pages = Pages()
@@ -120,7 +120,7 @@ def test_a_differential_keeps_the_references_metadata_where_the_content_is_the_s
     assert merged.metadata_kept == kept
 
 
-def test_a_differential_keeps_the_mark_that_an_entry_is_to_be_read_again() -> None:
+def test_a_differential_keeps_the_mark_for_rereading() -> None:
     pages = Pages()
     reference = build([file(b"f", mode=0o600)], pages)
     run = [file(b"f", mode=0o644, flags=int(Flag.READ_AGAIN))]
@@ -130,7 +130,7 @@ def test_a_differential_keeps_the_mark_that_an_entry_is_to_be_read_again() -> No
 
 
 @pytest.mark.parametrize(("before", "now"), [(0, Flag.INCOMPLETE), (Flag.INCOMPLETE, 0)])
-def test_a_differential_says_of_a_directory_whether_it_is_incomplete_now(before: int, now: int) -> None:
+def test_a_differential_has_the_current_completeness_of_a_directory(before: int, now: int) -> None:
     pages = Pages()
     reference = build([directory(b"d", 0o700, flags=int(before))], pages)
     run = [directory(b"d", 0o755, flags=int(now))]
@@ -193,7 +193,7 @@ def merged_by_definition_quickly(base: list[Entry], run: list[Entry]) -> list[En
     return in_order(entry for entry in alive.values() if entry.type != EntryType.REMOVED)
 
 
-def test_an_upload_that_says_nothing_gives_the_base_without_reading_more_than_its_first_page() -> None:
+def test_an_empty_upload_gives_the_base_and_reads_only_its_first_page() -> None:
     pages = Pages()
     base = build(grown_tree(500, 1), pages)
     pages.forget_counts()
@@ -202,7 +202,7 @@ def test_an_upload_that_says_nothing_gives_the_base_without_reading_more_than_it
     assert pages.written_digests == []
 
 
-def test_an_upload_that_says_what_is_there_gives_the_base() -> None:
+def test_an_upload_without_changes_gives_the_base() -> None:
     pages = Pages()
     tree = grown_tree(500, 1)
     base = build(tree, pages)
@@ -225,7 +225,7 @@ def test_removing_all_but_one_page_leaves_no_index_page_with_one_child() -> None
         assert merged.root == build(tree[: kept + 1], Pages())
 
 
-def test_a_reused_page_that_holds_a_single_page_is_no_root() -> None:
+def test_a_reused_page_with_a_single_child_does_not_become_the_root() -> None:
     pages = Pages()
     # A leaf of one entry that ends an index page as well.
     path = next(b"0%06d" % n for n in range(10**6) if is_boundary(PAGE_KEY, b"0%06d" % n, 2, TINY))
@@ -236,7 +236,7 @@ def test_a_reused_page_that_holds_a_single_page_is_no_root() -> None:
     assert merge(base, [run], pages, pages, PAGE_KEY, rules=TINY).root == build([file(path)], Pages())
 
 
-def test_a_parent_is_implied_also_above_a_path_that_was_removed() -> None:
+def test_a_parent_is_implied_even_above_a_removed_path() -> None:
     pages = Pages()
     base = build([file(b"z")], pages)
     merged = merge(base, [[removal(b"a/b"), file(b"a/b/c")]], pages, pages, PAGE_KEY, rules=TINY)
@@ -244,7 +244,7 @@ def test_a_parent_is_implied_also_above_a_path_that_was_removed() -> None:
     assert listed(merged.root, pages) == expected
 
 
-def test_an_implied_directory_of_the_base_stays_when_nothing_lies_in_it_any_more() -> None:
+def test_an_implied_directory_of_the_base_stays_when_it_becomes_empty() -> None:
     pages = Pages()
     base = build([implied_directory(b"a"), file(b"a/b")], pages)
     merged = merge(base, [[removal(b"a/b")]], pages, pages, PAGE_KEY, rules=TINY)
@@ -263,7 +263,7 @@ def test_removing_everything_leaves_the_empty_root() -> None:
     assert merge(base, [[removal(b"")]], pages, pages, PAGE_KEY, rules=TINY).root == EMPTY_ROOT
 
 
-def test_a_removal_spares_what_its_own_run_and_newer_ones_hold() -> None:
+def test_a_removal_keeps_entries_of_its_own_and_newer_runs() -> None:
     pages = Pages()
     base = build([directory(b"d"), file(b"d/old"), file(b"d/x")], pages)
     runs = [[removal(b"d"), file(b"d/x", 3)], [file(b"d/y", 4)]]
@@ -271,13 +271,13 @@ def test_a_removal_spares_what_its_own_run_and_newer_ones_hold() -> None:
     assert listed(merged.root, pages) == [implied_directory(b"d"), file(b"d/x", 3), file(b"d/y", 4)]
 
 
-def test_a_directory_that_was_a_file_in_between_is_emptied_of_what_is_older() -> None:
+def test_a_directory_that_was_temporarily_a_file_loses_older_entries() -> None:
     said = [file(b"d"), directory(b"d"), file(b"d/new")]
     assert run_of(said) == [removal(b"d"), directory(b"d"), file(b"d/new")]
 
 
 @pytest.mark.parametrize("in_base", [True, False])
-def test_something_below_a_file_is_a_conflict_that_names_the_path(in_base: bool) -> None:
+def test_a_path_below_a_file_is_a_conflict_that_names_it(in_base: bool) -> None:
     pages = Pages()
     base = build([file(b"f")] if in_base else [], pages)
     run = [file(b"f/x/y")] if in_base else [file(b"f"), file(b"f/x/y")]

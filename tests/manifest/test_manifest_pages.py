@@ -1,4 +1,4 @@
-"""Pages as bytes: what is written is read, what cannot be is damage, and a tree depends on its entries alone."""
+"""Pages as bytes: they read back as written, impossible ones are damage, and a tree depends only on its entries."""
 
 import random
 
@@ -51,12 +51,12 @@ from staddle_server.manifest.tree import TreeBuilder
 
 @settings(max_examples=examples(200), deadline=None)
 @given(st.lists(entries, min_size=1, max_size=30))
-def test_a_leaf_comes_back_as_it_was(said: list[Entry]) -> None:
+def test_a_leaf_reads_back_as_written(said: list[Entry]) -> None:
     tree = full_list(said)
     assert decode_leaf(encode_leaf(tree)) == tree
 
 
-def test_fields_that_are_missing_at_the_end_have_their_default_and_new_ones_are_passed_over() -> None:
+def test_missing_fields_have_their_default_and_new_ones_are_ignored() -> None:
     short = b"\1\x91\x93\xc4\1f\2\xcd\1\xed"
     assert decode_leaf(short) == [Entry(b"f", EntryType.DIRECTORY, 0o755)]
     longer = msgspec.msgpack.decode(msgspec.msgpack.encode(directory(b"d")))
@@ -72,7 +72,7 @@ def test_pages_end_where_the_hash_of_the_path_says() -> None:
         assert is_boundary(PAGE_KEY, path, 1) == (low % 2**13 == 0)
 
 
-def test_a_tree_has_its_pages_end_by_the_rules_of_the_format() -> None:
+def test_the_pages_of_a_tree_end_by_the_rules_of_the_format() -> None:
     pages = Pages()
     tree = [file(b"%06d" % n, n % 5) for n in range(20_000)]
     root = build(tree, pages, FORMAT)
@@ -87,7 +87,7 @@ def test_a_tree_has_its_pages_end_by_the_rules_of_the_format() -> None:
         assert size - len(msgspec.msgpack.encode(leaf[-1])) < limits.PAGE_BYTES_MAX
 
 
-def test_a_page_ends_by_its_size_where_no_path_ends_it() -> None:
+def test_a_page_ends_by_its_size_if_no_path_ends_it() -> None:
     pages = Pages()
     tree = [file(b"%06d/" % n + b"/".join([b"x" * 1000] * 15)) for n in range(400)]
     build(tree, pages, FORMAT)
@@ -142,7 +142,7 @@ def test_entries_out_of_order_are_refused(second: bytes) -> None:
         builder.add(file(second))
 
 
-def test_removals_stand_only_in_runs() -> None:
+def test_removals_are_allowed_only_in_runs() -> None:
     with pytest.raises(ValueError, match="runs"):
         TreeBuilder(Pages(), PAGE_KEY).add(removal(b"a"))
     with pytest.raises(errors.Damaged):
@@ -153,7 +153,7 @@ def test_removals_stand_only_in_runs() -> None:
             decode_leaf(encode_leaf(wrong), run=True)
 
 
-def test_an_entry_whose_attributes_were_not_stored_does_not_fit_a_page() -> None:
+def test_an_entry_with_large_inline_attributes_is_refused_in_a_page() -> None:
     entry = file(b"f", attributes=Attributes((Xattr(b"user.a", bytes(40_000)),)))
     with pytest.raises(ValueError, match="too large"):
         TreeBuilder(Pages(), PAGE_KEY).add(entry)
@@ -165,7 +165,7 @@ GOOD_INDEX = encode_index(2, [Child(b"a", digest_of("a"), 1, 2), Child(b"b/c", d
 
 @settings(max_examples=examples(500), deadline=None)
 @given(st.data())
-def test_hostile_pages_are_damage_and_nothing_else(data: st.DataObject) -> None:
+def test_hostile_pages_are_reported_as_damage(data: st.DataObject) -> None:
     page = bytearray(data.draw(st.sampled_from([GOOD_LEAF, GOOD_INDEX])))
     for at in data.draw(st.lists(st.integers(1, len(page) - 1), min_size=1, max_size=4)):
         page[at] = data.draw(st.integers(0, 255))
@@ -184,7 +184,7 @@ def test_hostile_pages_are_damage_and_nothing_else(data: st.DataObject) -> None:
 @example(4, b"\x92" * 5000)
 @example(2, b"\x92\1\xdd\xff\xff\xff\xff")
 @example(1, b"\x91\xdc\xff\xff\xc4\1a" + b"\xc0" * 17 + b"\x91" * 60_000)
-def test_random_bytes_are_damage_and_nothing_else(kind: int, body: bytes) -> None:
+def test_random_bytes_are_reported_as_damage(kind: int, body: bytes) -> None:
     decode = {1: decode_leaf, 2: decode_index, 4: decode_attributes}[kind]
     try:
         decode(bytes([kind]) + body)
@@ -209,7 +209,7 @@ def test_random_bytes_are_damage_and_nothing_else(kind: int, body: bytes) -> Non
         encode_leaf([file(b"%07d" % n + b"x" * 90) for n in range(3000)]),
     ],
 )
-def test_a_leaf_that_cannot_be_is_damage(page: bytes) -> None:
+def test_an_impossible_leaf_is_damage(page: bytes) -> None:
     with pytest.raises(errors.Damaged):
         decode_leaf(page)
 
@@ -229,7 +229,7 @@ def test_a_leaf_that_cannot_be_is_damage(page: bytes) -> None:
         encode_index(1, [Child(b"a", bytes(32), 1, 1), Child(b"a", bytes(32), 1, 1)]),
     ],
 )
-def test_an_index_page_that_cannot_be_is_damage(page: bytes) -> None:
+def test_an_impossible_index_page_is_damage(page: bytes) -> None:
     with pytest.raises(errors.Damaged):
         decode_index(page)
 
@@ -237,7 +237,7 @@ def test_an_index_page_that_cannot_be_is_damage(page: bytes) -> None:
 # ---- references
 
 
-def test_references_are_all_that_was_written_and_all_data_of_every_entry() -> None:
+def test_references_are_all_written_chunks_and_all_data_of_every_entry() -> None:
     pages = Pages()
     random_of_refs = random.Random(1)
     data: set[bytes] = set()
@@ -257,7 +257,7 @@ def test_references_are_all_that_was_written_and_all_data_of_every_entry() -> No
     named = {digest for item in found for digest in item.manifest}
     assert named <= set(pages.stored)
     assert all(_is_of_one(pages.stored[digest]) for digest in set(pages.stored) - named)
-    # A mark that has been at a page does not read below it again.
+    # A mark does not read below a page that it has visited.
     pages.forget_counts()
     assert list(references(root, pages, skip=lambda digest: digest == root.digest)) == []
     assert pages.read_digests == []

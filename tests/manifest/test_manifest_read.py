@@ -1,4 +1,4 @@
-"""Finding, walking and listing agree with the list of entries, and a damaged page costs only what it holds."""
+"""Finding, walking and listing agree with the list of entries, and a damaged page costs only its own entries."""
 
 import random
 
@@ -49,7 +49,7 @@ def test_find_walk_and_children_agree_with_the_list(
 
 
 @pytest.mark.parametrize("recursive", [True, False])
-def test_a_listing_goes_on_behind_any_entry_and_reads_little_for_that(recursive: bool) -> None:
+def test_a_listing_resumes_after_any_entry_and_reads_little(recursive: bool) -> None:
     pages = Pages()
     root = build(grown_tree(3000, 5), pages, SMALL)
     manifest = Manifest(root, pages)
@@ -66,7 +66,7 @@ def test_a_listing_goes_on_behind_any_entry_and_reads_little_for_that(recursive:
         assert list(stream) == whole[at + 2 :]
 
 
-def test_listing_a_directory_passes_over_what_lies_deeper() -> None:
+def test_listing_a_directory_skips_deeper_entries() -> None:
     pages = Pages()
     tree = [directory(b"big"), *(file(b"big/%05d" % n) for n in range(5000)), file(b"c")]
     root = build(tree, pages, SMALL)
@@ -85,7 +85,7 @@ def test_finding_in_order_reads_each_page_once() -> None:
     assert len(pages.read_digests) == len(set(pages.read_digests))
 
 
-def test_a_damaged_page_is_a_gap_and_the_rest_goes_on() -> None:
+def test_a_damaged_page_is_a_gap_and_the_walk_continues() -> None:
     pages = Pages()
     tree = grown_tree(800, 7)
     root = build(tree, pages)
@@ -112,7 +112,7 @@ def _is_in(path: bytes, gap: Gap) -> bool:
     )
 
 
-def test_listing_a_directory_with_a_gap_gives_no_entry_from_deeper_and_all_others() -> None:
+def test_listing_a_directory_with_a_gap_gives_its_readable_entries_only() -> None:
     pages = Pages()
     tree = in_order(
         [directory(b"d%02d" % n) for n in range(40)]
@@ -128,7 +128,7 @@ def test_listing_a_directory_with_a_gap_gives_no_entry_from_deeper_and_all_other
         assert listed == [path for path in wanted if not any(_is_in(path, gap) for gap in gaps)]
 
 
-def test_a_listing_goes_on_behind_a_gap() -> None:
+def test_a_listing_continues_after_a_gap() -> None:
     pages = Pages()
     tree = grown_tree(800, 9)
     root = build(tree, pages)
@@ -141,7 +141,7 @@ def test_a_listing_goes_on_behind_a_gap() -> None:
     assert list(Manifest(root, pages).walk(after=gap.upto)) == found[position + 1 :]
 
 
-def test_a_page_in_the_place_of_another_is_damage() -> None:
+def test_a_page_in_place_of_another_is_damage() -> None:
     pages = Pages()
     root = build(grown_tree(800, 10), pages)
     level, children = decode_index(pages.stored[root.digest])
@@ -155,7 +155,7 @@ def test_a_page_in_the_place_of_another_is_damage() -> None:
 
 
 @pytest.mark.parametrize("wrong", [file(b"c", mode=0o10000), Entry(b"c"), file(b"c\0d"), file(b"c/../d")])
-def test_an_entry_that_cannot_be_is_never_found_and_its_neighbours_are(wrong: Entry) -> None:
+def test_an_impossible_entry_is_never_found_and_its_neighbours_are(wrong: Entry) -> None:
     pages = Pages()
     leaf = [directory(b""), file(b"b"), wrong, file(b"e")]
     root = Root(
@@ -170,7 +170,7 @@ def test_an_entry_that_cannot_be_is_never_found_and_its_neighbours_are(wrong: En
             manifest.find(path)
     assert manifest.find(b"b") == leaf[1]
     assert manifest.find(b"e") == leaf[3]
-    [gap] = manifest.walk()  # though the page is here, unchecked
+    [gap] = manifest.walk()  # although the page exists, unchecked
     assert isinstance(gap, Gap)
 
 
@@ -189,7 +189,7 @@ def test_an_empty_manifest_has_nothing() -> None:
     assert list(manifest.walk()) == list(manifest.children(b"")) == []
 
 
-def test_a_root_that_cannot_be_read_is_one_gap_from_beginning_to_end() -> None:
+def test_an_unreadable_root_is_one_gap_from_beginning_to_end() -> None:
     pages = Pages()
     root = build(grown_tree(20, 1), pages)
     pages.damaged = {root.digest}
@@ -198,7 +198,7 @@ def test_a_root_that_cannot_be_read_is_one_gap_from_beginning_to_end() -> None:
     assert (gap.after, gap.upto) == (None, None)
 
 
-def test_a_run_comes_back_as_it_was_written_also_where_a_page_ends_inside_a_pair() -> None:
+def test_a_run_reads_back_as_written_even_if_a_page_ends_inside_a_pair() -> None:
     pages = Pages()
     run = [
         item

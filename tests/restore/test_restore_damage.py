@@ -86,7 +86,7 @@ def test_a_damaged_page_of_the_base_is_named_at_the_commit_of_changes_and_the_up
         assert reason(failed.value) == "DAMAGED"
         assert "FULL" in failed.value.details()
     assert len(backups(stub, "www")) == 1
-    found = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
+    found = source.state()
     assert found.state == pb.UPLOAD_STATE_OPEN
     stub.AbortUpload(sv.AbortUploadRequest(**source.id))
     back_up(stub, "www", MANY, kind=pb.BACKUP_KIND_FULL)

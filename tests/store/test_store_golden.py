@@ -200,9 +200,9 @@ def test_the_golden_head_opens_by_hand_as_the_format_describes() -> None:
 
 
 def test_the_golden_mark_says_who_began_when() -> None:
-    first, told, end = golden("mark.bin").split(b"\n")
+    first, content, end = golden("mark.bin").split(b"\n")
     assert (first, end) == (b"staddle mark 1", b"")
-    assert json.loads(told) == {"host": "granary", "began": "2026-11-29T08:00:00Z"}
+    assert json.loads(content) == {"host": "granary", "began": "2026-11-29T08:00:00Z"}
     assert re.fullmatch(r"marks/000000000007-[0-9a-f]{16}", names()["mark.bin"])
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from seaweed import S3Server
 from staddle_server.base.errors import Exhausted, Unavailable
-from staddle_server.store.backends import object_urls
+from staddle_server.base.threads import Threads
+from staddle_server.store.backends import object_store, object_urls
 from staddle_server.store.backends.object_probe import UnsafeStore, check
 from staddle_server.store.backends.object_store import PATIENCE_S, ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
@@ -160,7 +161,7 @@ def test_a_refusal_is_not_repeated(
 
 def test_a_store_without_room_is_full_and_not_unavailable(blobs: ObjectBlobs, proxy: Proxy) -> None:
     proxy.instead(lambda request: status(507, "XMinioStorageFull") if request.startswith(b"PUT") else None)
-    with pytest.raises(Exhausted, match="no room left") as caught:
+    with pytest.raises(Exhausted, match="no space left") as caught:
         blobs.put("a", b"1")
     assert caught.value.reason == "STORE_FULL"
 
@@ -211,6 +212,31 @@ def test_an_endpoint_that_refuses_connections_is_passed_by(
     blobs.put("a", DATA)
     assert blobs.read("a", 0, len(DATA)) == DATA
     assert waits.pauses == []
+
+
+def test_a_place_with_words_of_errors_in_its_name_is_no_error_of_that_kind(
+    proxy: Proxy, s3: S3Server, tmp_path: Path, waits: Waits
+) -> None:
+    proxy.stop()
+    opened = open_blobs(s3.url("redirect/certificate.dns-error", proxy.endpoint), os.environ, str(tmp_path))
+    assert isinstance(opened, ObjectBlobs)
+    blobs = ObjectBlobs(
+        opened.place, opened.endpoints, str(tmp_path), pause=waits.pause, now_s=lambda: waits.now_s
+    )
+    with pytest.raises(Unavailable, match=r"does not answer \(the connection was refused"):
+        blobs.size("timed-out.certificate")
+    assert waits.now_s >= PATIENCE_S
+
+
+def test_missing_credentials_are_named_where_the_machine_has_no_role_either(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="no credentials in the environment or a file, and no role"):
+        opening().put("a", DATA)
 
 
 # --- writing
@@ -300,13 +326,27 @@ def test_a_listing_that_breaks_in_the_middle_goes_on_behind_the_last_name(
     blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy
 ) -> None:
     names = [f"p/{number:04}" for number in range(1040)]
-    for name in names:
-        direct.put(name, b"")
+    with Threads(8, "put") as threads:
+        list(threads.map(lambda name: direct.put(name, b""), names))
     proxy.harm(once("GET", lambda answer: answer[: len(answer) // 2], containing="continuation-token"))
     assert [name for name, _ in blobs.list("p")] == names
     lists = [line for line in proxy.requests if "list-type=2" in line]
     assert len(lists) == 3
     assert "start-after" in lists[-1]
+
+
+def test_a_deep_listing_is_read_ahead_by_its_children_and_resumed_in_each(
+    blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PAGE_NAMES", 20)
+    names = [f"p/{shard:02x}/{number:04}" for shard in range(3) for number in range(15)]
+    with Threads(8, "put") as threads:
+        list(threads.map(lambda name: direct.put(name, b""), names))
+    proxy.harm(once("GET", lambda answer: answer[: len(answer) // 2], containing="p%2F01%2F"))
+    assert [name for name, _ in blobs.list("p")] == names
+    lists = [line for line in proxy.requests if "list-type=2" in line]
+    asked = [re.findall(rf"prefix=[^& ]*%2F0{shard}%2F[& ]", " ".join(lists)) for shard in range(3)]
+    assert list(map(len, asked)) == [1, 2, 1]
 
 
 def test_a_listing_that_cannot_go_on_never_looks_like_its_end(
@@ -342,11 +382,15 @@ def _whole(answer: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("then", "containing", "what"),
     [
-        (_reversed, "list-type=2", "does not list names in the order"),
+        (_reversed, "list-type=2", "does not list names in byte order"),
         (lambda answer: re.sub(rb"<Size>4096", b"<Size>4097", answer), "list-type=2", "with its size"),
-        (lambda answer: answer[:-1] + bytes([answer[-1] ^ 1]), PROBES, "does not give an object back"),
+        (
+            lambda answer: answer[:-1] + bytes([answer[-1] ^ 1]),
+            PROBES,
+            "does not return an object as it was put",
+        ),
         (_whole, PROBES, "ignores ranges"),
-        (lambda _answer: status(404, "NoSuchKey"), PROBES, "is not there to be read"),
+        (lambda _answer: status(404, "NoSuchKey"), PROBES, "cannot be read"),
     ],
 )
 def test_an_engine_that_is_not_safe_is_refused_by_name(
@@ -360,7 +404,7 @@ def test_an_engine_that_is_not_safe_is_refused_by_name(
 def test_an_engine_that_keeps_what_was_deleted_is_refused(blobs: ObjectBlobs, proxy: Proxy) -> None:
     gone = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
     proxy.instead(lambda request: gone if request.startswith(b"DELETE") else None)
-    with pytest.raises(UnsafeStore, match="was deleted is still there"):
+    with pytest.raises(UnsafeStore, match="was deleted still exists"):
         check(blobs)
 
 

@@ -12,6 +12,7 @@ from obstore.store import S3Store
 from seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from staddle_server.base.errors import Unavailable
 from staddle_server.base.threads import Threads
+from staddle_server.store.backends import object_store
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.open import open_blobs
 from staddle_server.store.testing import BlobsContract
@@ -66,13 +67,21 @@ def test_a_bucket_that_is_gone_is_unavailable_and_never_an_object_that_is_missin
         }[act]()
 
 
-def test_a_listing_of_many_pages_is_whole_and_sorted(s3: S3Server, tmp_path: Path) -> None:
+def test_a_listing_of_many_pages_is_whole_and_sorted_whether_it_is_deep_or_flat(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PAGE_NAMES", 20)
     blobs = opened(s3, tmp_path)
-    names = [f"packs/{shard:02x}/{number:04x}" for shard in range(4) for number in range(260)]
+    deep = [f"packs/t/{shard}/{number:04x}" for shard in ("0a", "0b", "b") for number in range(30)]
+    # Names beside the shards; an engine that keeps directories has "b" before "b-".
+    beside = ["packs/t/0a.x", "packs/t/b-/1", "packs/t/c"]
+    flat = [f"records/t/{number:04x}" for number in range(50)]
     with Threads(8, "put") as threads:
-        list(threads.map(lambda name: blobs.put(name, b"x"), names))
-    assert list(blobs.list("packs")) == [(name, 1) for name in names]
-    assert [name for name, _ in blobs.list("packs/02")] == names[520:780]
+        list(threads.map(lambda name: blobs.put(name, name.encode()), deep + beside + flat))
+    assert list(blobs.list("packs/t")) == [(name, len(name)) for name in sorted(deep + beside)]
+    assert [name for name, _ in blobs.list("packs/t/b")] == deep[60:]
+    assert [name for name, _ in blobs.list("records/t")] == flat
+    assert next(blobs.list("packs/t")) == ("packs/t/0a.x", 12)  # and the rest is never asked for
 
 
 def test_objects_of_others_in_the_bucket_are_passed_over(s3: S3Server, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,12 +60,29 @@ def test_what_is_no_url_of_a_store_is_refused_without_repeating_a_secret(url: st
     assert "sesame" not in str(caught.value)
 
 
+def test_a_server_on_a_directory_does_not_load_the_library() -> None:
+    loaded = "import sys, staddle_server.cli.serve; print('obstore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "staddle_server.store.backends.object_store", raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
     with pytest.raises(S3ExtraMissing, match=r"pip install 'staddle\[server,s3\]'"):
         open_object_url("s3://bucket", {}, "/tmp")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/a", "az://container/a"])
+def test_the_stores_of_google_and_azure_are_opened_with_variables_of_their_own(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    assert open_object_url(url, {}, str(tmp_path)).place == url
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
+    with pytest.raises(Fault, match="az://container/a cannot be opened"):
+        open_object_url("az://container/a", {}, str(tmp_path))
 
 
 def test_no_file_of_credentials_is_an_error_only_where_one_is_named(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ SMALL = (
     "log_min_messages=warning",
 )
 READY_S = 60.0
+on_both_databases = pytest.mark.parametrize("catalog_url", ["sqlite", "postgresql"], indirect=True)
+"""Runs a test of `running` with its catalog in a file, and in PostgreSQL."""
+on_both_databases_in_test_all = pytest.mark.parametrize(
+    "catalog_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+"""The same for a long test: PostgreSQL only in `make test-all`."""
 USER = "staddle"
 
 

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 import forked
 import grpc
 import statements  # noqa: F401  for what it does
+from sqlalchemy import func, insert, select
 from staddle.v1 import service_pb2_grpc
 from staddle_server.app.service import Service
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, open_catalog
+from staddle_server.catalog.schema import metadata
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
@@ -93,6 +95,24 @@ def _ready() -> Ready:
     return Ready(store, path.read_bytes(), tenant, seeded.getstate())
 
 
+def _fill(url: str) -> None:
+    """Copies the catalog of `_ready` into an empty database of PostgreSQL."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "catalog.db"
+        path.write_bytes(_ready().catalog)
+        source, target = open_catalog(str(path)), open_catalog(url)
+        with source.database.read() as old, target.database.write() as new:
+            for table in metadata.sorted_tables:
+                if rows := [dict(row) for row in old.execute(select(table)).mappings()]:
+                    new.execute(insert(table), rows)
+            for table in (each for each in metadata.sorted_tables if each.autoincrement_column is not None):
+                column = table.autoincrement_column.name
+                sequence = func.pg_get_serial_sequence(table.name, column)
+                new.execute(select(func.setval(sequence, func.max(table.c[column]))))
+        source.close()
+        target.close()
+
+
 def _make_tenant(catalog: Catalog, keys: KeyStore, name: str) -> bytes:
     now_ns = time.time_ns()
     made = keys.create(name, now_ns)
@@ -115,20 +135,25 @@ class Running:
     listen: str = "127.0.0.1:0"
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
+    catalog_url: str = ""
+    """An empty database for the catalog; "": a file of SQLite."""
 
     def __post_init__(self) -> None:
         self._random = random.Random()
         self._random.setstate(_ready().random)
-        if not (self.root / "catalog.db").exists():
+        if not (self.root / ("store" if self.catalog_url else "catalog.db")).exists():
             shutil.copytree(_ready().store, self.root / "store", dirs_exist_ok=True)
-            (self.root / "catalog.db").write_bytes(_ready().catalog)
+            if self.catalog_url:
+                _fill(self.catalog_url)
+            else:
+                (self.root / "catalog.db").write_bytes(_ready().catalog)
         self._channels: list[grpc.Channel] = []
         self.tokens: dict[str, str] = {}
         self.start()
 
     def start(self) -> None:
         """Opens the directory and serves it."""
-        self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"), **self.catalog_options)
+        self.catalog: Catalog = open_catalog(self.catalog_place, **self.catalog_options)
         self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
         self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)
         self.tenant = _ready().tenant
@@ -142,11 +167,16 @@ class Running:
                 upload_life_s=self.upload_life_s,
                 retention_every_s=self.retention_every_s,
                 parity_percent=self.parity_percent,
-                integrity_every_s=self.integrity_every_s,
             ),
             clock=self.clock,
+            integrity_every_s=self.integrity_every_s,
         )
         self.port = self.service.start(self.listen, None)
+
+    @property
+    def catalog_place(self) -> str:
+        """What opens the catalog."""
+        return self.catalog_url or str(self.root / "catalog.db")
 
     def make_tenant(self, name: str) -> bytes:
         """A further tenant, by its id."""

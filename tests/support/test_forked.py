@@ -17,7 +17,7 @@ WAIT_S = 60
 SAME = r"^(Umask|[UG]id|Groups|NSpgid|NSsid|Sig\w+|Cap\w+|NoNewPrivs|Seccomp):[ \t]*(.*)$"
 
 
-def told(pid: int) -> dict[str, object]:
+def properties(pid: int) -> dict[str, object]:
     """What the system knows of a process that does not depend on its memory."""
     here = Path(f"/proc/{pid}")
     return {
@@ -49,7 +49,7 @@ def test_a_forked_server_has_the_signals_user_session_and_descriptors_of_a_start
             server.start()
             assert server.stub()
         forked_pid, true_pid = (server.process.pid for server in servers)
-        assert told(forked_pid) == told(true_pid)
+        assert properties(forked_pid) == properties(true_pid)
         assert descriptors(forked_pid) == descriptors(true_pid)
         status = [server.stop() for server in servers]
         assert status == [0, 0]

@@ -201,6 +201,10 @@ class Source:
             self.put_chunks(self.missing(chunks))
         self.put_entries(self.entry(path, data, **fields))
 
+    def state(self) -> pb.Upload:
+        """The upload as the server has it now."""
+        return self.stub.GetUpload(sv.GetUploadRequest(upload_id=self.upload.id)).upload
+
     def commit(self) -> pb.Backup:
         request = sv.CommitUploadRequest(**self.id, entry_count=self.entries, data_bytes=self.bytes)
         return self.stub.CommitUpload(request).backup
@@ -239,6 +243,20 @@ def open_upload(stub, request_id):
                 raise
             threading.Event().wait(0.05)
     raise AssertionError("the upload never began")
+
+
+class Held:
+    """A function that, once it is called, waits until a test lets it go."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+        self.reached = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, *arguments: object, **fields: object) -> object:
+        self.reached.set()
+        assert self.go.wait(20), "no test let it go"
+        return self._function(*arguments, **fields)
 
 
 def wait_until(true: Callable[[], object], deadline_s: float = 60.0) -> None:

@@ -6,7 +6,6 @@ import grpc
 import pytest
 from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import Role
 from staddle_server.catalog import WHOLE_PACK
 from staddle_server.store.blobs import BlobUnreadable
@@ -97,7 +96,7 @@ def test_an_upload_that_relied_on_a_pack_before_its_damage_was_found_misses_chun
     with pytest.raises(grpc.RpcError) as failed:
         source.commit()
     assert reason(failed.value) == "MISSING_CHUNKS"
-    listed = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
+    listed = source.state()
     assert listed.state == pb.UPLOAD_STATE_OPEN
     source.put_chunks(source.missing(chunks))
     source.put_entries(source.entry("large", LARGE, mode=0o600))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import select
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.limits import REAP_GRACE_S
 from staddle_server.base.types import Role
 from staddle_server.catalog import Backup, Catalog
+from staddle_server.catalog.schema import metadata
 from staddle_server.manifest.content import chunks_of
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.tenancy.chunk_reader import ChunkReader
@@ -66,14 +68,9 @@ class Garbage:
     def tables(self) -> dict[str, list[tuple[object, ...]]]:
         """All rows of the catalog."""
         with self.running.catalog.database.read() as connection:
-            names = (
-                connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
-                .scalars()
-                .all()
-            )
             return {
-                name: sorted(map(tuple, connection.exec_driver_sql(f"SELECT * FROM {name}")), key=repr)
-                for name in names
+                table.name: sorted(map(tuple, connection.execute(select(table))), key=repr)
+                for table in metadata.sorted_tables
             }
 
     def count(self, table: str) -> int:

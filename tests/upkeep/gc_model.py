@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 WRITING, LIVE, CONDEMNED, DROPPED = "writing", "live", "condemned", "dropped"
-NOBODY = -1
+NO_PACK = -1
 NO_BASE = -1
 
 
@@ -23,10 +23,10 @@ class Upload(NamedTuple):
     state: str = "none"
     base: int = NO_BASE
     refs: frozenset[str] = frozenset()
-    """Chunks that it was told are there, or has published."""
-    found: int = NOBODY
+    """Chunks that it was told exist, or has published."""
+    found: int = NO_PACK
     """The pack that a look-up has shown to it."""
-    own: int = NOBODY
+    own: int = NO_PACK
 
 
 class Backup(NamedTuple):
@@ -61,11 +61,11 @@ class Collector(NamedTuple):
     at: str = "lease"
     fence: int = 0
     roots: frozenset[int] = frozenset()
-    read: tuple[int, frozenset[tuple[int, str]]] = (NOBODY, frozenset())
+    read: tuple[int, frozenset[tuple[int, str]]] = (NO_PACK, frozenset())
     left: tuple[int, ...] = ()
     claims: frozenset[Claim] = frozenset()
     """What a stale snapshot has seen."""
-    copy: int = NOBODY
+    copy: int = NO_PACK
 
 
 class State(NamedTuple):
@@ -186,7 +186,7 @@ class Model:
             yield state.upload(number, at=then, state="open", base=base)
         elif upload.at == "find":
             found = state.live(program.chunk)
-            for pack in found or [NOBODY]:
+            for pack in found or [NO_PACK]:
                 yield state.upload(number, at="claim", found=pack)
         elif upload.at == "claim":
             yield from self._claim(state, number)
@@ -205,9 +205,9 @@ class Model:
     def _claim(self, state: State, number: int) -> Iterator[State]:
         upload, program = state.uploads[number], self._programs[number]
         has_it = upload.refs | {program.chunk}
-        if self._wrong.refers_without_a_claim and upload.found != NOBODY:
+        if self._wrong.refers_without_a_claim and upload.found != NO_PACK:
             yield state.upload(number, at="commit", refs=has_it)
-        elif upload.found == NOBODY or state.packs[upload.found].state != LIVE:
+        elif upload.found == NO_PACK or state.packs[upload.found].state != LIVE:
             yield state.upload(number, at="announce a pack")
         elif not state.packs[upload.found].locked:
             yield _claimed(state.upload(number, at="commit", refs=has_it), number, upload.found)
@@ -281,7 +281,7 @@ class Model:
             return
         root = min(state.mark.unwalked)
         reached = frozenset(
-            (min(state.live(chunk), default=NOBODY), chunk) for chunk in state.backups[root].refs
+            (min(state.live(chunk), default=NO_PACK), chunk) for chunk in state.backups[root].refs
         )
         yield state.collector(number, at="save", read=(root, reached))
 
@@ -290,7 +290,7 @@ class Model:
         mark = state.mark._replace(
             unwalked=state.mark.unwalked - {root}, reached=state.mark.reached | reached
         )
-        after = state._replace(mark=mark).collector(number, read=(NOBODY, frozenset()))
+        after = state._replace(mark=mark).collector(number, read=(NO_PACK, frozenset()))
         if mark.unwalked:
             yield after.collector(number, at="walk")
         else:
@@ -327,15 +327,15 @@ class Model:
         me = state.collectors[number]
         pack = me.left[0]
         claims = me.claims if self._wrong.condemns_in_one_statement else state.claims
-        blind = me.copy != NOBODY and self._wrong.compacts_without_looking_at_claims
+        blind = me.copy != NO_PACK and self._wrong.compacts_without_looking_at_claims
         after = state.pack(pack, locked=False)
         if not blind and any(claim.pack == pack and self._counts(state, claim) for claim in claims):
             yield self._given_up(after, number)
             return
-        if me.copy != NOBODY:
+        if me.copy != NO_PACK:
             after = after.pack(me.copy, state=LIVE)
         after = after.pack(pack, state=CONDEMNED)
-        yield after.collector(number, at="next pack", left=me.left[1:], copy=NOBODY, claims=frozenset())
+        yield after.collector(number, at="next pack", left=me.left[1:], copy=NO_PACK, claims=frozenset())
 
     def _counts(self, state: State, claim: Claim) -> bool:
         if self._wrong.claims_count_by_age and claim.mark < state.mark.number:
@@ -349,8 +349,8 @@ class Model:
 
     def _given_up(self, state: State, number: int) -> State:
         me = state.collectors[number]
-        after = state if me.copy == NOBODY else state.pack(me.copy, state=DROPPED)
-        return after.collector(number, at="next pack", left=me.left[1:], copy=NOBODY, claims=frozenset())
+        after = state if me.copy == NO_PACK else state.pack(me.copy, state=DROPPED)
+        return after.collector(number, at="next pack", left=me.left[1:], copy=NO_PACK, claims=frozenset())
 
     def _end_claims(self, state: State, number: int) -> Iterator[State]:
         kept = frozenset(claim for claim in state.claims if claim.upload not in state.mark.roots)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import postgres_server
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import EntryType
 from staddle_server.catalog import Catalog, open_catalog
@@ -69,19 +70,19 @@ def open_store(path: Path, master: bytes = MASTER) -> tuple[Blobs, KeyStore]:
 
 
 @contextmanager
-def rebuilt(store: Path, path: Path, now_ns: int = NOW_NS) -> Iterator[tuple[Catalog, RebuildReport]]:
-    """A new catalog at `path`, made from the store alone."""
+def rebuilt(store: Path, place: Path | str, now_ns: int = NOW_NS) -> Iterator[tuple[Catalog, RebuildReport]]:
+    """A new catalog at `place`, made from the store alone."""
     blobs, keys = open_store(store)
-    catalog = open_catalog(str(path))
+    catalog = open_catalog(str(place))
     try:
         yield catalog, Rebuilding(blobs, keys, catalog, now_ns).run()
     finally:
         catalog.close()
 
 
-def facts_in(path: Path) -> Facts:
-    """The same for the catalog in a file."""
-    catalog = open_catalog(str(path))
+def facts_in(place: str) -> Facts:
+    """The same for the catalog at this place."""
+    catalog = open_catalog(place)
     try:
         return facts_of(catalog)
     finally:
@@ -94,10 +95,12 @@ def rebuild_in_place(running: Any) -> tuple[RebuildReport, Facts]:
     New tokens are made.
     """
     running.stop()
-    lost = facts_in(running.root / "catalog.db")
+    lost = facts_in(running.catalog_place)
     for path in running.root.glob("catalog.db*"):
         path.unlink()
-    with rebuilt(running.root / "store", running.root / "catalog.db", time.time_ns()) as (_, report):
+    if running.catalog_url:
+        running.catalog_url = postgres_server.new_url()
+    with rebuilt(running.root / "store", running.catalog_place, time.time_ns()) as (_, report):
         pass
     running.tokens.clear()
     running.start()

@@ -10,6 +10,7 @@ import time
 import grpc
 import pytest
 from extent import extent
+from postgres_server import on_both_databases_in_test_all
 from rebuilt import NOW_NS, delete, facts_of, files_of, link_store, rebuild_in_place, rebuilt
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -130,6 +131,7 @@ def test_the_catalog_of_a_busy_store_is_rebuilt_and_every_backup_restores(runnin
             assert restore_one(client.stub, client.dataset, backup) == client.contents[backup]
 
 
+@on_both_databases_in_test_all
 def test_a_catalog_lost_at_any_moment_is_rebuilt_with_everything_acknowledged(running, tmp_path):
     """Only a copy of the store is left, made at some moment during the calls."""
     clients = [Client(running, seed, running.tenant) for seed in range(3)]
@@ -183,6 +185,7 @@ def test_rebuilding_again_gives_the_same_catalog(running, tmp_path):
     assert facts_of(running.catalog) == first
 
 
+@on_both_databases_in_test_all
 def test_decisions_about_tenants_datasets_and_backups_are_rebuilt(running, tmp_path):
     stub = running.stub()
     one, two, three = (
@@ -326,6 +329,7 @@ def test_after_a_rebuild_garbage_collection_waits_and_graces_start_again(running
     undelete(running.stub(), "www", backup.id)
 
 
+@on_both_databases_in_test_all
 def test_a_rebuild_drops_open_uploads_and_their_stored_chunks_are_not_sent_again(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})

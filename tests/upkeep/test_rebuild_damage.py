@@ -62,13 +62,13 @@ def test_lost_chunks_of_a_pack_are_named_and_sent_again_by_the_next_backup(runni
     flip(pack, pack.stat().st_size - 40, 30)
     report, _ = rebuild_in_place(running)
     assert [Path(each.what).name for each in report.problems] == [pack.name, running.tenant.hex()]
-    assert report.problems[1].message.startswith("No pack that can be read holds 4 chunks")
+    assert report.problems[1].message.startswith("No readable pack holds 4 chunks")
     stub = running.stub()
     damaged = [damage.path for damage in restore(stub, "www").damages]
     assert 1 <= len(damaged) <= 2
     begun = Source(stub, "www").begun
     assert [entry.path for entry in begun.damaged_base_entries] == damaged, (
-        "the next upload is told what to send"
+        "the next upload learns what to send"
     )
     back_up(stub, "www", files)
     assert restore(stub, "www").files == files
@@ -139,7 +139,7 @@ def test_chunks_of_a_missing_pack_are_sent_again_and_not_taken_from_the_base(run
     back_up(stub, "www", files)
     pack.unlink()
     report, _ = rebuild_in_place(running)
-    assert any("No pack that can be read holds" in each.message for each in report.problems)
+    assert any("No readable pack holds" in each.message for each in report.problems)
     stub = running.stub()
     source = Source(stub, "www", scope=pb.UPLOAD_SCOPE_CHANGES)
     assert [entry.path for entry in source.begun.damaged_base_entries] == ["a"]
@@ -236,7 +236,7 @@ def test_an_unfinished_tenant_is_skipped_and_occupies_no_name(running, tmp_path)
     KeyStore(running.blobs, bytes(range(32))).create("default", 1)
     report, _ = rebuild_in_place(running)
     assert (report.tenants, report.problems) == (1, [])
-    assert "never made to the end" in report.notes[0]
+    assert "its creation was never completed" in report.notes[0]
     assert running.catalog.tenants.get_by_name("default").id == running.tenant
     assert restore(running.stub(), "www").files == {"a": b"1"}
 

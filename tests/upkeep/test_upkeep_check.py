@@ -157,7 +157,7 @@ def test_a_damaged_footer_is_an_alarm_until_it_is_repaired_although_all_backups_
     assert not integrity.is_whole
     damage = running.catalog.packs.known_damage()[running.tenant]
     assert (damage.packs, damage.segments, damage.footers) == (0, 0, 1)
-    assert told(stub) == (0, 0, 1)
+    assert damage_counts(stub) == (0, 0, 1)
     found, _ = check(running)
     assert [(each.kind, each.severity) for each in found] == [("footer", "damage")]
     flip(path, -20)
@@ -167,16 +167,16 @@ def test_a_damaged_footer_is_an_alarm_until_it_is_repaired_although_all_backups_
     assert marks(running) == set()
     integrity.look()
     assert integrity.is_whole
-    assert told(stub) == (0, 0, 0)
+    assert damage_counts(stub) == (0, 0, 0)
     flip(path, -20)
     check(running)
     integrity.look()
-    assert told(stub) == (0, 0, 1)
+    assert damage_counts(stub) == (0, 0, 1)
     others = running.stub("reader", tenant=running.make_tenant("theirs"))
-    assert told(others) == (0, 0, 0), "damage is reported to its own tenant only"
+    assert damage_counts(others) == (0, 0, 0), "damage is reported to its own tenant only"
 
 
-def told(stub):
+def damage_counts(stub):
     said = stub.GetServerInfo(sv.GetServerInfoRequest()).condition
     return said.damaged_packs, said.damaged_segments, said.damaged_footers
 

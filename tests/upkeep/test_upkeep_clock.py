@@ -414,15 +414,19 @@ def test_log_and_health_report_a_doubted_clock_and_the_end_of_the_doubt(garbage,
         running.service.clock_watch.look()
         assert caplog.text.count("the clock jumped forward by 365 days") == 2, "once, and again after an hour"
         assert upkeep_health(running) == health_pb2.HealthCheckResponse.NOT_SERVING
-        told = condition(running)
-        assert told.clock_in_doubt
-        assert round(told.clock_jump.seconds / DAY) == 365
-        assert 0 < told.clock_wait.seconds <= YEAR - 2 * 3600
+        reported = condition(running)
+        assert reported.clock_in_doubt
+        assert round(reported.clock_jump.seconds / DAY) == 365
+        assert 0 < reported.clock_wait.seconds <= YEAR - 2 * 3600
         running.clock.jump_s = 0
         running.restart()
     assert upkeep_health(running) == health_pb2.HealthCheckResponse.SERVING
-    told = condition(running)
-    assert (told.takes_backups, told.clock_in_doubt, told.HasField("clock_jump")) == (True, False, False)
+    reported = condition(running)
+    assert (reported.takes_backups, reported.clock_in_doubt, reported.HasField("clock_jump")) == (
+        True,
+        False,
+        False,
+    )
 
 
 def condition(running) -> sv.ServerCondition:
@@ -446,12 +450,12 @@ def test_the_command_shows_the_doubt_of_a_running_server_and_confirms_the_clock(
     assert catalog.clock.put(seen._replace(offset_ns=seen.offset_ns - YEAR * NS), seen), "as if it had jumped"
     shown = command("clock", "--data", str(server.data))
     assert (shown.returncode, "the clock jumped forward by 365 days" in shown.stdout) == (3, True)
-    told = json.loads(command("clock", "--json", "--data", str(server.data)).stdout)
-    assert (told["believed"], round(told["jump_seconds"] / DAY)) == (False, 365)
+    reported = json.loads(command("clock", "--json", "--data", str(server.data)).stdout)
+    assert (reported["believed"], round(reported["jump_seconds"] / DAY)) == (False, 365)
     collected = command("gc", "--data", str(server.data))
     assert collected.returncode == 1
     assert "NOT COLLECTED: the clock jumped" in collected.stdout
     assert command("clock", "--confirm", "--data", str(server.data)).returncode == 0
-    assert command("clock", "--data", str(server.data)).stdout.startswith("Believed")
+    assert command("clock", "--data", str(server.data)).stdout.startswith("Trusted")
     assert command("gc", "--data", str(server.data)).returncode == 0
     catalog.close()

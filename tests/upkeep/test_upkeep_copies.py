@@ -77,5 +77,5 @@ def test_a_tenant_without_keys_does_not_stop_copying_for_others(running):
     report = copy_new(*parts(running))
     assert len(report.damaged) == 2
     assert key.name in report.damaged[0]
-    assert "the records of tenant other cannot be read" in report.damaged[1]
+    assert "the records of tenant other are unreadable" in report.damaged[1]
     assert copied(running) == {name for name in small(running) if other.hex() not in name}

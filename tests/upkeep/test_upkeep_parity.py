@@ -38,14 +38,14 @@ def test_every_pack_without_parity_gets_it_once(running, packs):
     back_up(stub, "www", FILES)
     back_up(running.stub(tenant=running.make_tenant("other")), "www", FILES)
     before = packs.all()
-    told = []
+    reported = []
     report = make_all(
-        packs.tenants, packs.catalog, 10, tick=lambda pack, made: told.append((pack.pack, made))
+        packs.tenants, packs.catalog, 10, tick=lambda pack, made: reported.append((pack.pack, made))
     )
-    assert [pack for pack, _ in told] == before
+    assert [pack for pack, _ in reported] == before
     assert packs.having_parity() == before
     assert report == ParityReport(
-        len(before), packs.catalog.packs.parity_totals().pack_bytes, sum(made for _, made in told)
+        len(before), packs.catalog.packs.parity_totals().pack_bytes, sum(made for _, made in reported)
     )
     assert 0.1 < report.parity_bytes / report.pack_bytes < 0.115
     assert packs.make() == ParityReport()

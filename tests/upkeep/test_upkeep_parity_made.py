@@ -227,7 +227,7 @@ def test_a_task_with_much_work_leaves_the_others_their_turn(running, packs):
 
     said = task.run(slow)
     assert said.startswith("parity was made for 1 pack, ")
-    assert said.endswith("; there are more")
+    assert said.endswith("; more are left")
     while len(packs.having_parity()) < count:
         assert task.run(slow).startswith("parity was made for 1 pack, ")
     assert task.run(lambda: True) == ""

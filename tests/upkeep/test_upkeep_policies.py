@@ -98,7 +98,7 @@ def test_without_a_policy_no_backup_is_deleted(running):
     made = several(running, stub, 3)
     shown = plan(stub)
     assert [each.goes for each in shown.backups] == [False] * 3
-    assert shown.backups[0].reasons == ["there is no policy"]
+    assert shown.backups[0].reasons == ["the dataset has no policy"]
     assert list(apply(stub, shown.plan_token).deleted_backup_ids) == []
     assert ids(backups(stub, "www")) == ids(reversed(made))
 
@@ -328,7 +328,7 @@ def test_a_plan_finds_an_unreadable_manifest_itself(running):
     damage_chunk(running, bytes.fromhex(older.manifest_digest), Role.MANIFEST)
     shown = plan(stub)
     assert [(each.goes, each.damaged) for each in shown.backups] == [(False, True), (False, True)]
-    assert shown.backups[1].reasons == ["no backup is known to be whole"]
+    assert shown.backups[1].reasons == ["no backup is known to be intact"]
 
 
 def test_a_plan_finds_a_chunk_that_no_pack_has(running):

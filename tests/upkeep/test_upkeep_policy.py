@@ -270,14 +270,14 @@ def test_a_damaged_backup_takes_no_bucket_and_the_newest_complete_one_stays():
     )
     planned = plan(Policy(keep_last=1), damaged + whole, NOW * NS)
     assert [each.damaged for each in planned] == [True, True, False, False, False]
-    assert planned[2].reasons == ("last 1 of 1", "the newest that is whole")
+    assert planned[2].reasons == ("last 1 of 1", "the newest intact one")
 
 
 def test_while_no_backup_is_complete_none_is_deleted():
     backups = [made(number, NOW - number * DAY, damaged=True) for number in range(5)]
     planned = plan(Policy(keep_last=1), backups, NOW * NS)
     assert not any(each.goes for each in planned)
-    assert planned[4].reasons == ("no backup is known to be whole",)
+    assert planned[4].reasons == ("no backup is known to be intact",)
 
 
 def test_without_a_rule_no_backup_is_deleted():

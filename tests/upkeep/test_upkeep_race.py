@@ -10,11 +10,13 @@ import pytest
 from extent import extent
 from garbage_left import Garbage
 from gc_race import Race
+from postgres_server import on_both_databases_in_test_all
 
 ROUNDS = int(os.environ.get("STADDLE_TEST_RACE_ROUNDS", extent("8", "15")))
 SEED = int(os.environ.get("STADDLE_TEST_RACE_SEED", "2026"))
 
 
+@on_both_databases_in_test_all
 @pytest.mark.timeout(300 + 2 * ROUNDS)
 def test_many_writers_readers_deleters_and_collectors_lose_nothing(running):
     race = Race(Garbage(running), SEED, ROUNDS)

@@ -90,7 +90,7 @@ def test_a_catalog_that_is_older_than_the_store_is_refused(garbage):
     running.start()
     objects = garbage.objects("")
     for _ in range(3):
-        assert "the catalog is older than the store: it does not know 1 backup of which" in _failure(
+        assert "the catalog is older than the store: it does not know 1 backup with" in _failure(
             garbage, grace_s=0
         )
         garbage.reap_grace()
@@ -150,7 +150,7 @@ def test_an_unreadable_manifest_stops_its_tenant_only_until_its_backup_is_given_
     damaged.write_bytes(bytes(damaged.stat().st_size))
     report = garbage.collector().collect(grace_s=0)
     assert [tenant.tenant for tenant in report.failed] == ["default"]
-    assert f"the manifest of backup {kept.id} cannot be read" in report.failed[0].failure
+    assert f"the manifest of backup {kept.id} is unreadable" in report.failed[0].failure
     assert f"the manifest of backup {kept.id}" in running.catalog.tenants.get(running.tenant).gc_failure
     assert [name for name in garbage.objects() if running.tenant.hex() in name] == mine
     assert [tenant.packs_reaped for tenant in report.tenants] == [0, 1], "the other tenant was collected"
@@ -367,7 +367,7 @@ def test_garbage_is_removed_even_if_the_disk_is_too_full_to_compact(garbage, mon
     with monkeypatch.context() as patch:
         _with_room_for(running, patch, 2)  # the record of the purge, and the head
         (tenant,) = garbage.collector().collect(grace_s=0).tenants
-    assert "compaction needs more room, and all else was done" in tenant.failure
+    assert "compaction needs more space, and all else was done" in tenant.failure
     assert (tenant.packs_compacted, tenant.packs_reaped) == (0, 1)
     assert set(garbage.objects()) == kept
     assert garbage.collect_all().sum_of("packs_compacted") == 9
@@ -384,7 +384,7 @@ def test_on_a_nearly_full_disk_purges_with_a_written_record_free_their_space(gar
     with monkeypatch.context() as patch:
         _with_room_for(running, patch, 2)
         (tenant,) = garbage.collector().collect(grace_s=0).tenants
-    assert "purging needs more room, and all else was done" in tenant.failure
+    assert "purging needs more space, and all else was done" in tenant.failure
     assert (tenant.backups_purged, tenant.backups_walked, tenant.packs_reaped) == (3, 2, 1)
     assert len(garbage.objects()) == before - 1
     garbage.collect_all()

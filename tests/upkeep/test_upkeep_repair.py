@@ -203,10 +203,10 @@ def test_keys_that_the_catalog_does_not_have_stay_unchanged(running):
     assert [each.kind for each in damage(found)] == ["keys"]
     assert done.keys == 0
     assert key.read_bytes() == before
-    assert f"keys/{other.hex()} back from a copy of the store" in damage(found)[0].message
+    assert f"keys/{other.hex()} from a copy of the store" in damage(found)[0].message
     key.unlink()
     (lost,) = damage(check(running)[0])
-    assert f"put keys/{other.hex()} back from a copy of the store, as the catalog has no copy" in lost.message
+    assert f"restore keys/{other.hex()} from a copy of the store, as the catalog has no copy" in lost.message
     assert "repair" not in lost.message
 
 

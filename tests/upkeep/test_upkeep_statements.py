@@ -36,7 +36,6 @@ def _statements(garbage, monkeypatch, method):
 
     monkeypatch.setattr(catalog.marks, method, watched)
     event.listen(catalog.database.engine, "before_execute", note)
-    event.listen(catalog.database._writer, "before_execute", note)
     garbage.collect_all()
     return [said for number, said in enumerate(seen) if number == 0 or said != seen[number - 1]]
 
@@ -44,10 +43,10 @@ def _statements(garbage, monkeypatch, method):
 def test_condemning_locks_the_packs_first_and_reads_claims_in_a_separate_statement(garbage, monkeypatch):
     fence, lock, claims, *changes = _statements(garbage, monkeypatch, "condemn")
     assert "FROM collector" in fence
-    assert fence.endswith("FOR UPDATE")
+    assert fence.endswith("FOR NO KEY UPDATE")
     assert "claims" not in lock
     assert "packs.state" in lock
-    assert lock.endswith("FOR UPDATE OF packs")
+    assert lock.endswith("FOR NO KEY UPDATE OF packs")
     assert "FROM claims, uploads" in claims
     assert [said.split()[0] for said in changes] == ["UPDATE", "DELETE"]
 
@@ -55,7 +54,7 @@ def test_condemning_locks_the_packs_first_and_reads_claims_in_a_separate_stateme
 def test_a_mark_ends_old_claims_then_lists_all_roots_at_once_then_packs(garbage, monkeypatch):
     said = _statements(garbage, monkeypatch, "begin_mark")
     fence, *rest = (text for text in said if not text.startswith("SELECT marks"))
-    assert fence.endswith("FOR UPDATE")
+    assert fence.endswith("FOR NO KEY UPDATE")
     changes = [" ".join(text.split()[:3]) for text in rest if not text.startswith("SELECT")]
     assert changes == [
         "INSERT INTO marks",

@@ -106,23 +106,23 @@ def test_a_disk_that_fills_up_during_a_stream_is_reported_and_the_upload_resumes
         stub.Backup(messages([begin("www", request_id="r"), *large("a", data)]))
     upload = stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
-    goes_on = Part(
+    outlives_caller = Part(
         continue_upload=sv.ContinueUpload(
             upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position
         )
     )
     disk.full = True
     with pytest.raises(grpc.RpcError) as failed:
-        stub.Backup(messages([goes_on, *large("b", second), finish(2, 7_500_000)]))
+        stub.Backup(messages([outlives_caller, *large("b", second), finish(2, 7_500_000)]))
     assert full(failed.value)
     found = stub.GetUpload(sv.GetUploadRequest(upload_id=upload.id)).upload
     assert found.state == pb.UPLOAD_STATE_OPEN
-    assert "no room" in found.last_failure
+    assert "no space left" in found.last_failure
     assert found.durable.entry_count == 1
     disk.mend()
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
-    goes_on.continue_upload.epoch = upload.epoch
-    stub.Backup(messages([goes_on, *large("b", second), finish(2, 7_500_000)]))
+    outlives_caller.continue_upload.epoch = upload.epoch
+    stub.Backup(messages([outlives_caller, *large("b", second), finish(2, 7_500_000)]))
     assert restore(stub, "www").files == {"a": data, "b": second}
 
 
@@ -176,11 +176,8 @@ def test_a_checkpoint_that_fails_in_the_background_is_reported_to_the_next_call(
         source.put_file("b", b"2")
     assert info(failed.value).reason == "RESUME_REQUIRED"
 
-    def found() -> pb.Upload:
-        return stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
-
-    wait_until(lambda: "no room" in found().last_failure)
-    assert found().durable.entry_count == 0
+    wait_until(lambda: "no space left" in source.state().last_failure)
+    assert source.state().durable.entry_count == 0
     disk.mend()
     assert resume(stub, source).entry_count == 0
     source.put_file("a", b"1")

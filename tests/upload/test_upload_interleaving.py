@@ -10,6 +10,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.upload import intake, received
 from thin import (
+    Held,
     Part,
     Source,
     back_up,
@@ -104,7 +105,7 @@ def test_no_checkpoint_splits_a_put_entries_call(running, monkeypatch):
     running.restart()
     durable = resume(running.stub(), source)
     assert durable.put_entries_number in {0, 1}
-    assert durable.entry_count == 0, "nothing of the second call is durable"
+    assert durable.entry_count == 0, "no part of the second call is durable"
     if durable.put_entries_number == 0:
         source.put_chunks([first, second])
         source.stub.PutEntries(sv.PutEntriesRequest(**source.id, number=1, changes=[begun]))
@@ -150,7 +151,7 @@ def test_a_hole_beyond_the_end_of_a_file_sent_in_parts_refuses_the_call(running)
     assert info(refused.value).metadata["field"] == "holes"
     stub.PutEntries(sv.PutEntriesRequest(**source.id, number=2, changes=[before]))
     stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
-    assert stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload.durable.entry_count == 1
+    assert source.state().durable.entry_count == 1
 
 
 def test_two_entries_with_different_lengths_of_a_missing_chunk_never_become_a_backup(running):
@@ -243,21 +244,14 @@ def test_a_commit_repeated_while_the_first_runs_gets_the_same_answer(running, mo
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
-    commit = running.catalog.uploads.commit
-    at_work, go = threading.Event(), threading.Event()
-
-    def slow(*arguments, **fields):
-        at_work.set()
-        go.wait(20)
-        return commit(*arguments, **fields)
-
+    slow = Held(running.catalog.uploads.commit)
     monkeypatch.setattr(running.catalog.uploads, "commit", slow)
     request = sv.CommitUploadRequest(**source.id, entry_count=1, data_bytes=1)
     first = stub.CommitUpload.future(request)
-    assert at_work.wait(10)
+    assert slow.reached.wait(10)
     again = [stub.CommitUpload.future(request) for _ in range(3)]
     threading.Event().wait(0.3)
-    go.set()
+    slow.go.set()
     backup = first.result(timeout=20).backup
     assert [call.result(timeout=20).backup for call in again] == [backup] * 3
     assert len(backups(stub, "www")) == 1
@@ -304,12 +298,8 @@ def test_a_large_file_that_is_already_stored_advances_the_durable_point_and_the_
     assert half.wait(10)
     lease = open_upload(stub, "r").lease_expire_time.ToNanoseconds()
     running.clock.ahead_s = 6
-    upload = None
-    for _ in range(200):
-        upload = stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
-        if upload.durable.open_offset_bytes:
-            break
-        threading.Event().wait(0.05)
+    wait_until(lambda: open_upload(stub, "r").durable.open_offset_bytes)
+    upload = open_upload(stub, "r")
     go.set()
     assert upload.durable.open_offset_bytes > 1_000_000
     assert upload.lease_expire_time.ToNanoseconds() > lease

@@ -9,7 +9,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.upload import uploads as session_uploads
-from thin import Source, back_up, backups, begin, finish, messages, noise, reason, restore, small, wait_until
+from thin import (
+    Held,
+    Source,
+    back_up,
+    backups,
+    begin,
+    finish,
+    messages,
+    noise,
+    reason,
+    restore,
+    small,
+    wait_until,
+)
 
 TAGS = {f"{i:03}" + "k" * 120: "v" * 1024 for i in range(64)}
 
@@ -176,35 +189,24 @@ def test_housekeeping_survives_an_error(running, monkeypatch):
         patched.setattr(running.service._uploads, "_all", fault)
         assert met.wait(10)
     running.clock.ahead_s = 6
-    for _ in range(200):
-        upload = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
-        if upload.durable.entry_count:
-            break
-        threading.Event().wait(0.05)
-    assert upload.durable.entry_count == 1
+    wait_until(lambda: source.state().durable.entry_count)
+    assert source.state().durable.entry_count == 1
 
 
 def test_a_long_commit_does_not_delay_other_uploads(running, monkeypatch):
     stub = running.stub()
     source, other = Source(stub, "www"), Source(stub, "other")
     source.put_file("a", b"1")
-    commit = running.catalog.uploads.commit
-    at_work, go = threading.Event(), threading.Event()
-
-    def slow(*arguments, **fields):
-        at_work.set()
-        go.wait(20)
-        return commit(*arguments, **fields)
-
+    slow = Held(running.catalog.uploads.commit)
     monkeypatch.setattr(running.catalog.uploads, "commit", slow)
     call = stub.CommitUpload.future(sv.CommitUploadRequest(**source.id, entry_count=1, data_bytes=1))
-    assert at_work.wait(10)
+    assert slow.reached.wait(10)
     running.clock.ahead_s = running.lease_s + 10
     wait_until(lambda: len(running.service._uploads._writers) == 1)
     assert set(running.service._uploads._writers) == {bytes.fromhex(source.upload.id)}, (
         "the idle one is suspended"
     )
-    go.set()
+    slow.go.set()
     assert call.result(timeout=20).backup.number == 1
     assert other.upload.id
 

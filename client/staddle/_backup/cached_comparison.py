@@ -1,4 +1,4 @@
-"""What changed since the base, by the cache of what the base holds: directory by directory, with flat memory.
+"""The changes since the base, found with the cache of its content: directory by directory, with flat memory.
 
 All children of a directory are looked at in one go, and what stat says of them is compared, as bytes, with what the cache has. Where that is the
 same, nothing more is done than to enter the directories among them. Only elsewhere are they compared one by one.
@@ -42,7 +42,7 @@ _NOWHERE: Final = -1
 
 
 class _Enter(NamedTuple):
-    """A directory that is as in the base; what is in it may differ."""
+    """A directory that is as in the base; its content may differ."""
 
     name: bytes
     device: int
@@ -72,7 +72,7 @@ _Step = _Enter | _Look | _Gone
 
 
 class _Seen(NamedTuple):
-    """Children that were looked at together."""
+    """Children that were read together."""
 
     names: list[bytes]
     rows: list[bytes]
@@ -81,7 +81,7 @@ class _Seen(NamedTuple):
 
 
 class _Old:
-    """A block of the cache, of which the first `used` children are dealt with."""
+    """A block of the cache; its first `used` children are done."""
 
     __slots__ = ("_names", "block", "used")
 
@@ -108,7 +108,7 @@ class _Old:
         return self.block.rows[index * ROW_BYTES : (index + 1) * ROW_BYTES]
 
     def is_as(self, seen: CacheBlock) -> bool:
-        """Whether exactly this was seen."""
+        """Whether exactly this block was seen."""
         return self.used == 0 and self.block.rows == seen.rows and self.block.names == seen.names
 
     def is_absent(self, index: int) -> bool:
@@ -176,7 +176,7 @@ class CachedScan(Walk[Difference]):
     # --- the current state
 
     def _refill(self, level: Level, way: _Way) -> None:
-        """Looks at the next children of a directory, and finds out what to do about them."""
+        """Read the next children of a directory, and plan the steps for them."""
         old = way.old
         if old is not None and old.used == old.block.children:
             old = way.old = _old_of(self.known.next(level.path))
@@ -216,7 +216,7 @@ class CachedScan(Walk[Difference]):
             way.old = None
 
     def _see(self, level: Level, names: list[bytes]) -> _Seen:
-        """What stat says of children, in one go. Those that are excluded, or cannot be looked at, are left out; the latter are reported."""
+        """Stat children, all at once. Omits excluded ones and, with a report, unreadable ones."""
         prefix = level.path + b"/" if level.path else b""
         excluded = None if self.excluded is no_excludes else self.excluded
         undecided: set[bytes] = set()
@@ -285,7 +285,7 @@ class CachedScan(Walk[Difference]):
         return kept, undecided
 
     def _storable(self, level: Level, prefix: bytes, names: list[bytes]) -> list[bytes]:
-        """Those that a backup can hold; the others are reported."""
+        """The names that a backup can hold; the others are reported."""
         longest = max(names, key=len, default=b"")
         if not self._is_too_long(longest, prefix + longest):
             return names
@@ -297,7 +297,7 @@ class CachedScan(Walk[Difference]):
                 kept.append(name)
         return kept
 
-    # --- what differs
+    # --- differences
 
     def _keep(self, old: _Old, block: CacheBlock) -> ChildRows | None:
         self.unchanged += block.children
@@ -333,7 +333,7 @@ class CachedScan(Walk[Difference]):
             old.used = end
         return steps
 
-    # --- what to do about it
+    # --- the steps
 
     def _do(self, level: Level, step: _Step) -> Iterator[Difference]:
         path = level.path + b"/" + step.name if level.path else step.name
@@ -352,7 +352,7 @@ class CachedScan(Walk[Difference]):
             yield Removed(path)
 
     def _look_at(self, level: Level, step: _Look, path: bytes) -> Iterator[Difference]:
-        """Looks once more, now that it is its turn: it may have waited for long."""
+        """Stat the child again at its turn, since it may have waited long."""
         found = self._look(level, step.name)
         if found is None:
             if self.observer is not None and level.piece is not None and step.place != _NOWHERE:
@@ -388,17 +388,17 @@ class CachedScan(Walk[Difference]):
 
     @property
     def kept_count(self) -> int:
-        """Once walked: the entries of the base that the new backup has, too, changed or not, without the root."""
+        """After the walk: the number of base entries that the new backup also has, changed or not, without the root."""
         return self.unchanged + self._changed_count - self._lost_count - 1
 
     @property
     def found_count(self) -> int:
-        """Once walked: the paths that the new backup has, without the root."""
+        """After the walk: the number of paths in the new backup, without the root."""
         return self.kept_count + self._new_count - self._unheld_count
 
     @property
     def base_count(self) -> int:
-        """Once walked: the entries of the base, without its root. Raises CacheError."""
+        """After the walk: the number of base entries, without the root. Raises CacheError."""
         return self.known.count_all()
 
     def _told(self, changed: Changed) -> Iterator[Changed]:

@@ -52,14 +52,14 @@ class Capture:
     read_again: bool = True
 
     def counts(self) -> bool:
-        """Whether this reading goes into the backup: the file kept still meanwhile, or did not for the second time."""
+        """Whether the backup uses this reading: the file did not change during it, or changed for the second time."""
         self.settled = self.opened.is_settled()
         self.read_again = self.opened.racy or not self.settled or self.opened.size_is_wrong()
         return self.settled or self.is_last
 
 
 def captures(changed: Changed, clock: WallClock, names: OwnerNames, tally: BackupTally) -> Generator[Capture]:
-    """Opens a file to be read; once more if it changed meanwhile, and then takes it as it is.
+    """Open a file for reading; if it changes meanwhile, once more, and then use it as it is.
 
     Nothing follows, and it was reported, if its entry cannot be made. Raises OSError if it cannot be opened. Close
     it to close the file.

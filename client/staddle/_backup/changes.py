@@ -24,12 +24,12 @@ class Changed:
     read_again: bool = False
 
     def holds(self, status: os.stat_result, *, read_again: bool) -> None:
-        """An entry with this stat was sent, and marked, or not, as to be read again."""
+        """An entry with this stat was sent, with or without the mark for rereading."""
         self.held, self.read_again = status, read_again
 
 
 class Removed(NamedTuple):
-    """A path of the base that is not there any more, with all below it."""
+    """A path of the base that no longer exists, with everything below it."""
 
     path: bytes
     sent: bool = False

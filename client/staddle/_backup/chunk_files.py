@@ -25,7 +25,7 @@ from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 BATCH_CHUNKS_MAX: Final = 4_096
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -63,13 +63,13 @@ def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> 
 
 def removal(path: bytes) -> EncodedChange:
     """A path that no longer exists."""
-    request = wire.PutEntriesRequest()
+    request = sv.PutEntriesRequest()
     set_path(request.changes.add().remove, path)
     return EncodedChange((request.SerializeToString(),), False, 0)
 
 
 def _packed(entry: pb.Entry, *, more: bool) -> bytes:
-    request = wire.PutEntriesRequest()
+    request = sv.PutEntriesRequest()
     request.changes.add(entry=entry, more=more)
     return request.SerializeToString()
 
@@ -98,6 +98,7 @@ class Batch:
     data_bytes: int = 0
 
     def is_full(self) -> bool:
+        """Whether the batch has reached its limit of chunks, bytes or steps."""
         return (
             self.chunks >= BATCH_CHUNKS_MAX
             or self.data_bytes >= BATCH_BYTES
@@ -126,7 +127,7 @@ class Producer:
         self._earlier = earlier
         self._names = OwnerNames()
         self._linked = LinkedFiles()
-        # Two sets: taking the oldest key out of a dictionary gets slower with every key that was taken out before.
+        # Two sets: removing the oldest key of a dictionary gets slower with every earlier removal.
         self._recent: set[bytes] = set()
         self._recent_before: set[bytes] = set()
         self._batch = Batch()
@@ -206,7 +207,7 @@ class Producer:
                     self._add(entry, content.chunks, content.size_bytes)
 
     def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
-        """Says all of the content but its chunks."""
+        """The content without its chunks."""
         entry.read_again = read_again
         own = entry.content
         own.size_bytes = content.size_bytes

@@ -41,7 +41,7 @@ class BaseDamagedError(Exception):
         self.path = path
 
     def for_kind(self) -> DamageError:
-        """The error where a kind of backup was asked for that needs the base."""
+        """The error if the requested kind of backup needs the base."""
         return DamageError(
             f"The list of the base's entries below {self.path!r} is damaged: {self}. Make a full backup (kind full)."
         )
@@ -138,7 +138,7 @@ class Comparison:
                     )
                     continue
                 if found.is_directory() and found.path and found.path.count(b"/") <= self._anew_depth:
-                    # With it goes what the earlier run found in it.
+                    # This also drops what the earlier run found in it.
                     yield Removed(found.path, sent=True)
                 relies_on_nothing = True
             counted, base = base, None if relies_on_nothing else base
@@ -175,7 +175,7 @@ class Comparison:
         self.kept_count += bool(found.path) and held and base is not None
 
     def _is_anew(self, found: Found) -> bool:
-        """Whether a path that an earlier run dealt with may be another one now: it, or a directory above it, changed since."""
+        """Whether a path of an earlier run may have changed since: itself, or a directory above it."""
         if self.since_ns is None:
             return False
         if self._anew is not None and is_below(found.path, self._anew):
@@ -187,7 +187,7 @@ class Comparison:
 
     @property
     def _anew_depth(self) -> int:
-        """How many slashes a directory's path has that is taken out as a whole. The root cannot be: its directories are."""
+        """The number of slashes in the path of a directory that is removed completely. The root never is: its directories are."""
         return self._anew.count(b"/") if self._anew else 0
 
     def _changed_since(self, found: Found, since_ns: int) -> bool:
@@ -201,7 +201,7 @@ class Comparison:
             self.base_count += bool(self._next.path)
 
     def _late(self, found: Found, order: bytes, behind: bytes | None) -> Iterator[Difference]:
-        """What came out of order. Its removal comes first, at its turn or now: afterwards it would take out what is sent."""
+        """A path out of order. Its removal comes first, at its turn or now: later it would remove what is sent."""
         base = self._next if self._next is not None and self._next.path == found.path else None
         if base is not None:
             yield from self._remove_next(order, behind)
@@ -217,7 +217,7 @@ class Comparison:
             yield from self._remove_next(order, behind)
 
     def _remove_next(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
-        """Takes out the next entry of the base, unless all below a path above it was."""
+        """Remove the next entry of the base, unless a directory above it was removed."""
         assert self._next is not None
         path = self._next.path
         self._advance()
@@ -231,7 +231,7 @@ class Comparison:
             yield Removed(path)
 
     def _take(self, found: Found) -> BaseEntry | None:
-        """What the base has at this path."""
+        """The base's entry at this path."""
         if self._next is None or self._next.path != found.path:
             return None
         base = self._next

@@ -1,4 +1,4 @@
-"""The backups that a dataset has already: what the next one is compared with, and what decides how it begins."""
+"""The existing backups of a dataset, with which the next one is compared and which decide how it begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from staddle._protocol.convert import path_of, split_path
 from staddle._transport.pages import pages_of
 from staddle._transport.restore_stream import restored
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._transport.calls import Calls
@@ -29,7 +29,7 @@ class DatasetBackups:
 
     def newest_first(self) -> Iterator[pb.Backup]:
         """All of them; none if the dataset does not exist."""
-        request = wire.ListBackupsRequest(dataset=self._dataset, page_size=1)
+        request = sv.ListBackupsRequest(dataset=self._dataset, page_size=1)
         with suppress(DatasetNotFoundError):
             for page in pages_of(self._calls, "ListBackups", request, "backups", retry=self._retry):
                 yield from page.backups
@@ -44,9 +44,9 @@ class DatasetBackups:
         return 0 if newest is None else newest.entry_count
 
     def had_entries(self, path: bytes) -> bool:
-        """Whether the dataset's newest backup has something in a directory."""
+        """Whether the dataset's newest backup has entries in a directory."""
         fields: dict[str, Any] = {"dataset": self._dataset, **split_path(path)}
-        request = wire.ListEntriesRequest(**fields)
+        request = sv.ListEntriesRequest(**fields)
         try:
             return any(each != path for each in self._calls.pages("ListEntries", request, "entries", path_of))
         except NotFoundError:
@@ -56,7 +56,7 @@ class DatasetBackups:
     def entries_of(self, backup_id: str) -> Iterator[Iterator[BaseEntry]]:
         """The entries of a backup, as the server lists them."""
         selector = pb.BackupSelector(backup=backup_id)
-        request = wire.RestoreRequest(dataset=self._dataset, backup=selector, view=wire.ENTRY_VIEW_BASIC)
+        request = sv.RestoreRequest(dataset=self._dataset, backup=selector, view=sv.ENTRY_VIEW_BASIC)
         with (
             closing(restored(self._calls, request, retry=self._retry)) as events,
             closing(base_entries(events)) as entries,

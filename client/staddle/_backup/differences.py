@@ -1,4 +1,4 @@
-"""What a backup has to send: the source compared with what the dataset has, and whether so much of it may be gone.
+"""The differences that a backup sends: the source compared with the dataset, and the limit on removals.
 
 Knows no upload but as a starting point: a dry run compares the same way and sends nothing.
 """
@@ -39,7 +39,7 @@ from staddle._protocol.convert import is_below, path_of, sort_key, time_ns_of
 from staddle._types.options import BackupOptions
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._backup.cache.file import CacheReader
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Start:
-    """What an attempt starts from: the upload as it stands, and what of its base is damaged."""
+    """The start of an attempt: the state of the upload, and the damage of its base."""
 
     upload: pb.Upload
     distrusted: frozenset[bytes]
@@ -60,7 +60,7 @@ class Start:
 
 
 class SourceDifferences:
-    """What differs between a source and a dataset. The same object serves all attempts of a backup, one after another."""
+    """The differences between a source and a dataset. One object serves all attempts of a backup."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class SourceDifferences:
         """What was compared last with the base's entries as the server lists them."""
 
     def describe(self) -> tuple[object, ...]:
-        """What decides which paths are taken, for the fingerprint of an upload."""
+        """The options that select paths, for the fingerprint of an upload."""
         return (
             self._patterns,
             self._omissions,
@@ -178,7 +178,7 @@ class SourceDifferences:
     def _begun_ns(self, upload: pb.Upload) -> int:
         """When an upload began, by this machine's clock, as files have their times from it."""
         now_ns = time.time_ns()  # before the call: too early is harmless
-        server_ns = time_ns_of(self._calls.call("GetServerInfo", wire.GetServerInfoRequest()).server_time)
+        server_ns = time_ns_of(self._calls.call("GetServerInfo", sv.GetServerInfoRequest()).server_time)
         return time_ns_of(upload.begin_time) + now_ns - server_ns
 
     def _check_removed(self, start: Start, seen: Comparison | CachedScan) -> None:
@@ -209,7 +209,7 @@ class SourceDifferences:
         check_removed(self._root, before, kept, nothing=nothing, excluded=excluded, max_percent=most)
 
     def _check_read(self, seen: Comparison | CachedScan) -> None:
-        """Raises NothingReadError if nothing could be read of all that was asked for."""
+        """Raises NothingReadError if no requested path could be read."""
         missing = self._tally.missing
         if self._chosen is not None:
             named = self._chosen.named
@@ -286,7 +286,7 @@ class SourceDifferences:
                 and found.is_file()
                 and sort_key(found.path) <= limit
             ):
-                self.probe(found)  # that run's report is lost
+                self.probe(found)  # the report of that run is lost
             yield found
         self._tally.excluded = scan.excluded_count
         self._empty = scan.empty
@@ -301,7 +301,7 @@ class SourceDifferences:
         return True
 
     def all_warnings(self) -> tuple[str, ...]:
-        """What is to be said of the whole, once it is done."""
+        """The messages about the complete run."""
         tally, warnings = self._tally, list(dict.fromkeys(self.warnings))
         if tally.problems_dropped:
             warnings.append(f"{counted(tally.problems_dropped, 'more path')} had problems.")

@@ -49,16 +49,16 @@ class BackupTally:
     """Called by who reads, often: between paths, and within a file as its bytes come."""
 
     def unreadable(self, path: bytes, message: str) -> None:
-        """Notes a path, or something of it, that could not be read."""
+        """Note a path that could not be read completely."""
         self._note(PathProblem(ProblemKind.UNREADABLE, path, message))
 
     def at(self, path: bytes) -> None:
-        """Begins with a path, maybe once more after a failure."""
+        """Begin with a path, possibly again after a failure."""
         self.path = path
         self.missing.discard(path)
 
     def unread(self, path: bytes, message: str) -> None:
-        """Notes a path that exists and of which nothing could be read."""
+        """Note an existing path that could not be read at all."""
         self.unreadable(path, message)
         if len(self.missing) < PROBLEMS_MAX:
             self.missing.add(path)
@@ -76,7 +76,7 @@ class BackupTally:
             self.left_out(path, reason_of(error))
 
     def altered(self, path: bytes, message: str) -> None:
-        """Notes a path of which a value does not fit into a backup."""
+        """Note a path with a value that does not fit into a backup."""
         self._note(PathProblem(ProblemKind.ALTERED, path, message))
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
@@ -87,7 +87,7 @@ class BackupTally:
             self.notes_dropped += 1
 
     def kept_changing(self, path: bytes) -> None:
-        """Notes a file of which the backup may hold a mixture."""
+        """Note a file whose backup may mix two versions."""
         self._note(
             PathProblem(ProblemKind.CHANGED, path, "it changed while it was read, also the second time")
         )
@@ -120,7 +120,7 @@ def progress_of(tally: BackupTally, options: BackupOptions) -> ProgressReporter:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What was read of a file."""
+    """The content read from a file."""
 
     chunks: ChunkList
     size_bytes: int

@@ -10,7 +10,7 @@ from staddle._errors import BackupNotFoundError, DatasetNotFoundError, StaddleEr
 from staddle._protocol.restore_reader import VIEW_REFERENCES, ChunksEvent, EntryEvent
 from staddle._transport.restore_stream import restored
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._transport.calls import Calls
@@ -42,9 +42,7 @@ class Earlier:
         return None
 
     def _ask(self, path: bytes, count_max: int) -> ChunkList | None:
-        request = wire.RestoreRequest(
-            dataset=self._dataset, raw_paths=[path], exact=True, view=VIEW_REFERENCES
-        )
+        request = sv.RestoreRequest(dataset=self._dataset, raw_paths=[path], exact=True, view=VIEW_REFERENCES)
         chunks: ChunkList | None = None
         with closing(restored(self._calls, request)) as events:
             for event in events:

@@ -50,7 +50,7 @@ from staddle._types.backups import BackupKind
 from staddle._types.options import BackupOptions
 from staddle._types.reports import BackupReport
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._backup.cache.file import CacheReader
@@ -167,7 +167,7 @@ class BackupRun:
         options = self._options
         response = self._calls.call(
             "BeginUpload",
-            wire.BeginUploadRequest(
+            sv.BeginUploadRequest(
                 dataset=options.dataset,
                 request_id=uuid.uuid4().hex,
                 kind=KINDS_TO_WIRE[self._kind],
@@ -201,12 +201,12 @@ class BackupRun:
         what = (*self._differences.describe(), options.profile.value, sorted(options.tags.items()))
         return blake3(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
 
-    def _distrusted(self, response: wire.BeginUploadResponse) -> frozenset[bytes] | None:
+    def _distrusted(self, response: sv.BeginUploadResponse) -> frozenset[bytes] | None:
         """The base's damaged paths; None if there are too many to remember. Raises ProtocolError for a list that does not end."""
         paths = set(map(path_of, response.damaged_base_entries))
         if not response.more_damaged_base_entries:
             return frozenset(paths)
-        request = wire.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
+        request = sv.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
         lists = ("damaged_base_entries", "missing_digests")
         count = path_bytes = 0
         for page in pages_of(self._calls, "GetUpload", request, *lists, retry=self._retry):
@@ -235,7 +235,7 @@ class BackupRun:
 
     def _abort(self, start: Start) -> None:
         upload = start.upload
-        self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+        self._calls.call("AbortUpload", sv.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
     def _begin_distrusting(self, start: Start, error: MissingChunksError) -> Start:
         """The server lost chunks that were relied on: everything is read again, and asked for."""
@@ -268,13 +268,13 @@ class BackupRun:
 
     def _take_over(self, upload: pb.Upload) -> pb.Upload:
         taken: pb.Upload = self._calls.call(
-            "ResumeUpload", wire.ResumeUploadRequest(upload_id=upload.id)
+            "ResumeUpload", sv.ResumeUploadRequest(upload_id=upload.id)
         ).upload
         return taken
 
     def _committed(self, upload: pb.Upload) -> pb.Backup:
         """The backup of an upload whose commit went through though its answer was lost."""
-        known: pb.Upload = self._calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload
+        known: pb.Upload = self._calls.call("GetUpload", sv.GetUploadRequest(upload_id=upload.id)).upload
         if known.state != pb.UPLOAD_STATE_COMMITTED:
             raise UnfinishedError(
                 f"The upload {upload.id} was given up meanwhile: {known.last_failure or 'it was aborted or expired'}. "
@@ -282,7 +282,7 @@ class BackupRun:
                 facts={"upload": upload.id},
             )
         selector = pb.BackupSelector(backup=known.backup_id)
-        request = wire.GetBackupRequest(dataset=self._options.dataset, backup=selector)
+        request = sv.GetBackupRequest(dataset=self._options.dataset, backup=selector)
         backup: pb.Backup = self._calls.call("GetBackup", request).backup
         return backup
 

@@ -20,7 +20,7 @@ from staddle._base.threads import Threads
 from staddle._protocol.encoding import tag, varint
 from staddle.chunking import Cut
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,7 +37,7 @@ ENTRIES_MAX: Final = 2_048
 COMPRESSION_LEVEL: Final = 2
 """See docs/decisions/2026-11-26-stages-that-overlap.md."""
 
-_DATA_TAG: Final = tag(wire.PutChunksRequest, "data")
+_DATA_TAG: Final = tag(sv.PutChunksRequest, "data")
 
 _compressors = threading.local()
 
@@ -107,7 +107,7 @@ class Sender:
                 self._tally.reused_bytes += len(step.data)
 
     def _find_missing(self, digests: list[bytes]) -> set[int]:
-        request = wire.FindMissingChunksRequest(upload_id=self._upload_id, epoch=self._epoch, digests=digests)
+        request = sv.FindMissingChunksRequest(upload_id=self._upload_id, epoch=self._epoch, digests=digests)
         return set(self._calls.call("FindMissingChunks", request).missing)
 
     # --- chunks
@@ -132,7 +132,7 @@ class Sender:
         packed = _compressor().compress(data)
         raw = len(packed) >= len(data)
         sent = data if raw else packed
-        request = wire.PutChunksRequest(
+        request = sv.PutChunksRequest(
             upload_id=self._upload_id,
             epoch=self._epoch,
             chunks=[pb.ChunkRef(digest=cut.digest, length_bytes=len(cut.data)) for cut in cuts],
@@ -174,7 +174,7 @@ class Sender:
             return
         self._wait_entries()
         self._number += 1
-        head = wire.PutEntriesRequest(upload_id=self._upload_id, epoch=self._epoch, number=self._number)
+        head = sv.PutEntriesRequest(upload_id=self._upload_id, epoch=self._epoch, number=self._number)
         # Messages one after the other are one message with what all of them repeat.
         request, count = b"".join((head.SerializeToString(), *self._changes)), len(self._changes)
         self._changes, self._changes_bytes = [], 0

@@ -18,7 +18,7 @@ from staddle._errors import MissingChunksError, ProtocolError, named
 from staddle._fs.found import WallClock
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,10 +83,10 @@ class SourceAttempt:
         return self._cutter
 
     def _renew(self, upload: pb.Upload) -> None:
-        self._calls.call("RenewUpload", wire.RenewUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+        self._calls.call("RenewUpload", sv.RenewUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
     def _commit(self, upload: pb.Upload, sender: Sender) -> pb.Backup:
-        request = wire.CommitUploadRequest(
+        request = sv.CommitUploadRequest(
             upload_id=upload.id,
             epoch=upload.epoch,
             entry_count=sender.entry_count,

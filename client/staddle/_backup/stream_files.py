@@ -18,7 +18,7 @@ from staddle._fs.found import WallClock
 from staddle._fs.metadata import OwnerNames, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE, path_of
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._transport.calls import Calls
@@ -74,28 +74,28 @@ class _Messages:
         """Has the drawing thread close what it reads from, when it next looks."""
         self._stopped.set()
 
-    def __iter__(self) -> Iterator[wire.BackupRequest]:
-        parts: list[wire.BackupPart] = []
+    def __iter__(self) -> Iterator[sv.BackupRequest]:
+        parts: list[sv.BackupPart] = []
         size = 0
         try:
             for part in self._parts():
                 part_bytes = part.ByteSize()
                 if parts and (size + part_bytes > MESSAGE_BYTES or len(parts) >= PARTS_MAX):
-                    yield wire.BackupRequest(parts=parts)
+                    yield sv.BackupRequest(parts=parts)
                     parts, size = [], 0
                 if self._stopped.is_set():
                     return
                 parts.append(part)
                 size += part_bytes
-            yield wire.BackupRequest(parts=parts)
+            yield sv.BackupRequest(parts=parts)
         except Exception as error:  # noqa: BLE001 - raised again by the thread that waits for the answer
             self.failure = error
         finally:
             self._differences.close()
 
-    def _parts(self) -> Iterator[wire.BackupPart]:
-        yield wire.BackupPart(
-            continue_upload=wire.ContinueUpload(
+    def _parts(self) -> Iterator[sv.BackupPart]:
+        yield sv.BackupPart(
+            continue_upload=sv.ContinueUpload(
                 upload_id=self._upload.id,
                 epoch=self._upload.epoch,
                 position=self._upload.durable.position,
@@ -108,9 +108,9 @@ class _Messages:
                 yield from self._changed(each)
             else:
                 yield self._counted(each, 0)
-        yield wire.BackupPart(finish=wire.Finish(entry_count=self._entry_count, data_bytes=self._data_bytes))
+        yield sv.BackupPart(finish=sv.Finish(entry_count=self._entry_count, data_bytes=self._data_bytes))
 
-    def _changed(self, changed: Changed) -> Iterator[wire.BackupPart]:
+    def _changed(self, changed: Changed) -> Iterator[sv.BackupPart]:
         try:
             for part in self._file(changed):
                 changed.sent = True
@@ -118,13 +118,13 @@ class _Messages:
         except OSError as error:
             self._tally.failed(changed.found.path, error)
 
-    def _counted(self, entry: pb.Entry, size: int) -> wire.BackupPart:
+    def _counted(self, entry: pb.Entry, size: int) -> sv.BackupPart:
         self._entry_count += 1
         self._data_bytes += size
         self._tally.entries_done += 1
-        return wire.BackupPart(entry=entry)
+        return sv.BackupPart(entry=entry)
 
-    def _file(self, changed: Changed) -> Iterator[wire.BackupPart]:
+    def _file(self, changed: Changed) -> Iterator[sv.BackupPart]:
         with closing(captures(changed, self._clock, self._names, self._tally)) as readings:
             for reading in readings:
                 reading.entry.profile = PROFILES_TO_WIRE[self._tally.profile]
@@ -133,7 +133,7 @@ class _Messages:
                 else:
                     yield from self._streamed(reading)
 
-    def _inline(self, reading: Capture) -> Iterator[wire.BackupPart]:
+    def _inline(self, reading: Capture) -> Iterator[sv.BackupPart]:
         """A small file as one part, or none if it changed meanwhile and is to be read once more."""
         opened, entry = reading.opened, reading.entry
         data = b"".join(bytes(piece) if isinstance(piece, int) else piece for piece in opened.pieces())
@@ -146,7 +146,7 @@ class _Messages:
         entry.data = data
         yield self._counted(entry, len(data))
 
-    def _streamed(self, reading: Capture) -> Iterator[wire.BackupPart]:
+    def _streamed(self, reading: Capture) -> Iterator[sv.BackupPart]:
         """A large file: its entry, its bytes, its end. Whatever happens to the file, the entry is ended."""
         opened, entry = reading.opened, reading.entry
         offset = self._continued_at(entry)
@@ -165,26 +165,26 @@ class _Messages:
             failure = error
         if size < opened.status.st_size and opened.holes:
             # The holes that were announced must lie inside the file; it is sent again, or reported as a mixture.
-            yield wire.BackupPart(data=wire.Data(zero_bytes=opened.status.st_size - size))
+            yield sv.BackupPart(data=sv.Data(zero_bytes=opened.status.st_size - size))
             size = opened.status.st_size
             opened.padded = True
         self._data_bytes += size
         if failure is None:
             reading.counts()
-        yield wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=size, read_again=reading.read_again))
+        yield sv.BackupPart(entry_end=sv.EntryEnd(size_bytes=size, read_again=reading.read_again))
         if failure is not None:
             raise failure
 
-    def _data_of(self, piece: bytes | int) -> Iterator[wire.BackupPart]:
+    def _data_of(self, piece: bytes | int) -> Iterator[sv.BackupPart]:
         if isinstance(piece, int):
-            yield wire.BackupPart(data=wire.Data(zero_bytes=piece))
+            yield sv.BackupPart(data=sv.Data(zero_bytes=piece))
             return
         self._tally.read_bytes += len(piece)
         self._tally.sent_bytes += len(piece)
         self._tally.watch()
         view = memoryview(piece)
         for start in range(0, len(piece), DATA_BYTES):
-            yield wire.BackupPart(data=wire.Data(data=bytes(view[start : start + DATA_BYTES])))
+            yield sv.BackupPart(data=sv.Data(data=bytes(view[start : start + DATA_BYTES])))
 
     def _continued_at(self, entry: pb.Entry) -> int:
         """Where to resume the file that was open when the upload broke off, if it is still the same."""
@@ -198,7 +198,7 @@ class _Messages:
         return durable.open_offset_bytes if same else 0
 
 
-def _remove(path: bytes) -> wire.BackupPart:
+def _remove(path: bytes) -> sv.BackupPart:
     remove = pb.Remove()
     set_path(remove, path)
-    return wire.BackupPart(remove=remove)
+    return sv.BackupPart(remove=remove)

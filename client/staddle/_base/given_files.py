@@ -1,4 +1,4 @@
-"""Files and values that a person writes, copies or mounts: reads them within bounds, and says what is wrong with an unusable one.
+"""Files and values that people write, copy or mount: read within bounds, and a clear reason for each unusable one.
 
 The same for the client's files and the server's.
 """
@@ -54,7 +54,7 @@ def read(path: str | Path, bytes_max: int, what: str, *, pipe_s: float | None = 
 
 
 def _flaw(status: os.stat_result, what: str, *, pipes: bool) -> str:
-    """What the file is that cannot be read as `what`; "": it can."""
+    """What the file is if it cannot be read as `what`; empty if it can."""
     mode = status.st_mode
     if stat.S_ISDIR(mode):
         return f"a directory, not {what} (containers make a directory where the file to mount does not exist)"
@@ -96,7 +96,7 @@ def text_of(data: bytes, path: str | Path) -> str:
 
 
 def unquoted(text: str) -> str:
-    """A value as it was meant: without spaces, line ends, invisible characters and one pair of quotes around it."""
+    """The intended value, without surrounding spaces, line ends, invisible characters and one pair of quotes."""
     text = text.strip().strip(INVISIBLE).strip()
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
         return text[1:-1].strip()

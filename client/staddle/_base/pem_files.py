@@ -34,12 +34,12 @@ class PemFile(NamedTuple):
 
     @property
     def has_certificate(self) -> bool:
-        """Whether there is a certificate in it."""
+        """Whether it has a certificate."""
         return any(block.label in CERTIFICATES for block in self.blocks)
 
     @property
     def has_key(self) -> bool:
-        """Whether there is a private key in it."""
+        """Whether it has a private key."""
         return any(block.label.endswith(_KEY) for block in self.blocks)
 
     def certificates(self) -> list[PemBlock]:
@@ -63,7 +63,7 @@ class PemFile(NamedTuple):
         return found
 
     def _instead(self) -> str:
-        """What there is in place of what was looked for."""
+        """What the file has instead."""
         labels = sorted({block.label for block in self.blocks})
         if len(labels) == 1 and labels[0].endswith("CERTIFICATE REQUEST"):
             return ", but a certificate request: use the certificate that the authority makes from it"

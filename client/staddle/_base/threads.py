@@ -36,7 +36,7 @@ class _Started(threading.Event):
 
 
 def start_thread(name: str, run: Callable[[], object]) -> threading.Thread:
-    """A daemon thread that runs. Raises RuntimeError (see `is_no_thread`) or MemoryError where there is none."""
+    """Start a daemon thread. Raises RuntimeError (see `is_no_thread`) or MemoryError if the system refuses it."""
     thread = threading.Thread(target=run, name=name, daemon=True)
     # Where a later Python has no such attribute, it does nothing.
     thread._started = _Started()  # type: ignore[attr-defined]  # noqa: SLF001
@@ -136,11 +136,11 @@ class Threads(Executor):
                 pass
             with self._lock:
                 self._load -= 1
-            work = None  # else it would stay until the next one comes
+            work = None  # otherwise it would stay until the next one comes
 
 
 class _Work:
-    """A call, and the future of what comes of it."""
+    """A call, and the future of its result."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.future: Future[Any] = Future()

@@ -124,7 +124,7 @@ def excludes_of(
 
 
 def lines_of(file: str | os.PathLike[str]) -> list[str]:
-    """The patterns of a file, which is read once and may be a pipe. Empty lines and comments are none.
+    """The patterns of a file, which is read once and may be a pipe. Empty lines and comments are skipped.
 
     Raises OSError, or ValueError for a file larger than 16 MiB.
     """

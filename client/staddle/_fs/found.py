@@ -33,15 +33,16 @@ class Found(NamedTuple):
     mount: bytes
     """The path of the directory on which this path's file system is mounted; empty for the root's own."""
     seen_ns: int
-    """From when on a change of it may have left no trace in its times: when it was looked at, or when its file system was last brought
-    to the disk before."""
+    """Later changes may have left no trace in its times: the time of its stat, or of the last sync of its file system before."""
     late: bool = False
-    """It comes out of order: it had disappeared at its turn, and was made again since."""
+    """It comes out of order: it was missing at its turn, and has been created again since."""
 
     def is_file(self) -> bool:
+        """Whether it is a regular file."""
         return stat.S_ISREG(self.stat.st_mode)
 
     def is_directory(self) -> bool:
+        """Whether it is a directory; a symbolic link to one is not."""
         return stat.S_ISDIR(self.stat.st_mode)
 
 

@@ -1,4 +1,4 @@
-"""One directory on the way to where a walk is, and the names in it."""
+"""One directory above the walk's position, and the names in it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final, cast
 from staddle._fs.observer import ObservedChildren
 
 NAMES_AT_ONCE: Final = 10_000
-"""So many names are turned into bytes in one go."""
+"""The number of names that are encoded at once."""
 
 
 @dataclass(slots=True)
 class Level:
-    """A directory on the way to where the walk is. `names` are those still to come, the next one last."""
+    """A directory above the walk's position. `names` are the remaining ones, the next one last."""
 
     path: bytes
     mount: bytes
@@ -22,25 +22,25 @@ class Level:
     names: list[bytes]
     descriptor: int | None
     everything: bool = True
-    """All of it is taken; otherwise it is on the way to what was named."""
+    """All of it is backed up; otherwise it leads to a named path."""
     home: int = 0
-    """The device of the file system in which a walk stays that leaves no file system."""
+    """The device of the file system that a walk with `one_file_system` stays in."""
     piece: ObservedChildren | None = None
-    """Those of its children that the observer is at."""
+    """The children that the observer is at."""
     status: os.stat_result | None = None
-    """As it was entered."""
+    """Its stat when it was entered."""
     place: tuple[ObservedChildren, int] | None = None
-    """Where the observer has it."""
+    """Its place in the observer."""
     lacks: bool = False
-    """Something in it is left out."""
+    """A path in it is left out."""
     marked: bool = False
     """Its entry says so."""
     vanished: list[tuple[bytes, OSError]] = field(default_factory=list)
-    """Names that were listed and then led nowhere or to something else, and how that was found."""
+    """Names that were listed but then missing or replaced, with the error that showed it."""
     looks: int = 0
-    """How often names of it were looked at again."""
+    """How often its names were read again."""
     late: bool = False
-    """What is found in it comes out of order."""
+    """Its paths come out of order."""
 
 
 def names_of(descriptor: int) -> list[bytes]:
@@ -50,7 +50,7 @@ def names_of(descriptor: int) -> list[bytes]:
         encoded = joined.encode().split(b"\0")
     else:
         encoded = cast("list[bytes]", names)
-        for index, name in enumerate(names):  # in place: of a huge directory there is one list at a time
+        for index, name in enumerate(names):  # in place: a huge directory needs only one list
             encoded[index] = os.fsencode(name)
     encoded.sort(reverse=True)
     return encoded

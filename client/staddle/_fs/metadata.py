@@ -94,7 +94,7 @@ def _is_text(name: str) -> bool:
 
 
 def set_path(item: pb.Entry | pb.Remove, path: bytes) -> None:
-    """Puts a path into the field that can carry it."""
+    """Set a path in the field that can hold it."""
     setattr(item, *field_for("path", path))
 
 
@@ -104,7 +104,7 @@ def type_of(status: os.stat_result) -> pb.EntryType.ValueType | None:
 
 
 class Problems(Protocol):
-    """Takes what is wrong with a path."""
+    """Receives the problems of a path."""
 
     def left_out(self, path: bytes, message: str) -> None:
         """No backup can hold it."""
@@ -113,7 +113,7 @@ class Problems(Protocol):
         """Reading it failed."""
 
     def altered(self, path: bytes, message: str) -> None:
-        """A value of it does not fit into a backup."""
+        """A value does not fit into a backup."""
 
 
 def entry_of(

@@ -1,4 +1,4 @@
-"""What follows a walk and keeps a row for each path, in the walk's own terms: the walk does not know who does that, or why."""
+"""The interface of an observer that follows a walk and keeps a row for each path. The walk does not know its purpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ObservedChildren(Protocol):
         """A child has disappeared."""
 
     def doubt(self, index: int) -> None:
-        """Something below a child, a directory, is left out."""
+        """A path below a child, a directory, is left out."""
 
     def end(self) -> None:
         """The walk is done with these children."""
@@ -34,7 +34,7 @@ class Observer(Protocol):
 
     @property
     def children_max(self) -> int:
-        """So many children of a directory begin together at most."""
+        """The most children of a directory that begin together."""
 
     @property
     def place(self) -> tuple[ObservedChildren, int]:
@@ -44,7 +44,7 @@ class Observer(Protocol):
         """The walk is at the root."""
 
     def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> ObservedChildren:
-        """The walk begins with these children of a directory: its first ones or not, and with more to come or not."""
+        """The walk begins with these children of a directory; `first`: its first ones, `more`: others follow."""
 
     def abandon(self) -> None:
-        """The walk goes another way than an observer can follow."""
+        """The walk leaves the order that an observer can follow."""

@@ -136,7 +136,7 @@ class Walk(ABC, Generic[T]):
         (root,) = self._levels
         root.names = self._names_in(root)
 
-    # --- what is chosen
+    # --- the selection
 
     def _takes_all_of(self, path: bytes) -> bool:
         """Whether a directory is taken with all that is in it because it was named, or everything is."""
@@ -211,7 +211,7 @@ class Walk(ABC, Generic[T]):
         return Found(path, name, dir_fd, status, path if mounted_here else level.mount, seen_ns, level.late)
 
     def _leave_out(self, level: Level, path: bytes, why: str) -> None:
-        """Something in a directory cannot be in the backup."""
+        """A path in a directory cannot be in the backup."""
         self.report(path, why)
         level.lacks = True
 
@@ -268,7 +268,7 @@ class Walk(ABC, Generic[T]):
             piece.doubt(index)
 
     def _is_too_long(self, name: bytes, path: bytes) -> bool:
-        """Whether no backup can hold a child of the directory that the walk is in."""
+        """Whether a child of the current directory cannot be in any backup."""
         return (
             len(name) > COMPONENT_BYTES_MAX
             or len(path) > PATH_BYTES_MAX
@@ -380,7 +380,7 @@ class Walk(ABC, Generic[T]):
         return True
 
     def _push(self, level: Level) -> None:
-        """Goes down into a directory, whose names are still to be found."""
+        """Enter a directory whose names are not listed yet."""
         level.names = self._names_in(level)
         self._levels.append(level)
         if len(self._levels) > DESCRIPTORS_MAX:
@@ -420,7 +420,7 @@ class Walk(ABC, Generic[T]):
             return sorted(below.intersection(kept), reverse=True)
         if not overrules or not below:
             return kept
-        level.everything = False  # what was named in it is taken all the same
+        level.everything = False  # named paths in it are still backed up
         return sorted({*kept, *below}, reverse=True)
 
     def _pop(self) -> None:

@@ -26,7 +26,7 @@ from staddle._protocol.convert import (
 from staddle._protocol.encoding import field, tag
 from staddle._protocol.entry_rules import check_entry
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 PAGE_MAX: Final = 1_000
 """Items of a page, unless the protocol allows more."""
@@ -48,7 +48,7 @@ Check = Callable[[Any, Any], None]
 
 
 class Rule(NamedTuple):
-    """What is known of a method's answers before they come."""
+    """The expected form of a method's answers."""
 
     type: type[Message]
     check: Check
@@ -57,7 +57,7 @@ class Rule(NamedTuple):
 
 
 def decoded(method: str, data: bytes) -> Any:
-    """The message of an answer. Raises ProtocolError for bytes that are none, and for more in it than may be."""
+    """The message of an answer. Raises ProtocolError for invalid bytes, and for more items than allowed."""
     rule = RULES[method]
     fields_max = rule.items_max + OTHER_FIELDS_MAX
     # Messages of a few large fields are counted field by field, others mostly enough by bytes: both are fast.
@@ -106,7 +106,7 @@ def _begins(found: str, asked: str) -> None:
         raise ProtocolError(f"the backup {found}, asked for was {_shown(asked)}")
 
 
-def check_made(response: wire.BackupResponse, upload: pb.Upload) -> None:
+def check_made(response: sv.BackupResponse, upload: pb.Upload) -> None:
     """Raises ProtocolError for the answer to a Backup stream of another upload than this one."""
     if response.HasField("upload") and response.upload.id != upload.id:
         raise ProtocolError(
@@ -201,19 +201,19 @@ def check_durable(durable: pb.DurablePoint) -> None:
     _entries([durable.last_entry, durable.open_entry])
 
 
-def _begin_upload(request: wire.BeginUploadRequest, answer: wire.BeginUploadResponse) -> None:
+def _begin_upload(request: sv.BeginUploadRequest, answer: sv.BeginUploadResponse) -> None:
     _upload(answer.upload, dataset=request.dataset)
     if answer.upload.scope != (request.scope or pb.UPLOAD_SCOPE_WHOLE):
         raise ProtocolError(f"an upload of the scope {answer.upload.scope}, asked for was {request.scope}")
     _damaged_base(answer)
 
 
-def _damaged_base(answer: wire.BeginUploadResponse | wire.GetUploadResponse) -> None:
+def _damaged_base(answer: sv.BeginUploadResponse | sv.GetUploadResponse) -> None:
     _at_most("damaged entries", len(answer.damaged_base_entries), LISTED_MAX)
     _entries(answer.damaged_base_entries)
 
 
-def _get_upload(request: wire.GetUploadRequest, answer: wire.GetUploadResponse) -> None:
+def _get_upload(request: sv.GetUploadRequest, answer: sv.GetUploadResponse) -> None:
     # One that was taken over is found by the request id of that, too, and has the one that began it.
     _upload(answer.upload, upload_id=request.upload_id)
     _at_most("missing digests", len(answer.missing_digests), LISTED_MAX)
@@ -225,35 +225,35 @@ def _this_upload(request: Any, answer: Any) -> None:
     _upload(answer.upload, upload_id=request.upload_id)
 
 
-def _checkpoint(_: wire.CheckpointUploadRequest, answer: wire.CheckpointUploadResponse) -> None:
+def _checkpoint(_: sv.CheckpointUploadRequest, answer: sv.CheckpointUploadResponse) -> None:
     check_durable(answer.durable)
 
 
-def _renew(_: wire.RenewUploadRequest, answer: wire.RenewUploadResponse) -> None:
+def _renew(_: sv.RenewUploadRequest, answer: sv.RenewUploadResponse) -> None:
     datetime_of(answer.lease_expire_time)
     datetime_of(answer.expire_time)
 
 
-def _commit(_: wire.CommitUploadRequest, answer: wire.CommitUploadResponse) -> None:
+def _commit(_: sv.CommitUploadRequest, answer: sv.CommitUploadResponse) -> None:
     check_backup(answer.backup.dataset, answer.backup)
 
 
-def _backup(_: wire.BackupRequest, answer: wire.BackupResponse) -> None:
+def _backup(_: sv.BackupRequest, answer: sv.BackupResponse) -> None:
     if answer.HasField("upload"):
         _upload(answer.upload)
     if answer.HasField("backup"):
         check_backup(answer.backup.dataset, answer.backup)
 
 
-def _find_missing(request: wire.FindMissingChunksRequest, answer: wire.FindMissingChunksResponse) -> None:
+def _find_missing(request: sv.FindMissingChunksRequest, answer: sv.FindMissingChunksResponse) -> None:
     _positions("missing chunks", answer.missing, len(request.digests))
 
 
-def _put_chunks(count: int, answer: wire.PutChunksResponse) -> None:
+def _put_chunks(count: int, answer: sv.PutChunksResponse) -> None:
     _at_most("stored chunks", answer.stored, count)
 
 
-def _put_entries(count: int, answer: wire.PutEntriesResponse) -> None:
+def _put_entries(count: int, answer: sv.PutEntriesResponse) -> None:
     _positions("incomplete entries", answer.incomplete, count)
 
 
@@ -277,7 +277,7 @@ def _page(items: str, most: int, each: Callable[[Any, Any], None]) -> Check:
     return look
 
 
-def _dataset(_: wire.ListDatasetsRequest, dataset: pb.Dataset) -> None:
+def _dataset(_: sv.ListDatasetsRequest, dataset: pb.Dataset) -> None:
     datetime_of(dataset.create_time)
     if dataset.HasField("newest_backup"):
         check_backup(dataset.name, dataset.newest_backup)
@@ -287,30 +287,30 @@ def _listed_backup(request: Any, backup: pb.Backup) -> None:
     check_backup(request.dataset, backup)
 
 
-def _listed_upload(request: wire.ListUploadsRequest, upload: pb.Upload) -> None:
+def _listed_upload(request: sv.ListUploadsRequest, upload: pb.Upload) -> None:
     _upload(upload, dataset=request.dataset)
     open_upload_of(upload)
 
 
-def _listed_entry(_: wire.ListEntriesRequest, entry: pb.Entry) -> None:
+def _listed_entry(_: sv.ListEntriesRequest, entry: pb.Entry) -> None:
     _entries([entry])
 
 
-def _change(_: wire.ListChangesRequest, change: wire.Change) -> None:
+def _change(_: sv.ListChangesRequest, change: sv.Change) -> None:
     if not (change.HasField("before") or change.HasField("after")):
         raise ProtocolError("a change of nothing")
     _entries([change.before, change.after])
 
 
-def _planned(request: wire.PlanRetentionRequest, planned: wire.PlannedBackup) -> None:
+def _planned(request: sv.PlanRetentionRequest, planned: sv.PlannedBackup) -> None:
     check_backup(request.dataset, planned.backup)
 
 
-def _get_backup(request: wire.GetBackupRequest, answer: wire.GetBackupResponse) -> None:
+def _get_backup(request: sv.GetBackupRequest, answer: sv.GetBackupResponse) -> None:
     check_picked(request.dataset, request.backup, answer.backup)
 
 
-def _read_range(request: wire.ReadRangeRequest, answer: wire.ReadRangeResponse) -> None:
+def _read_range(request: sv.ReadRangeRequest, answer: sv.ReadRangeResponse) -> None:
     check_id("the backup id", answer.backup_id)
     _at_most("bytes", len(answer.data), request.length_bytes)
     _at_most("bytes as a file's size", answer.file_size_bytes, FILE_BYTES_MAX)
@@ -331,7 +331,7 @@ def _hold(request: Any, answer: Any) -> None:
         _named_backup(request, answer)
 
 
-def _set_hold(request: wire.SetHoldRequest, answer: wire.SetHoldResponse) -> None:
+def _set_hold(request: sv.SetHoldRequest, answer: sv.SetHoldResponse) -> None:
     _hold(request, answer)
     _same("a hold with the reason", answer.hold.reason, request.reason)
     hold_of(answer.hold)
@@ -341,55 +341,53 @@ def _retention(_: Any, answer: Any) -> None:
     retention_of(answer.retention)
 
 
-def _apply(_: wire.ApplyRetentionRequest, answer: wire.ApplyRetentionResponse) -> None:
+def _apply(_: sv.ApplyRetentionRequest, answer: sv.ApplyRetentionResponse) -> None:
     _at_most("deleted backups", len(answer.deleted_backup_ids), PAGE_MAX)
     for found in answer.deleted_backup_ids:
         check_id("the backup id", found)
     datetime_of(answer.purge_time)
 
 
-def _info(_: wire.GetServerInfoRequest, answer: wire.GetServerInfoResponse) -> None:
+def _info(_: sv.GetServerInfoRequest, answer: sv.GetServerInfoResponse) -> None:
     server_info_of(answer)
 
 
 RULES: Final = {
-    "Backup": Rule(wire.BackupResponse, _backup),
-    "BeginUpload": Rule(wire.BeginUploadResponse, _begin_upload, LISTED_MAX),
-    "GetUpload": Rule(wire.GetUploadResponse, _get_upload, 2 * LISTED_MAX),
-    "ResumeUpload": Rule(wire.ResumeUploadResponse, _this_upload),
-    "CheckpointUpload": Rule(wire.CheckpointUploadResponse, _checkpoint),
-    "RenewUpload": Rule(wire.RenewUploadResponse, _renew),
-    "CommitUpload": Rule(wire.CommitUploadResponse, _commit),
-    "AbortUpload": Rule(wire.AbortUploadResponse, _this_upload),
-    "ListUploads": Rule(wire.ListUploadsResponse, _page("uploads", PAGE_MAX, _listed_upload), PAGE_MAX),
-    "FindMissingChunks": Rule(wire.FindMissingChunksResponse, _find_missing, LISTED_MAX),
-    "PutChunks": Rule(
-        wire.PutChunksResponse, lambda request, answer: _put_chunks(len(request.chunks), answer)
-    ),
+    "Backup": Rule(sv.BackupResponse, _backup),
+    "BeginUpload": Rule(sv.BeginUploadResponse, _begin_upload, LISTED_MAX),
+    "GetUpload": Rule(sv.GetUploadResponse, _get_upload, 2 * LISTED_MAX),
+    "ResumeUpload": Rule(sv.ResumeUploadResponse, _this_upload),
+    "CheckpointUpload": Rule(sv.CheckpointUploadResponse, _checkpoint),
+    "RenewUpload": Rule(sv.RenewUploadResponse, _renew),
+    "CommitUpload": Rule(sv.CommitUploadResponse, _commit),
+    "AbortUpload": Rule(sv.AbortUploadResponse, _this_upload),
+    "ListUploads": Rule(sv.ListUploadsResponse, _page("uploads", PAGE_MAX, _listed_upload), PAGE_MAX),
+    "FindMissingChunks": Rule(sv.FindMissingChunksResponse, _find_missing, LISTED_MAX),
+    "PutChunks": Rule(sv.PutChunksResponse, lambda request, answer: _put_chunks(len(request.chunks), answer)),
     "PutEntries": Rule(
-        wire.PutEntriesResponse,
+        sv.PutEntriesResponse,
         lambda request, answer: _put_entries(len(request.changes), answer),
         LISTED_MAX,
     ),
-    "Restore": Rule(wire.RestoreResponse, _anything, PARTS_MAX),
-    "ReadRange": Rule(wire.ReadRangeResponse, _read_range),
-    "ListDatasets": Rule(wire.ListDatasetsResponse, _page("datasets", PAGE_MAX, _dataset), PAGE_MAX),
-    "ListBackups": Rule(wire.ListBackupsResponse, _page("backups", PAGE_MAX, _listed_backup), PAGE_MAX),
-    "GetBackup": Rule(wire.GetBackupResponse, _get_backup),
+    "Restore": Rule(sv.RestoreResponse, _anything, PARTS_MAX),
+    "ReadRange": Rule(sv.ReadRangeResponse, _read_range),
+    "ListDatasets": Rule(sv.ListDatasetsResponse, _page("datasets", PAGE_MAX, _dataset), PAGE_MAX),
+    "ListBackups": Rule(sv.ListBackupsResponse, _page("backups", PAGE_MAX, _listed_backup), PAGE_MAX),
+    "GetBackup": Rule(sv.GetBackupResponse, _get_backup),
     "ListEntries": Rule(
-        wire.ListEntriesResponse, _page("entries", ENTRY_PAGE_MAX, _listed_entry), ENTRY_PAGE_MAX
+        sv.ListEntriesResponse, _page("entries", ENTRY_PAGE_MAX, _listed_entry), ENTRY_PAGE_MAX
     ),
-    "ListChanges": Rule(wire.ListChangesResponse, _page("changes", ENTRY_PAGE_MAX, _change), ENTRY_PAGE_MAX),
-    "DeleteBackup": Rule(wire.DeleteBackupResponse, _named_backup),
-    "UndeleteBackup": Rule(wire.UndeleteBackupResponse, _named_backup),
-    "SetHold": Rule(wire.SetHoldResponse, _set_hold),
-    "ReleaseHold": Rule(wire.ReleaseHoldResponse, _hold),
-    "RetainBackup": Rule(wire.RetainBackupResponse, _named_backup),
-    "GetRetention": Rule(wire.GetRetentionResponse, _retention),
-    "SetRetention": Rule(wire.SetRetentionResponse, _retention),
-    "PlanRetention": Rule(wire.PlanRetentionResponse, _page("backups", PAGE_MAX, _planned), PAGE_MAX),
-    "ApplyRetention": Rule(wire.ApplyRetentionResponse, _apply, PAGE_MAX),
-    "GetServerInfo": Rule(wire.GetServerInfoResponse, _info),
+    "ListChanges": Rule(sv.ListChangesResponse, _page("changes", ENTRY_PAGE_MAX, _change), ENTRY_PAGE_MAX),
+    "DeleteBackup": Rule(sv.DeleteBackupResponse, _named_backup),
+    "UndeleteBackup": Rule(sv.UndeleteBackupResponse, _named_backup),
+    "SetHold": Rule(sv.SetHoldResponse, _set_hold),
+    "ReleaseHold": Rule(sv.ReleaseHoldResponse, _hold),
+    "RetainBackup": Rule(sv.RetainBackupResponse, _named_backup),
+    "GetRetention": Rule(sv.GetRetentionResponse, _retention),
+    "SetRetention": Rule(sv.SetRetentionResponse, _retention),
+    "PlanRetention": Rule(sv.PlanRetentionResponse, _page("backups", PAGE_MAX, _planned), PAGE_MAX),
+    "ApplyRetention": Rule(sv.ApplyRetentionResponse, _apply, PAGE_MAX),
+    "GetServerInfo": Rule(sv.GetServerInfoResponse, _info),
 }
 _TAGS: Final = {
     method: [

@@ -34,7 +34,7 @@ from staddle._types.entries import (
 from staddle._types.retention import Retention, RetentionPolicy, RetentionTag
 from staddle._types.server import ChunkerInfo, ServerCondition, ServerInfo
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 PATH_BYTES_MAX: Final = 16 * 1024
 COMPONENT_BYTES_MAX: Final = 1024
@@ -80,10 +80,10 @@ DIGEST_ORIGINS: Final = {
     pb.DIGEST_ORIGIN_CLAIMED: DigestOrigin.CLAIMED,
 }
 CHANGE_TYPES: Final = {
-    wire.CHANGE_TYPE_ADDED: ChangeType.ADDED,
-    wire.CHANGE_TYPE_REMOVED: ChangeType.REMOVED,
-    wire.CHANGE_TYPE_CONTENT: ChangeType.CONTENT,
-    wire.CHANGE_TYPE_METADATA: ChangeType.METADATA,
+    sv.CHANGE_TYPE_ADDED: ChangeType.ADDED,
+    sv.CHANGE_TYPE_REMOVED: ChangeType.REMOVED,
+    sv.CHANGE_TYPE_CONTENT: ChangeType.CONTENT,
+    sv.CHANGE_TYPE_METADATA: ChangeType.METADATA,
 }
 
 
@@ -137,7 +137,7 @@ def path_fault(path: bytes) -> str:
     return ""
 
 
-def path_of(message: pb.Entry | pb.Remove | wire.Damage) -> bytes:
+def path_of(message: pb.Entry | pb.Remove | sv.Damage) -> bytes:
     """The path that a message of the server names. Raises ProtocolError for one that could lead out of a root."""
     path = message.raw_path or message.path.encode()
     wrong = path_fault(path)
@@ -296,7 +296,7 @@ def open_upload_of(message: pb.Upload) -> OpenUpload:
     )
 
 
-def change_of(message: wire.Change) -> Change:
+def change_of(message: sv.Change) -> Change:
     """A difference as the server lists it."""
     kind = CHANGE_TYPES.get(message.type)
     if kind is None:
@@ -324,7 +324,7 @@ def chunker_of(message: pb.Chunker) -> ChunkerInfo:
 
 
 def retention_of(message: pb.Retention) -> Retention:
-    """A dataset's retention as the server says it."""
+    """A dataset's retention from the server's message."""
     return Retention(
         policy_of(message.policy) if message.HasField("policy") else None,
         _timedelta(message.minimum),
@@ -333,7 +333,7 @@ def retention_of(message: pb.Retention) -> Retention:
 
 
 def policy_of(message: pb.RetentionPolicy) -> RetentionPolicy:
-    """A policy as the server says it."""
+    """A policy from the server's message."""
     return RetentionPolicy(
         keep_within=_timedelta(message.keep_within),
         keep_tags=tuple(
@@ -344,8 +344,8 @@ def policy_of(message: pb.RetentionPolicy) -> RetentionPolicy:
     )
 
 
-def server_info_of(message: wire.GetServerInfoResponse) -> ServerInfo:
-    """What the server says of itself."""
+def server_info_of(message: sv.GetServerInfoResponse) -> ServerInfo:
+    """The server's information about itself."""
     limits: dict[str, float] = {}
     for field in message.limits.DESCRIPTOR.fields:
         value = getattr(message.limits, field.name)
@@ -362,7 +362,7 @@ def server_info_of(message: wire.GetServerInfoResponse) -> ServerInfo:
     )
 
 
-def _condition_of(message: wire.ServerCondition) -> ServerCondition:
+def _condition_of(message: sv.ServerCondition) -> ServerCondition:
     return ServerCondition(
         takes_backups=message.takes_backups,
         clock_in_doubt=message.clock_in_doubt,

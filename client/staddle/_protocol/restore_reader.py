@@ -18,7 +18,7 @@ from staddle._protocol.entry_rules import check_entry
 from staddle._protocol.segments import Chunk, Segments
 from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 DIGEST_BYTES: Final = 32
 ZERO_BYTES_MAX: Final = 1024 * 1024 * 1024
@@ -31,9 +31,9 @@ EMPTY_MAX: Final = 64
 DIRECTORIES_BYTES_MAX: Final = 64 * 1024 * 1024
 """The memory for the directories above a path: writers keep each until everything in it is written."""
 
-VIEW_DATA: Final = wire.ENTRY_VIEW_DATA
-VIEW_BASIC: Final = wire.ENTRY_VIEW_BASIC
-VIEW_REFERENCES: Final = wire.ENTRY_VIEW_REFERENCES
+VIEW_DATA: Final = sv.ENTRY_VIEW_DATA
+VIEW_BASIC: Final = sv.ENTRY_VIEW_BASIC
+VIEW_REFERENCES: Final = sv.ENTRY_VIEW_REFERENCES
 
 _FILES: Final = frozenset({pb.ENTRY_TYPE_UNSPECIFIED, pb.ENTRY_TYPE_FILE})
 
@@ -67,14 +67,14 @@ class ChunksEvent(NamedTuple):
 
 
 class FileEndEvent(NamedTuple):
-    """All bytes of the open entry came, and are what the content id says."""
+    """All bytes of the open entry have come, and match the content id."""
 
     size_bytes: int
     content_id: bytes
 
 
 class DamageEvent(NamedTuple):
-    """The open entry (its bytes are to be thrown away), or a part of the tree, cannot be given back."""
+    """The open entry (discard its bytes), or a part of the tree, is damaged."""
 
     path: bytes
     message: str
@@ -99,9 +99,9 @@ def is_file(entry: pb.Entry) -> bool:
 
 
 def read_restore(
-    responses: Iterable[wire.RestoreResponse],
+    responses: Iterable[sv.RestoreResponse],
     *,
-    view: wire.EntryView.ValueType = VIEW_DATA,
+    view: sv.EntryView.ValueType = VIEW_DATA,
     segments: Segments | None = None,
     paths: int = 0,
 ) -> Iterator[Event]:
@@ -119,9 +119,9 @@ def read_restore(
 
 
 class _Reader:
-    """What has to be remembered between parts."""
+    """The state between parts."""
 
-    def __init__(self, *, view: wire.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
+    def __init__(self, *, view: sv.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
         self._data = view == VIEW_DATA
         self._refers = view == VIEW_REFERENCES
         self._segments = segments
@@ -152,10 +152,10 @@ class _Reader:
                 f"The restore has {counted(self._empty, 'message or part', 'messages or parts')} in a row that bring nothing."
             )
 
-    def read(self, part: wire.RestorePart) -> Iterable[Event]:
+    def read(self, part: sv.RestorePart) -> Iterable[Event]:
         kind = part.WhichOneof("part")
         if self._ended:
-            raise ProtocolError("The restore went on after its end.")
+            raise ProtocolError("The restore continued after its end.")
         if not self._started and kind != "header":
             raise ProtocolError("The restore did not begin with its header.")
         if kind not in _BRINGS_NOTHING:
@@ -174,7 +174,7 @@ class _Reader:
                 f"The restore stopped after {counted(self._entries, 'entry', 'entries')}, without its end: the rest did not come."
             )
 
-    def header(self, header: wire.RestoreHeader) -> tuple[HeaderEvent]:
+    def header(self, header: sv.RestoreHeader) -> tuple[HeaderEvent]:
         if self._started:
             raise ProtocolError("The restore has two headers.")
         check_id("The restore is of a backup with the id", header.backup.id)
@@ -217,7 +217,7 @@ class _Reader:
         return EntryEvent(path, entry, open=False, data=data)
 
     def _enter(self, path: bytes, entry: pb.Entry) -> None:
-        """Keeps what a directory takes, and lets go of those that the path is not in."""
+        """Keep the directories above the path, and drop the others."""
         while self._above and not is_below(path, self._above[-1][0]):
             self._above_bytes -= self._above.pop()[1]
         if entry.type == pb.ENTRY_TYPE_DIRECTORY:
@@ -233,19 +233,19 @@ class _Reader:
         if count > said:
             raise ProtocolError(f"The restore has more {what} than the {said:,} of its backup.")
 
-    def more_data(self, data: wire.Data) -> tuple[DataEvent]:
+    def more_data(self, data: sv.Data) -> tuple[DataEvent]:
         if self._open is None:
             raise ProtocolError("The restore has data outside a file.")
         payload = data.data  # each look at it copies it
         self._open.add(data, payload)
         return (DataEvent(payload, data.zero_bytes),)
 
-    def segment(self, _: wire.Segment) -> tuple[()]:
+    def segment(self, _: sv.Segment) -> tuple[()]:
         self._opened_segments().next_segment()
         self.nothing()  # until something refers to it
         return ()
 
-    def pieces(self, pieces: wire.Pieces) -> Iterator[DataEvent]:
+    def pieces(self, pieces: sv.Pieces) -> Iterator[DataEvent]:
         segments = self._opened_segments()
         if not pieces.pieces:
             self.nothing()
@@ -257,7 +257,7 @@ class _Reader:
             self._open.add_chunk(chunk)
             yield DataEvent(chunk.data, 0)
 
-    def entry_end(self, end: wire.EntryEnd) -> tuple[FileEndEvent]:
+    def entry_end(self, end: sv.EntryEnd) -> tuple[FileEndEvent]:
         if self._open is None:
             raise ProtocolError("The restore ends a file that was not open.")
         file, self._open = self._open, None
@@ -265,7 +265,7 @@ class _Reader:
         self._data_bytes += file.size_bytes
         return (FileEndEvent(file.size_bytes, end.content_id),)
 
-    def damage(self, damage: wire.Damage) -> tuple[DamageEvent]:
+    def damage(self, damage: sv.Damage) -> tuple[DamageEvent]:
         path = path_of(damage)
         if self._open is not None:
             if path != self._open.path:
@@ -283,7 +283,7 @@ class _Reader:
             DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),
         )
 
-    def content(self, content: wire.ContentPart) -> tuple[ChunksEvent]:
+    def content(self, content: sv.ContentPart) -> tuple[ChunksEvent]:
         if not self._refers or self._referred is None:
             raise ProtocolError("The restore has chunk references that were not requested.")
         self._referred.add(content.chunks)
@@ -293,7 +293,7 @@ class _Reader:
             self.nothing()
         return (ChunksEvent(tuple(content.chunks)),)
 
-    def end(self, end: wire.End) -> tuple[EndEvent]:
+    def end(self, end: sv.End) -> tuple[EndEvent]:
         self._no_open_file("at the end")
         said = (end.entry_count, end.data_bytes, end.damage_count)
         seen = (self._entries, self._data_bytes, self._damages)
@@ -365,7 +365,7 @@ class _StreamedFile:
         self._hasher = ContentHasher()
         self._came_bytes = 0
 
-    def add(self, data: wire.Data, payload: bytes) -> None:
+    def add(self, data: sv.Data, payload: bytes) -> None:
         size = data.zero_bytes or len(payload)
         if data.zero_bytes and payload:
             raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
@@ -406,7 +406,7 @@ class _StreamedFile:
             raise ProtocolError(f"{self.path!r}: a chunk of {length} bytes.")
         return length
 
-    def check(self, end: wire.EntryEnd) -> None:
+    def check(self, end: sv.EntryEnd) -> None:
         if end.size_bytes != self._came_bytes or self._came_bytes != self.size_bytes:
             raise ProtocolError(
                 f"{self.path!r}: {self._came_bytes} bytes came of {self.size_bytes}; its end says {end.size_bytes}."

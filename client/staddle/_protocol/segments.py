@@ -17,7 +17,7 @@ from blake3 import blake3
 from staddle._base.threads import Threads
 from staddle._errors import ProtocolError
 from staddle.chunking import CHUNK_BYTES_MAX
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 KEPT: Final = 8
 """The protocol says that pieces refer to one of the last eight."""
@@ -33,15 +33,15 @@ class Parts(Protocol):
     """A message, or some parts of one."""
 
     @property
-    def parts(self) -> Iterable[wire.RestorePart]:
+    def parts(self) -> Iterable[sv.RestorePart]:
         """In order."""
 
 
 class _Some(NamedTuple):
-    parts: list[wire.RestorePart]
+    parts: list[sv.RestorePart]
 
 
-def _slices(response: wire.RestoreResponse) -> Iterator[Parts]:
+def _slices(response: sv.RestoreResponse) -> Iterator[Parts]:
     """A message in as many slices as keep what is opened of it bounded."""
     sizes = [_opened_bytes(part) for part in response.parts]
     if sum(sizes) <= OPENED_BYTES_MAX:
@@ -57,7 +57,7 @@ def _slices(response: wire.RestoreResponse) -> Iterator[Parts]:
     yield some
 
 
-def _opened_bytes(part: wire.RestorePart) -> int:
+def _opened_bytes(part: sv.RestorePart) -> int:
     kind = part.WhichOneof("part")
     if kind == "segment":
         return part.segment.raw_bytes
@@ -84,7 +84,7 @@ class _Kept:
         self._segments.append(segment)
         self._count += 1
 
-    def chunk(self, piece: wire.Piece) -> Chunk:
+    def chunk(self, piece: sv.Piece) -> Chunk:
         """A piece. Raises ProtocolError if the segments do not have it."""
         number, offset, length = piece.segment, piece.offset_bytes, piece.length_bytes
         index = number - self._count + len(self._segments)
@@ -102,7 +102,7 @@ class _Kept:
 
 
 class _Unpacked(NamedTuple):
-    """What was made of a message: its segments, and the chunks of its parts that consist of pieces."""
+    """The decoded message: its segments, and the chunks of its parts that consist of pieces."""
 
     segments: deque[memoryview]
     chunks: deque[Chunk]
@@ -125,13 +125,13 @@ class Segments:
         """Only the pool's thread uses it."""
 
     def close(self) -> None:
-        """Ends what is under way."""
+        """Cancel the work in progress."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def ahead(self, responses: Iterable[wire.RestoreResponse]) -> Iterator[Parts]:
+    def ahead(self, responses: Iterable[sv.RestoreResponse]) -> Iterator[Parts]:
         """Pass messages on, each once its segments have come, while the segments of later ones are opened.
 
-        Raises ProtocolError for segments and pieces that are none, and what `responses` raises.
+        Raises ProtocolError for malformed segments and pieces, and what `responses` raises.
         """
         waiting: deque[tuple[Parts, Future[_Unpacked]]] = deque()
         for response in (each for message in responses for each in _slices(message)):
@@ -157,13 +157,13 @@ class Segments:
         """The next chunk of the message's parts that consist of pieces."""
         return self._opened.chunks.popleft()
 
-    def chunk(self, piece: wire.Piece) -> Chunk:
+    def chunk(self, piece: sv.Piece) -> Chunk:
         """The piece of an entry. Raises ProtocolError if the segments do not have it."""
-        # Small: to hand it to another thread takes longer than to hash it.
+        # Small: passing it to another thread takes longer than hashing it.
         return self._kept.chunk(piece)
 
-    def _open(self, large: Iterable[wire.RestorePart]) -> _Unpacked:
-        """On the pool's thread: what takes long of a message."""
+    def _open(self, large: Iterable[sv.RestorePart]) -> _Unpacked:
+        """The slow part of a message, on the pool's thread."""
         opened = _Unpacked(deque(), deque())
         for part in large:
             if part.HasField("segment"):
@@ -178,7 +178,7 @@ class Segments:
 _LARGE: Final = frozenset({"segment", "pieces"})
 
 
-def _inflated(segment: wire.Segment) -> memoryview:
+def _inflated(segment: sv.Segment) -> memoryview:
     data, raw_bytes = segment.data, segment.raw_bytes
     if raw_bytes > RAW_BYTES_MAX:
         raise ProtocolError(f"The restore has a segment of {raw_bytes} bytes, over {RAW_BYTES_MAX}.")

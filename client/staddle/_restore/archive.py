@@ -47,7 +47,7 @@ LINKS_MAX: Final = 100_000
 
 
 class ToArchive:
-    """One archive, over as many streams as it takes."""
+    """One archive, over as many streams as needed."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ToArchive:
         """A file that is in the archive in part."""
 
     def run(self) -> RestoreReport:
-        """To the end. Raises StaddleError, and what the sink raises; then the archive has no end, and every reader says so."""
+        """Write the complete archive. Raises StaddleError and the sink's errors; then the archive has no end, and readers refuse it."""
         begun_s = time.monotonic()
         try:
             self._streams.to_the_end(self._pass, self._where)
@@ -122,7 +122,7 @@ class ToArchive:
             with closing(self._streams.events(VIEW_DATA, self._options.paths)) as events:
                 self._write(events, self._ways)
             return
-        self._fetch()  # what an earlier stream left
+        self._fetch()  # leftovers of an earlier stream
         behind = None if self._done is None else sort_key(self._done)
         with closing(self._streams.events(VIEW_BASIC, self._options.paths)) as events:
             for event in self._streams.selected(events):
@@ -143,7 +143,7 @@ class ToArchive:
         self._done = path
 
     def _fetch(self) -> None:
-        """Has the gathered paths sent, and writes them."""
+        """Request the gathered paths, and write them."""
         if self._pending:
             ways = {**(self._ways or {}), **self._pending_ways}
             with closing(self._streams.events(VIEW_DATA, list(self._pending), exact=True)) as events:
@@ -177,7 +177,9 @@ class ToArchive:
         self._tally.path = path
         self._progress.report("restore")
         if self._partial is not None and path != self._partial.path:
-            raise ProtocolError(f"The server went on with {path!r} in the middle of {self._partial.path!r}.")
+            raise ProtocolError(
+                f"The server continued with {path!r} in the middle of {self._partial.path!r}."
+            )
         if self._leaf and path.startswith(self._leaf + b"/"):
             raise ProtocolError(
                 f"The server sent {path!r}, which lies below something other than a directory."
@@ -261,7 +263,7 @@ class ToArchive:
         return True
 
     def _whole(self, path: bytes, entry: pb.Entry, pieces: list[bytes | memoryview | int]) -> None:
-        """Adds a file whose bytes are all here, and were checked; a number stands for so many zeros."""
+        """Add a file whose bytes are complete and verified; a number stands for that many zeros."""
         if not self._begun(path, entry):
             return
         for piece in pieces:
@@ -281,7 +283,7 @@ class ToArchive:
         self._progress.report("restore")
 
     def _pass_on(self, opened: _Passed, event: DataEvent) -> None:
-        """Writes what comes of a large file, without what is in the archive already."""
+        """Write the bytes of a large file, without those already in the archive."""
         partial = self._partial
         assert partial is not None  # it was made with the file
         zeros = event.zero_bytes
@@ -399,7 +401,7 @@ class _Partial:
 
 
 class _Passed:
-    """A large file that comes, perhaps once more."""
+    """A large file that arrives, possibly again."""
 
     def __init__(self, again: int) -> None:
         self.again = again

@@ -68,7 +68,7 @@ class Archive(ABC):
 
     @abstractmethod
     def link(self, path: bytes, entry: pb.Entry, source: bytes) -> bool:
-        """Adds a hard link to a file that is in the archive. False: the format has none."""
+        """Add a hard link to a file in the archive. False if the format has none."""
 
     @abstractmethod
     def begin(self, path: bytes, entry: pb.Entry) -> str:
@@ -91,7 +91,7 @@ class Archive(ABC):
         """Ends without completing it. Does nothing after `finish`."""
 
     def write_zeros(self, count: int) -> None:
-        """So many zero bytes of the file."""
+        """Write zero bytes of the file."""
         while count:
             piece = min(count, len(ZEROS))
             self.write(memoryview(ZEROS)[:piece])
@@ -325,7 +325,7 @@ def _mode_of(entry: pb.Entry) -> int:
 
 
 class ZipArchive(Archive):
-    """A zip archive, Zip64 where it has to be. The list of its members, which comes last, waits in a temporary file."""
+    """A zip archive, Zip64 if needed. Its central directory, which comes last, is kept in a temporary file."""
 
     def __init__(self, sink: BinarySink, time_ns: int) -> None:
         super().__init__(sink, time_ns)
@@ -429,7 +429,7 @@ def _dos_time(time_s: int) -> tuple[int, int, int, int, int, int]:
 
 
 class _Gate:
-    """What ZipFile writes to: it can be shut, and cannot seek."""
+    """The output of ZipFile: closable, not seekable."""
 
     def __init__(self, sink: BinarySink) -> None:
         self._sink = sink

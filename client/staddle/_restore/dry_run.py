@@ -1,4 +1,4 @@
-"""What a restore would do, found out without writing: a target that is only looked at."""
+"""A dry run of a restore: the target is only read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Preview:
         """The directory that was looked into last, and its descriptor if it exists."""
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Close everything."""
         self._leave()
         if self._root is not None:
             os.close(self._root)
@@ -156,7 +156,7 @@ class Preview:
         return self._verify or (entry.HasField("mtime_ns") and may_be_kept_as(entry.mtime_ns, status))
 
     def _is_filled(self, path: bytes, status: os.stat_result) -> bool:
-        """Whether a directory with something in it lies there."""
+        """Whether the path is a non-empty directory."""
         if not stat.S_ISDIR(status.st_mode):
             return False
         descriptor = os.open(os.path.basename(path), DIRECTORY_FLAGS, dir_fd=self._directory(path))
@@ -206,7 +206,7 @@ class Preview:
             self._tally.unchanged += 1
 
     def _differences(self, entry: pb.Entry, status: os.stat_result) -> list[str]:
-        """The metadata that is not as the entry says, of what this user can set."""
+        """The metadata that differs from the entry, among what this user can set."""
         found = []
         if self.applier.is_root and (
             (entry.HasField("uid") and entry.uid != status.st_uid)

@@ -1,4 +1,4 @@
-"""What a restore does about what lies in the place of a path: one decision, for the restore and for its dry run."""
+"""The decision about an existing path in the place of an entry, for the restore and for its dry run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINKS_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class There(Enum):
-    """What lies where a path has to go."""
+    """What exists in the place of a path."""
 
     NOTHING = auto()
     OTHER = auto()
@@ -64,11 +64,11 @@ class Links:
         self._bytes = 0
 
     def find(self, entry: pb.Entry) -> tuple[bytes, tuple[int, int]] | None:
-        """The path and identity of a file of the same group, if it lies there."""
+        """The path and identity of a file of the same group, if it exists."""
         return self._known.get(_key(entry)) if entry.link_group else None
 
     def knows(self, entry: pb.Entry) -> bool:
-        """Whether a file of the same group lies there, or will."""
+        """Whether a file of the same group exists, or will."""
         return bool(entry.link_group) and _key(entry) in self._known
 
     def are_elsewhere(self, entry: pb.Entry, status: os.stat_result) -> bool:
@@ -79,7 +79,7 @@ class Links:
         return known is None or known[1] != (status.st_dev, status.st_ino)
 
     def remember(self, path: bytes, entry: pb.Entry, status: os.stat_result) -> None:
-        """A file lies there."""
+        """A file exists there."""
         self._keep(entry, (path, (status.st_dev, status.st_ino)))
 
     def expect(self, entry: pb.Entry) -> None:

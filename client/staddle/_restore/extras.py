@@ -1,4 +1,4 @@
-"""What lies in a target and not in the backup: found before a restore changes anything, removed after it has succeeded.
+"""Extras, paths of a target that the backup does not have: found before a restore changes anything, removed after it succeeded.
 
 Only paths that were found, and still are what they were then, are removed, one by one. Every directory is opened from the one above
 it, starting from one descriptor of the target and never through a symbolic link, and no mounted file system is entered.
@@ -131,7 +131,7 @@ class Extras:
             pass
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Close everything."""
         self._forget()
         if self._root is not None:
             os.close(self._root)
@@ -160,12 +160,12 @@ class Extras:
             self._levels.append(level)
 
     def end(self) -> None:
-        """Says that all entries have come."""
+        """All entries have come."""
         while self._levels:
             self._leave(self._levels.pop())
 
     def paths(self) -> Iterator[bytes]:
-        """What is to be removed, a directory after what lies in it."""
+        """The paths to remove, each directory after its content."""
         for group in self._groups:
             for name, _, _ in group:
                 yield _joined(group.path, name)

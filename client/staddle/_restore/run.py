@@ -43,7 +43,7 @@ from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
     from staddle._transport.calls import Calls
-    from staddle.v1 import service_pb2 as wire
+    from staddle.v1 import service_pb2 as sv
 
 FETCH_PATHS: Final = 2_048
 WAYS_MAX: Final = 4_096
@@ -180,7 +180,7 @@ class Restore:
         self._fetch()
 
     def _events(
-        self, view: wire.EntryView.ValueType, paths: Iterable[bytes], *, exact: bool = False
+        self, view: sv.EntryView.ValueType, paths: Iterable[bytes], *, exact: bool = False
     ) -> Generator[Event]:
         with closing(self._streams.events(view, paths, exact=exact)) as events:
             for event in events:

@@ -11,7 +11,7 @@ from staddle._fs.excludes import UNMATCHED_SHOWN_MAX, Excludes, excludes_of, no_
 
 
 class Choice(Enum):
-    """What becomes of an entry."""
+    """The verdict on an entry."""
 
     TAKEN = auto()
     ON_THE_WAY = auto()
@@ -36,7 +36,7 @@ class Selection:
         return self._include is no_excludes and self._exclude is no_excludes
 
     def choose(self, path: bytes, *, is_directory: bool) -> Choice:
-        """What becomes of the next entry. The root (an empty path) is never excluded."""
+        """The verdict on the next entry. The root (an empty path) is never excluded."""
         self._not_included = None
         if self.is_below_excluded(path):
             return Choice.LEFT_OUT
@@ -68,7 +68,7 @@ class Selection:
         return self._include is no_excludes or self._include(path, is_directory)
 
     def again(self) -> Selection:
-        """The same patterns for another walk. What matches there counts as matched here."""
+        """The same patterns for another walk. Matches there count as matches here."""
         return Selection(self._include, self._exclude)
 
     def warnings(self) -> list[str]:

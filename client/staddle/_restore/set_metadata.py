@@ -187,7 +187,7 @@ def mode_for(entry: pb.Entry, status: os.stat_result, report: ReportFault) -> in
     """The mode that something with this owner may get; None: the entry says none.
 
     Setuid and setgid give the rights of the owner. Where that is not the owner that the entry says, they would give
-    the rights of somebody else, so they are dropped, and reported.
+    the rights of another user, so they are dropped, and reported.
     """
     if not entry.HasField("mode"):
         return None

@@ -1,4 +1,4 @@
-"""What a restore has done so far."""
+"""The progress of a restore."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class TargetFullError(OSError):
-    """The target takes nothing more."""
+    """The target is full."""
 
 
 @dataclass(slots=True)
 class RestoreTally:
-    """What was written, and what was not. Each thread has its own."""
+    """The written and failed paths. Each thread has its own tally."""
 
     target: bytes = b""
     problems: dict[PathProblem, None] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class RestoreTally:
     """The caller wants what appears in the place of a path to be kept, so it is not a problem."""
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
-        """Notes a path that is not as it was in the backup."""
+        """Note a path that differs from the backup."""
         self._add(PathProblem(kind, path, message))
 
     def not_written(self, path: bytes, error: OSError) -> None:
@@ -69,7 +69,7 @@ class RestoreTally:
         return RestoreTally(self.target, keeps=self.keeps)
 
     def take_in(self, other: RestoreTally) -> None:
-        """Adds what another thread wrote."""
+        """Add the tally of another thread."""
         self.written += other.written
         self.kept += other.kept
         self.data_bytes += other.data_bytes
@@ -100,5 +100,5 @@ def _is_elsewhere(target: bytes, path: bytes, error: OSError) -> bool:
                 return os.lstat(place).st_dev != own
             path = os.path.dirname(path)
     except OSError:
-        pass  # then it is as bad as it can be
+        pass  # then assume the worst
     return False

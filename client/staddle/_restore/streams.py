@@ -22,7 +22,7 @@ from staddle._restore.target_directory import is_in
 from staddle._transport.restore_stream import restored
 from staddle._transport.retry import Attempts, Retry, may_pass
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,10 +86,10 @@ class Streams:
             self.broken = True
 
     def events(
-        self, view: wire.EntryView.ValueType, paths: Iterable[bytes] = (), *, exact: bool = False
+        self, view: sv.EntryView.ValueType, paths: Iterable[bytes] = (), *, exact: bool = False
     ) -> Generator[Event]:
         """One stream; see RestoreRequest for the arguments."""
-        request = wire.RestoreRequest(
+        request = sv.RestoreRequest(
             dataset=self._dataset,
             backup=self._selector,
             view=view,

@@ -25,7 +25,7 @@ OWNER_BITS: Final = stat.S_IRWXU
 
 
 class OnTheWay(Protocol):
-    """What decides about directories that are made only because something below them needs them."""
+    """Decides about directories that are made only for paths below them."""
 
     def mode_of(self, path: bytes) -> int:
         """The mode to make one with."""
@@ -45,7 +45,7 @@ class _Private:
 
 
 class BlockedError(OSError):
-    """Something that may not be replaced lies where a path has to go."""
+    """A path is blocked by something that may not be replaced."""
 
     def __init__(self, message: str) -> None:
         super().__init__(None, message)
@@ -214,7 +214,7 @@ class Target:
         return descriptor
 
     def _make(self, parent_fd: int, path: bytes, parent: bytes, name: bytes, mode: int) -> bool:
-        """Makes a directory where none is; answers whether it had to."""
+        """Make a directory unless it exists; returns whether it was made."""
         status = look(parent_fd, name)
         if status is not None and stat.S_ISDIR(status.st_mode):
             return False
@@ -257,7 +257,7 @@ class Target:
             os.close(its)
 
     def _forget(self, path: bytes) -> None:
-        """What was opened at a path, and below it, is something else now."""
+        """The directory opened at a path, and those below it, were replaced."""
         for stale in [each for each in self._open if each == path or each.startswith(path + b"/")]:
             self._closed_to_writing.discard(stale)
             os.close(self._open.pop(stale))
@@ -269,7 +269,7 @@ def is_in(path: bytes, directory: bytes) -> bool:
 
 
 def look(dir_fd: int, name: bytes) -> os.stat_result | None:
-    """The stat of a name, not following it; None if there is nothing."""
+    """The stat of a name, not following it; None if it does not exist."""
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:

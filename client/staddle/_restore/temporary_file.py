@@ -72,7 +72,7 @@ class TemporaryFile:
             view = view[length:]
 
     def write_zeros(self, count: int) -> None:
-        """So many zero bytes."""
+        """Write zero bytes."""
         while count:
             in_hole, length = self._stretch(count)
             if in_hole:

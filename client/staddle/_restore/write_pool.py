@@ -138,7 +138,7 @@ class Crew:
             self._take_in()
 
     def close(self) -> None:
-        """Ends what is under way; what has not begun is not written."""
+        """Stop after the running batches; the others are not written."""
         self._batch.close()
         self._batch = _FileBatch()
         for batch, _, future in self._under_way:

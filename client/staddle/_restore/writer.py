@@ -57,7 +57,7 @@ class GatheredFile:
         self.pieces.append(data)
 
     def write_zeros(self, count: int) -> None:
-        """So many zero bytes."""
+        """Write zero bytes."""
         self.pieces.append(bytes(count))
 
     def abandon(self) -> None:
@@ -200,7 +200,7 @@ class Writer:
             self._made_ways.pop(path, None)
 
     def directory(self, path: bytes, entry: pb.Entry) -> None:
-        """Makes a directory, whose metadata comes later."""
+        """Make a directory, whose metadata is set later."""
         try:
             self._settle_above(path)
             made = self._target.make_directory(path, private=entry.HasField("mode"))
@@ -255,7 +255,7 @@ class Writer:
         return There.STAYS
 
     def compared(self, path: bytes, entry: pb.Entry, *, same: bool) -> There:
-        """What becomes of a file whose content was compared."""
+        """The outcome for a file whose content was compared."""
         try:
             if not same and not self._fresh:
                 self._folding.check_replaced(path)
@@ -366,7 +366,7 @@ class Writer:
             os.close(source_fd)
 
     def open_file(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> FileInProgress | None:
-        """Begins a file. None, noted, if that fails."""
+        """Begin a file. None, with a note, if that fails."""
         if entry.content.size_bytes <= GATHER_BYTES_MAX and not entry.holes:
             return GatheredFile(path, entry, new)
         try:

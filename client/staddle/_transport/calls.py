@@ -27,7 +27,7 @@ from staddle._transport.rpc_errors import from_rpc_error
 from staddle._transport.settings import Settings
 from staddle._transport.silence import LOOKS, Listening, Telling
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ METHODS: Final = {
     "GetBackup": Method(_QUICK_S),
     "ListEntries": Method(_BULK_S),
     "ListChanges": Method(_BULK_S),
-    # Between two tries somebody may have undone the first: the second would undo that, unasked.
+    # Another caller may have undone the first try: the second would undo that.
     "DeleteBackup": Method(_QUICK_S, was_not_done),
     "UndeleteBackup": Method(_QUICK_S, was_not_done),
     "ReleaseHold": Method(_QUICK_S, was_not_done),
@@ -170,7 +170,7 @@ class Calls:
                     made = of(item)
                 yield made
 
-    def start_backup(self, requests: Iterator[wire.BackupRequest]) -> BackupCall:
+    def start_backup(self, requests: Iterator[sv.BackupRequest]) -> BackupCall:
         """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""
         backup: Any = self._channel.method("Backup")
         telling = Telling(requests)
@@ -232,7 +232,7 @@ class Calls:
         return messages
 
     def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
-        """None when the first message came, and then the messages."""
+        """Yields None once the first message came, and then the messages."""
         ask = self._channel.method(method)
         with under_way:
             try:
@@ -273,7 +273,7 @@ class Calls:
 class BackupCall:
     """A Backup stream under way."""
 
-    def __init__(self, call: Any, telling: Telling[wire.BackupRequest], calls: Calls) -> None:
+    def __init__(self, call: Any, telling: Telling[sv.BackupRequest], calls: Calls) -> None:
         self._call = call
         self._telling = telling
         self._calls = calls
@@ -286,7 +286,7 @@ class BackupCall:
         """Ends it without a result."""
         self._call.cancel()
 
-    def result(self, upload: pb.Upload) -> wire.BackupResponse:
+    def result(self, upload: pb.Upload) -> sv.BackupResponse:
         """Waits for the server's answer about `upload`. Raises StaddleError."""
         try:
             data = self._answer()
@@ -294,7 +294,7 @@ class BackupCall:
             raise CancelledError("The stream was cancelled.") from error
         except grpc.RpcError as error:
             raise self._calls.translate(error) from error
-        response: wire.BackupResponse = self._calls.read("Backup", wire.BackupRequest(), data)
+        response: sv.BackupResponse = self._calls.read("Backup", sv.BackupRequest(), data)
         with named(self._calls.address):
             check_made(response, upload)
         return response

@@ -23,7 +23,7 @@ from staddle._errors import CancelledError, ConfigError, UnsupportedError
 from staddle._transport.settings import ABSTRACT, UNIX_PREFIX, Settings, after_unix
 from staddle._transport.tls import SYSTEM_CA, Failure, Identity, explain, load
 from staddle._transport.token import token_of
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 DEFAULT_PORT: Final = 7443
 UNIX_PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
@@ -44,20 +44,22 @@ _MALLOPT: Final = (
 
 
 class UnderWay:
-    """How many calls this process has under way, over all clients."""
+    """Counts the calls in flight of this process, over all clients."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
         self.cut_by_fork = False
-        """This process was forked while there was one."""
+        """This process was forked while a call was in flight."""
         os.register_at_fork(after_in_child=self._after_fork)
 
     def begin(self) -> None:
+        """A call begins; each needs one `end`."""
         with self._lock:
             self._count += 1
 
     def end(self) -> None:
+        """A call has ended."""
         with self._lock:
             self._count -= 1
 
@@ -141,7 +143,7 @@ def _socket_path(text: str, path: str) -> str:
     """The absolute path in `text`, which is unix:PATH or unix:///PATH; `path` is what follows the prefix."""
     if path.startswith(ABSTRACT):
         raise ConfigError(
-            f"{text!r} names an abstract socket, and a server listens on none: write unix:PATH (unix:./@NAME for a file whose name "
+            f"{text!r} names an abstract socket, and no server listens on one: write unix:PATH (unix:./@NAME for a file whose name "
             "begins with @)."
         )
     if path.startswith("//"):
@@ -294,7 +296,7 @@ class Channel:
         }
 
 
-_SERVICE: Final = wire.DESCRIPTOR.services_by_name["StaddleService"]
+_SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 
 
 def _encoded(request: Message | bytes) -> bytes:

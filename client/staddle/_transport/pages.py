@@ -30,17 +30,19 @@ ORDERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "ListChanges": _changed_path,
     "PlanRetention": lambda planned: -planned.backup.number,
 }
-"""What rises from one item of a list to the next. Names of datasets come in an order that is the catalog's own."""
+"""A value that rises from one item of a list to the next. Datasets come in the catalog's order."""
 STREAMED: Final = frozenset({"ListEntries", "ListChanges"})
 
 
 class Caller(Protocol):
-    """Who makes one unary call, and to whom."""
+    """Makes unary calls to one server."""
 
     @property
-    def address(self) -> str: ...
+    def address(self) -> str:
+        """The server's address, for messages."""
 
-    def call(self, method: str, request: Any, *, retry: Retry | None = None) -> Any: ...
+    def call(self, method: str, request: Any, *, retry: Retry | None = None) -> Any:
+        """The answer to one request. Raises StaddleError."""
 
 
 class PageGuard:
@@ -63,7 +65,9 @@ class PageGuard:
         if self._empty > EMPTY_PAGES_MAX:
             raise ProtocolError(f"The server sent {self._empty} empty pages of {self._method} in a row.")
         if self._method not in STREAMED and self._bytes > KEPT_BYTES_MAX:
-            raise ProtocolError(f"The server's pages of {self._method} have over {size(KEPT_BYTES_MAX)}.")
+            raise ProtocolError(
+                f"The server's pages of {self._method} hold more than {size(KEPT_BYTES_MAX)}."
+            )
         for place in () if self._order is None else map(self._order, items):
             if self._last is not None and place <= self._last:
                 raise ProtocolError(

@@ -10,7 +10,7 @@ from staddle._errors import ProtocolError, named
 from staddle._protocol.answers import check_picked
 from staddle._protocol.convert import directories_above
 from staddle._protocol.restore_reader import EntryEvent, Event, HeaderEvent, read_restore
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._protocol.segments import Segments
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def restored(
     calls: Calls,
-    request: wire.RestoreRequest,
+    request: sv.RestoreRequest,
     *,
     retry: Retry | None = None,
     segments: Segments | None = None,
@@ -31,7 +31,7 @@ def restored(
     """
     paths = len(request.paths) + len(request.raw_paths)
     asked = frozenset([*(path.encode() for path in request.paths), *request.raw_paths])
-    messages = cast("Generator[wire.RestoreResponse]", calls.stream("Restore", request, retry=retry))
+    messages = cast("Generator[sv.RestoreResponse]", calls.stream("Restore", request, retry=retry))
     with closing(messages), named(calls.address):
         for event in read_restore(messages, view=request.view, segments=segments, paths=paths):
             if isinstance(event, HeaderEvent):

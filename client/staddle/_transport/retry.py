@@ -34,7 +34,7 @@ ORDINARY_RETRY_S: Final = 10.0
 
 
 class RetryClock(Protocol):
-    """What time is taken from, so that a test need not wait."""
+    """The source of time, so tests need not wait."""
 
     def now_s(self) -> float:
         """A monotonic time."""

@@ -140,7 +140,7 @@ def connect_error(address: str, detail: str) -> ConnectError:
 
 
 def _unavailable_not_connect(kind: type[StaddleError]) -> type[StaddleError]:
-    """Somebody gave a reason, so somebody was there."""
+    """The error has a reason, so a server answered."""
     return UnavailableError if kind is ConnectError else kind
 
 
@@ -178,5 +178,5 @@ def _read_details(
             elif detail.Unpack(retry):
                 retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         except DecodeError:
-            continue  # one detail that cannot be read takes nothing from the others
+            continue  # one unreadable detail does not affect the others
     return info, retry_after_s

@@ -117,7 +117,7 @@ def _find_file(
     )
     if named:
         if not os.path.exists(named):
-            raise ConfigError(f"There is no {named}, which {by} names.", facts={"path": named})
+            raise ConfigError(f"{by} names {named}, which does not exist.", facts={"path": named})
         return named, [named]
     looked_at = [f"${CONFIG_VARIABLE}"]
     for place in default_files:

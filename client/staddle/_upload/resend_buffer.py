@@ -1,4 +1,4 @@
-"""What was sent and is not durable yet: queue of a Backup stream, and what the next stream sends again.
+"""Data that was sent but is not durable yet: the queue of a Backup stream, which the next stream sends again.
 
 A server that restarts, or a connection that breaks, loses what was received after the last checkpoint. Everything since then
 is kept here, so that a source need be read only once, seekable or not.
@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Final
 
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 MIB: Final = 1024 * 1024
 MESSAGE_BYTES: Final = 1 * MIB
@@ -40,13 +40,13 @@ class SentPart:
     """
 
     position: int
-    part: wire.BackupPart
+    part: sv.BackupPart
     offset: int = -1
     begins_file: bool = False
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in memory, near enough."""
+        """Its approximate memory."""
         return len(self.part.data.data) + len(self.part.entry.data) + PART_OVERHEAD_BYTES
 
     @property
@@ -56,7 +56,7 @@ class SentPart:
 
 
 class Outcome(enum.Enum):
-    """What became of a record."""
+    """The outcome of a record."""
 
     TAKEN = enum.auto()
     FULL = enum.auto()
@@ -82,7 +82,7 @@ class Replay:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are not durable, as far as is known."""
+        """The bytes not known to be durable."""
         return self._bytes
 
     def append(self, record: SentPart) -> Outcome:
@@ -106,7 +106,7 @@ class Replay:
             return Outcome.TAKEN
 
     def trim(self, durable: pb.DurablePoint) -> None:
-        """Lets go of what is durable."""
+        """Release durable data."""
         with self._changed:
             self._trim(durable)
             self._changed.notify_all()
@@ -125,7 +125,7 @@ class Replay:
             self._bytes -= self._records.popleft().size_bytes
         self._records.appendleft(opening)
 
-    def restart(self, first: wire.BackupPart, durable: pb.DurablePoint) -> Iterator[wire.BackupRequest]:
+    def restart(self, first: sv.BackupPart, durable: pb.DurablePoint) -> Iterator[sv.BackupRequest]:
         """The messages of a new stream: `first`, what is not durable, and then whatever is appended."""
         with self._changed:
             self._trim(durable)
@@ -138,7 +138,7 @@ class Replay:
         return self._messages(first, generation)
 
     def stop(self, generation: int | None = None) -> None:
-        """The stream has ended: ends the waits for it. A late word about an older stream changes nothing."""
+        """The stream has ended: end the waits for it. A late report about an older stream is ignored."""
         with self._changed:
             if generation is None or generation == self._generation:
                 self._running = False
@@ -149,14 +149,14 @@ class Replay:
         """Which stream is the newest, counted from 1."""
         return self._generation
 
-    def _messages(self, first: wire.BackupPart, generation: int) -> Iterator[wire.BackupRequest]:
-        yield wire.BackupRequest(parts=[first])
+    def _messages(self, first: sv.BackupPart, generation: int) -> Iterator[sv.BackupRequest]:
+        yield sv.BackupRequest(parts=[first])
         while (parts := self._take(generation)) is not None:
-            yield wire.BackupRequest(parts=parts)
+            yield sv.BackupRequest(parts=parts)
             if parts[-1].HasField("finish"):
                 return
 
-    def _take(self, generation: int) -> list[wire.BackupPart] | None:
+    def _take(self, generation: int) -> list[sv.BackupPart] | None:
         """The parts of the next message; None: this stream is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._unsent or self._is_over(generation))
@@ -165,7 +165,7 @@ class Replay:
                 self._changed.wait(left_s)
             if self._is_over(generation):
                 return None
-            parts: list[wire.BackupPart] = []
+            parts: list[sv.BackupPart] = []
             taken = 0
             while self._unsent and taken < MESSAGE_BYTES and len(parts) < MESSAGE_PARTS_MAX:
                 record = self._unsent.popleft()
@@ -184,7 +184,7 @@ class Replay:
 
 
 def _is_open(record: SentPart, durable: pb.DurablePoint) -> bool:
-    """Whether a record begins the file of which the server has a part."""
+    """Whether a record begins the file that the server has in part."""
     entry, opened = record.part.entry, durable.open_entry
     return (
         record.begins_file
@@ -199,7 +199,7 @@ def _from(durable: pb.DurablePoint, records: deque[SentPart]) -> Iterator[SentPa
         yield from records
         return
     opening, offset = records[0], durable.open_offset_bytes
-    part = wire.BackupPart()
+    part = sv.BackupPart()
     part.CopyFrom(opening.part)
     part.entry.continue_at_bytes = offset
     if offset:
@@ -208,6 +208,6 @@ def _from(durable: pb.DurablePoint, records: deque[SentPart]) -> Iterator[SentPa
     for record in list(records)[1:]:
         if record.position == opening.position and 0 <= record.offset < offset:
             rest = record.part.data.data[offset - record.offset :]
-            yield SentPart(record.position, wire.BackupPart(data=wire.Data(data=rest)), offset)
+            yield SentPart(record.position, sv.BackupPart(data=sv.Data(data=rest)), offset)
         else:
             yield record

@@ -1,4 +1,4 @@
-"""One upload over Backup streams: as many as it takes.
+"""One upload over as many Backup streams as needed.
 
 When a stream breaks, the next one resumes at the durable point; what lies behind it is still here (see Replay).
 """
@@ -26,7 +26,7 @@ from staddle._transport.calls import BackupCall, Calls
 from staddle._transport.retry import Attempts, Retry, RetryNotice, may_resume
 from staddle._upload.resend_buffer import CHECKPOINT_BYTES, Outcome, Replay, SentPart
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 ABORT_RETRY_S: Final = 5.0
 _ONCE: Final = Retry(budget_s=0.0)
@@ -40,7 +40,7 @@ class UploadStream:
         entry_count: entries that were handed over since the upload began.
         data_bytes: bytes of the regular files among them.
         sent_bytes: bytes that were handed over here.
-        resumed: it went on after something failed, or with an upload of before.
+        resumed: it continued after a failure, or continued an earlier upload.
 
     """
 
@@ -64,9 +64,9 @@ class UploadStream:
         self.sent_bytes = 0
         self.resumed = False
 
-    def begin(self, request: wire.BeginUploadRequest) -> wire.BeginUploadResponse:
+    def begin(self, request: sv.BeginUploadRequest) -> sv.BeginUploadResponse:
         """Open an upload, or take one over (its open entry starts again), and start the stream."""
-        response: wire.BeginUploadResponse = self._calls.call("BeginUpload", request)
+        response: sv.BeginUploadResponse = self._calls.call("BeginUpload", request)
         self.upload = response.upload
         durable = self.upload.durable
         self._position, self.entry_count, self.data_bytes = (
@@ -86,33 +86,33 @@ class UploadStream:
 
     def put(self, entry: pb.Entry, size_bytes: int = 0) -> None:
         """An entry that is complete; `size_bytes` is that of its content, however the entry states it."""
-        self._append(SentPart(self._position + 1, wire.BackupPart(entry=entry)))
+        self._append(SentPart(self._position + 1, sv.BackupPart(entry=entry)))
         self.sent_bytes += len(entry.data)
         self._count(size_bytes)
 
     def put_file(self, entry: pb.Entry, pieces: Iterable[bytes]) -> int:
         """A file and its bytes, in pieces of at most 1 MiB, none empty. Answers its size. What `pieces` raises leaves the file unfinished."""
         position, offset = self._position + 1, 0
-        self._append(SentPart(position, wire.BackupPart(entry=entry), begins_file=True))
+        self._append(SentPart(position, sv.BackupPart(entry=entry), begins_file=True))
         for piece in pieces:
-            self._append(SentPart(position, wire.BackupPart(data=wire.Data(data=piece)), offset))
+            self._append(SentPart(position, sv.BackupPart(data=sv.Data(data=piece)), offset))
             offset += len(piece)
             self.sent_bytes += len(piece)
         # Known by now: a file that changed while it was read says so at its end.
-        end = wire.EntryEnd(size_bytes=offset, read_again=entry.read_again)
-        self._append(SentPart(position, wire.BackupPart(entry_end=end)))
+        end = sv.EntryEnd(size_bytes=offset, read_again=entry.read_again)
+        self._append(SentPart(position, sv.BackupPart(entry_end=end)))
         self._count(offset)
         return offset
 
     def remove(self, removal: pb.Remove) -> None:
-        """Takes a path, and all below it, out."""
-        self._append(SentPart(self._position + 1, wire.BackupPart(remove=removal)))
+        """Remove a path and everything below it."""
+        self._append(SentPart(self._position + 1, sv.BackupPart(remove=removal)))
         self._position += 1
 
     def commit(self) -> pb.Backup:
-        """Makes the backup; when it returns, that is durable. Raises what keeps it from being made."""
-        finish = wire.Finish(entry_count=self.entry_count, data_bytes=self.data_bytes)
-        self._append(SentPart(self._position + 1, wire.BackupPart(finish=finish)))
+        """Make the backup, which is durable when this returns. Raises the error that prevents it."""
+        finish = sv.Finish(entry_count=self.entry_count, data_bytes=self.data_bytes)
+        self._append(SentPart(self._position + 1, sv.BackupPart(finish=finish)))
         while True:
             try:
                 return self._finished()
@@ -125,11 +125,11 @@ class UploadStream:
     def abort(self, error: BaseException | None) -> None:
         """Aborts the upload. If the server cannot be reached, a note on `error` says so; the upload then expires after days."""
         if os.getpid() != self._pid:
-            return  # it is the parent's, who may well commit it
+            return  # it belongs to the parent process, which may commit it
         self._cut()
         if self._calls.closed:
             return
-        request = wire.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
+        request = sv.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
         retry = _ONCE if isinstance(error, UnavailableError) else Retry(budget_s=ABORT_RETRY_S)
         try:
             self._calls.call("AbortUpload", request, retry=retry, timeout_s=ABORT_RETRY_S)
@@ -176,10 +176,10 @@ class UploadStream:
             self._call.cancel()
 
     def _start_stream(self) -> None:
-        continued = wire.ContinueUpload(
+        continued = sv.ContinueUpload(
             upload_id=self.upload.id, epoch=self.upload.epoch, position=self.upload.durable.position
         )
-        first = wire.BackupPart(continue_upload=continued)
+        first = sv.BackupPart(continue_upload=continued)
         messages = self._replay.restart(first, self._usable(self.upload.durable))
         generation = self._replay.generation
         try:
@@ -212,7 +212,7 @@ class UploadStream:
                 raise error
             self._attempts.wait_after(error)
             try:
-                request = wire.ResumeUploadRequest(upload_id=self.upload.id)
+                request = sv.ResumeUploadRequest(upload_id=self.upload.id)
                 upload: pb.Upload = self._calls.call("ResumeUpload", request, retry=_ONCE).upload
                 self._check_sent(upload.durable)
                 self.upload = upload
@@ -225,14 +225,14 @@ class UploadStream:
             return
 
     def _note_progress(self, durable: pb.DurablePoint) -> None:
-        """A stream that moved the durable point earns the next one its full time."""
+        """Progress of the durable point renews the retry time of the next stream."""
         point = (durable.position, durable.open_offset_bytes)
         if point != self._durable_seen:
             self._durable_seen = point
             self._attempts.progressed()
 
     def _ask_for_checkpoint(self) -> None:
-        """Has the server make durable what it has, so that it need not be kept here; beside the stream."""
+        """Ask the server, beside the stream, to make its data durable, so this client can release it."""
         if self._checkpointing.acquire(blocking=False):
             generation = self._replay.generation
             try:
@@ -243,7 +243,7 @@ class UploadStream:
 
     def _checkpoint(self, generation: int, epoch: int) -> None:
         try:
-            request = wire.CheckpointUploadRequest(upload_id=self.upload.id, epoch=epoch)
+            request = sv.CheckpointUploadRequest(upload_id=self.upload.id, epoch=epoch)
             durable = self._calls.call("CheckpointUpload", request).durable
             self._check_sent(durable)
         except StaddleError as error:
@@ -259,7 +259,7 @@ class UploadStream:
 
     def _check_sent(self, durable: pb.DurablePoint) -> None:
         """Raises ProtocolError where more is durable than was handed over: what is durable is kept no longer, and counts as progress."""
-        # The entry that is being handed over is counted a moment after it was.
+        # The current entry is counted a moment after it was sent.
         if durable.position > self._position + 1:
             with named(self._calls.address):
                 raise ProtocolError(
@@ -268,7 +268,7 @@ class UploadStream:
                 )
 
     def _usable(self, durable: pb.DurablePoint) -> pb.DurablePoint:
-        """Without the open entry of an upload that was taken over: its bytes were read by somebody else."""
+        """Drop the open entry of an upload that was taken over: another process read its bytes."""
         if durable.position != self._stale_position:
             return durable
         usable = pb.DurablePoint()
@@ -283,10 +283,10 @@ class UploadStream:
         return self._call.result(self.upload).backup
 
     def _look_for_backup(self, error: StaddleError) -> pb.Backup | None:
-        """The status of a stream can be lost: GetUpload knows whether it was committed all the same."""
+        """The status of a stream can be lost: GetUpload knows whether the upload was committed nevertheless."""
         if not may_resume(error) or self._calls.closed:
             return None
-        request = wire.GetUploadRequest(upload_id=self.upload.id)
+        request = sv.GetUploadRequest(upload_id=self.upload.id)
         upload: pb.Upload = self._calls.call("GetUpload", request, retry=self._retry).upload
         if upload.state == pb.UPLOAD_STATE_OPEN:
             if upload.last_failure:
@@ -298,6 +298,6 @@ class UploadStream:
                 f"The upload {upload.id} is {state} on the server.", facts={"upload": upload.id}
             )
         selector = pb.BackupSelector(backup=upload.backup_id)
-        by_id = wire.GetBackupRequest(dataset=upload.dataset, backup=selector)
+        by_id = sv.GetBackupRequest(dataset=upload.dataset, backup=selector)
         backup: pb.Backup = self._calls.call("GetBackup", by_id, retry=self._retry).backup
         return backup

@@ -28,7 +28,7 @@ from staddle._types.entries import PathLike, path_to_bytes, path_to_str
 from staddle._types.reports import BackupReport, Progress, ProgressCallback
 from staddle._upload.stream import UploadStream
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 INLINE_BYTES_MAX: Final = 256 * 1024
 """A file up to this size travels inside its entry."""
@@ -53,7 +53,7 @@ class UploadOptions:
 
 
 class Upload:
-    """A backup that is being handed over, from `Client.upload`. A clean exit commits it, an exception aborts it.
+    """An upload in progress, from `Client.upload`. A clean exit commits it, an exception aborts it.
 
     Threads may share it; each `put` is one file, whole. After an exception inside `put` nothing more is taken.
     """
@@ -70,13 +70,13 @@ class Upload:
         self._report: BackupReport | None = None
 
     def __enter__(self) -> Self:
-        """Opens the upload. Raises ConnectError, and what the server has against it."""
+        """Open the upload. Raises ConnectError, and the server's objections."""
         if self.id:
-            raise UploadClosedError("An upload is opened once; make another one.")
+            raise UploadClosedError("An upload can be opened only once: create another one.")
         self._begun_s = monotonic()
         options = self._options
         self._stream.begin(
-            wire.BeginUploadRequest(
+            sv.BeginUploadRequest(
                 dataset=options.dataset,
                 request_id=uuid.uuid4().hex,
                 kind=KINDS_TO_WIRE[options.kind],
@@ -92,7 +92,7 @@ class Upload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Commits, or after an exception aborts. Raises what keeps the backup from being made."""
+        """Commit, or after an exception abort. Raises the error that prevents the backup."""
         failed = error or self._broken
         if failed is None:
             try:
@@ -116,7 +116,7 @@ class Upload:
 
     @property
     def report(self) -> BackupReport:
-        """What was made of it, after a clean exit. Raises UnfinishedError before."""
+        """The backup, after a clean exit. Raises UnfinishedError before."""
         if self._report is None:
             raise UnfinishedError("This upload is not committed, so it made no backup.")
         return self._report
@@ -132,9 +132,9 @@ class Upload:
         mtime_ns: int | None = None,
         profile: str = "content-defined",
     ) -> None:
-        """Hands over one file: bytes, a binary file (read from where it stands), or an iterable of bytes.
+        """Upload one file: bytes, a binary file (read from its position), or an iterable of bytes.
 
-        What is not said of its metadata, a restore leaves to the restoring process. The same path again replaces it.
+        A restore leaves unset metadata to the restoring process. The same path again replaces the file.
         """
         entry = self._entry(path, pb.ENTRY_TYPE_FILE, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
         entry.profile = PROFILES_TO_WIRE[choice("profile", profile, Profile)]
@@ -154,7 +154,7 @@ class Upload:
         mtime_ns: int | None = None,
         incomplete: bool = False,
     ) -> None:
-        """Hands over a directory. Only needed for an empty one, or for its metadata: what lies in it brings it along.
+        """Upload a directory. Only needed for an empty one, or for its metadata: paths below imply it.
 
         `incomplete` marks it: something directly in it could not be read and is missing. Hand it over again to add or clear the mark.
         """
@@ -164,14 +164,14 @@ class Upload:
             self._stream.put(entry)
 
     def symlink(self, path: PathLike, target: PathLike, *, mtime_ns: int | None = None) -> None:
-        """Hands over a symbolic link to `target`, which is kept as it is."""
+        """Upload a symbolic link to `target`, which is stored unchanged."""
         entry = self._entry(path, pb.ENTRY_TYPE_SYMLINK, mtime_ns=mtime_ns)
         setattr(entry, *field_for("link_target", path_to_bytes(target)))
         with self._handing_over():
             self._stream.put(entry)
 
     def remove(self, path: PathLike) -> None:
-        """Takes a path, and all below it, out: of what was put before, and under the scope "changes" of the base."""
+        """Remove a path and everything below it: from this upload, and with the scope "changes" from the base."""
         removal = pb.Remove(**cast("Any", split_path(path)))
         with self._handing_over():
             self._stream.remove(removal)
@@ -207,7 +207,7 @@ class Upload:
 
     @contextmanager
     def _handing_over(self) -> Iterator[None]:
-        """One caller at a time; not before it is open, and not after something failed in the middle of an entry."""
+        """One caller at a time; not before the upload is open, and not after a failure in the middle of an entry."""
         with self._turn:
             if not self.id:
                 raise UploadClosedError("This upload is not open: use it in a with statement.")
@@ -253,7 +253,7 @@ def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:
     """The bytes of a file or iterable, in pieces of at most PIECE_BYTES, none empty."""
     for piece in _read(cast("IO[bytes]", source)) if hasattr(source, "read") else source:
         if not isinstance(piece, bytes | bytearray | memoryview):
-            raise TypeError(f"a source gives bytes, and not {type(piece).__name__}")
+            raise TypeError(f"a source must yield bytes, not {type(piece).__name__}")
         if len(piece) <= PIECE_BYTES:
             if piece:
                 yield bytes(piece)

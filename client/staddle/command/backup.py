@@ -218,7 +218,7 @@ def backup(session: Session, /, source: tuple[str, ...], **options: Any) -> int:
     tags = _tags(given.tags)
     if given.from_command or source == (STDIN,):
         if given.is_for_a_path():
-            raise click.UsageError("What is left out, --files-from and --max-removed are for a PATH.")
+            raise click.UsageError("Exclusions, --files-from and --max-removed need a PATH.")
         if given.dry_run:
             raise click.UsageError("--dry-run is for a PATH: a stream cannot be looked at before it is sent.")
         program = _program(source) if given.from_command else None

@@ -35,7 +35,7 @@ _ONE_OR_ALL: Final[_Wrap] = click.argument("backup", required=False, callback=re
 
 @command(
     "delete",
-    "Delete backups, so that they can be undeleted for a while.",
+    "Delete backups; they can be undeleted for a while.",
     "staddle delete www 3f9c0a12",
     "staddle delete www 3f9c0a12 77d1 --yes",
 )
@@ -45,8 +45,8 @@ _ONE_OR_ALL: Final[_Wrap] = click.argument("backup", required=False, callback=re
 def delete(session: Session, dataset: str, backups: tuple[str, ...], *, yes: bool) -> int:
     """Delete BACKUPs of a dataset, named by their ids or the first digits of them.
 
-    They are hidden at once, and nothing is lost: until their grace period is over (7 days, unless the server has another), `staddle undelete`
-    brings them back. Held and retained backups cannot be deleted.
+    They are hidden at once, and nothing is lost yet: `staddle undelete` brings them back until their grace period is over (7 days,
+    unless the server has another). Held and retained backups cannot be deleted.
     """
     require_somebody(session, yes=yes)
     with session.connect() as client:
@@ -91,7 +91,7 @@ def _until(gone: list[Backup]) -> str:
 def undelete(session: Session, dataset: str, backup: str) -> None:
     """Bring a deleted BACKUP back, as it was. `staddle list DATASET --deleted` shows those that can be.
 
-    A policy that lets it go deletes it again at the server's next turn: hold or retain what shall stay.
+    If the dataset's policy does not keep it, the server deletes it again the next time it applies the policy: hold or retain it first.
     """
     with session.connect() as client:
         policy = client.get_retention(dataset).policy
@@ -117,7 +117,9 @@ def undelete(session: Session, dataset: str, backup: str) -> None:
 )
 @dataset_argument
 @_ONE_OR_ALL
-@click.option("--reason", metavar="TEXT", required=True, help="Why; it is shown with the backup.")
+@click.option(
+    "--reason", metavar="TEXT", required=True, help="Give the reason, which is shown with the backup."
+)
 def hold(session: Session, dataset: str, backup: str | None, *, reason: str) -> None:
     """Place a legal hold on a BACKUP, also a deleted one, or on a whole dataset with all its backups, also later ones.
 
@@ -141,7 +143,7 @@ def hold(session: Session, dataset: str, backup: str | None, *, reason: str) -> 
 @dataset_argument
 @_ONE_OR_ALL
 def release(session: Session, dataset: str, backup: str | None) -> None:
-    """Release the hold of a BACKUP, or that of the dataset. Each leaves the other alone, and a retention stays what it is."""
+    """Release the hold of a BACKUP, or that of the dataset. Neither changes the other, nor a retention time."""
     with session.connect() as client:
         client.release_hold(dataset, backup)
     session.output.acted("release")
@@ -169,10 +171,10 @@ def _what(dataset: str, backup: str | None) -> str:
     metavar="TIME",
     required=True,
     callback=reading(end_of),
-    help="A date (its end) or a time, such as 2031-12-31 or 2031-12-31T12:00:00Z.",
+    help="Protect it until the end of this date, or until this time, such as 2031-12-31 or 2031-12-31T12:00:00Z.",
 )
 def retain(session: Session, dataset: str, backup: str, *, until: datetime.datetime) -> None:
-    """Keep a BACKUP from being deleted before a time, by anyone. This cannot be undone: the time is only ever moved later."""
+    """Protect a BACKUP from deletion by anyone before a time. This cannot be undone: the time can only be moved later."""
     with session.connect() as client:
         kept = client.retain_backup(dataset, backup, until)
     session.output.acted("retain")

@@ -18,7 +18,7 @@ class SourceError(StaddleError):
     default_reason: ClassVar[str] = "SOURCE_FAILED"
 
 
-class Interruption(Exception):  # noqa: N818 - nothing went wrong: somebody wanted it to stop
+class Interruption(Exception):  # noqa: N818 - no error: the user interrupted it
     """Ctrl-C, and what is left."""
 
     def __init__(self, message: str, *, resumable: bool) -> None:

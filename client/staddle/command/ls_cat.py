@@ -43,8 +43,8 @@ JSON_PIECE_BYTES: Final = 768 * 1024
 @dataset_argument
 @click.argument("path", required=False, default="", callback=reading(stored_path))
 @picking
-@click.option("-l", "long", is_flag=True, help="Mode, owner, size and time of each entry.")
-@click.option("-R", "recursive", is_flag=True, help="All that lies below, not one level.")
+@click.option("-l", "long", is_flag=True, help="Show mode, owner, size and time of each entry.")
+@click.option("-R", "recursive", is_flag=True, help="List everything below, not only one level.")
 def ls(
     session: Session,
     dataset: str,
@@ -55,7 +55,7 @@ def ls(
     long: bool,
     recursive: bool,
 ) -> None:
-    r"""List what lies in a directory of a backup (without PATH: in its root).
+    r"""List a directory of a backup (without PATH: its root).
 
     Paths are relative to the root, as restore and cat take them; those of directories end with a slash. Control characters and bytes
     that are not UTF-8 are shown as \n, \x1b, \xff.
@@ -137,12 +137,12 @@ def _time(entry: Entry) -> str:
     callback=reading(byte_range),
     default=":",
     metavar="A:B",
-    help="Only the bytes from A up to and without B, counted from 0; either may be missing.",
+    help="Write only the bytes from A up to but not including B, counted from 0; either may be missing.",
 )
 def cat(
     session: Session, dataset: str, path: bytes, *, backup: str | None, at: str | None, wanted: ByteRange
 ) -> None:
-    """Write one file of a backup to standard output, as it is. Which backup it is stands on standard error.
+    """Write one file of a backup to standard output, unchanged. Standard error names the backup.
 
     With --json its bytes come as base64, in pieces.
     """

@@ -137,7 +137,7 @@ class Output:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """A time in which somebody is asked on the terminal, and nothing moves there."""
+        """While the user answers a question on the terminal, nothing else writes there."""
         say, pause = self._say, self._pause
         with pause():
             self.divert(None)
@@ -165,6 +165,7 @@ class NoticeHandler(logging.Handler):
         self._output = output
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record as a notice."""
         self._output.notice(record.getMessage())
 
 

@@ -42,7 +42,7 @@ from staddle.command.restore_archive import STDOUT, Wanted, write_archive
 @click.option(
     "--target",
     metavar="DIR",
-    help="Restore to DIR, which is made if it does not exist; `-` writes an archive to standard output.",
+    help="Restore to DIR, which is created if it does not exist; `-` writes an archive to standard output.",
 )
 @click.option(
     "--format",
@@ -74,7 +74,7 @@ from staddle.command.restore_archive import STDOUT, Wanted, write_archive
     "-n",
     "--dry-run",
     is_flag=True,
-    help="Write nothing, and show what would be written. With --verify, name what is not as in the backup; exit code 3 if anything is.",
+    help="Write nothing, and show what would be written. With --verify, name what differs from the backup; exit code 3 if anything does.",
 )
 def restore(
     session: Session,
@@ -99,13 +99,15 @@ def restore(
     not there, nothing is written. With --include, only what matches one of the patterns is restored, and the directories above it. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
     """
     if b"" in paths:
-        raise click.UsageError("PATH is empty. If everything is meant, leave it out.")
+        raise click.UsageError("PATH is empty. To restore everything, leave it out.")
     if archive is not None or target == STDOUT:
         _refuse_for_archive(target)
         wanted = Wanted(dataset, paths, backup, at, include, exclude)
         return write_archive(session, wanted, cast("ArchiveFormat", archive or "tar"))
     if target is None:
-        raise click.UsageError("--target is missing: a directory, or `-` for an archive to standard output.")
+        raise click.UsageError(
+            "--target is missing: name a directory, or `-` for an archive to standard output."
+        )
     if yes and not delete:
         raise click.UsageError("--yes is for --delete: nothing else is asked.")
     if delete and not dry_run:
@@ -161,7 +163,7 @@ def _restored(
     yes: bool,
     dry_run: bool,
 ) -> RestoreReport | None:
-    """Restores; None if somebody was asked and did not want it."""
+    """Restores; None if the user was asked and declined."""
 
     def confirm(count: int) -> None:
         where = text.escaped(target)

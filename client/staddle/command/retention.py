@@ -30,8 +30,8 @@ P = Callable[..., Any]
 
 @click.group(
     "retention",
-    short_help="Say which backups stay: show, set, plan, apply.",
-    help="Which backups of a dataset stay, and which go.\n\n\b\n"
+    short_help="Show, set, plan or apply a retention policy.",
+    help="Decide which backups of a dataset are kept, and which are deleted.\n\n\b\n"
     "  staddle retention set www --keep-last 3 --keep-daily 7 --keep-weekly 5\n"
     "  staddle retention plan www\n  staddle retention apply www",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -144,22 +144,22 @@ def _keep_options(function: P) -> P:
     "--minimum",
     metavar="DURATION",
     callback=reading(long_duration),
-    help="Protect every backup for this long after its commit: 30d, 7y. 0 ends that for new backups; what backups have stays.",
+    help="Protect every backup for this long after its commit: 30d, 7y. 0 ends that for new backups; existing backups keep their time.",
 )
 def set_(
     session: Session, dataset: str, *, none: bool, minimum: datetime.timedelta | None, **rules: Any
 ) -> None:
-    """Set the policy of a dataset: a backup stays that any of the rules keeps. The rules that are given are the whole policy.
+    """Set the policy of a dataset: a backup is kept if any of the rules keeps it. The rules given here replace the whole policy.
 
-    Without any rule the policy stays as it is (or goes, with --none). The newest backup, the newest that is whole, and what is held or retained stay
-    whatever the rules say. --minimum is not a rule: it keeps every younger backup, whoever deletes.
+    Without any rule the policy does not change; --none removes it. The newest backup, the newest undamaged one, and held or retained
+    backups are always kept. --minimum is not a rule: it protects every younger backup from every caller.
     """
     given = {name: value for name, value in rules.items() if value}
     policy = RetentionPolicy(**given) if given else None
     if policy is not None and policy == RetentionPolicy(time_zone=policy.time_zone):
-        raise click.UsageError("A time zone alone keeps nothing: give a rule, too.")
+        raise click.UsageError("--time-zone alone keeps no backup: add a rule.")
     if none and policy is not None:
-        raise click.UsageError("--none takes the policy away: give no rules with it.")
+        raise click.UsageError("--none removes the policy: give no rules with it.")
     if none:
         policy = RetentionPolicy()
     if policy is None and minimum is None:
@@ -178,10 +178,10 @@ def set_(
 @click.option(
     "--fast",
     is_flag=True,
-    help="Do not compute how much would come free, for which the server reads all backups of the tenant.",
+    help="Do not compute how much space would be freed; for that, the server reads all backups of the tenant.",
 )
 def plan(session: Session, dataset: str, *, fast: bool) -> None:
-    """Show for every backup of a dataset why it stays or goes, and how much would come free. Nothing is changed."""
+    """Show for every backup of a dataset why it stays or goes, and how much space would be freed. Changes nothing."""
     with session.connect() as client:
         made = client.plan_retention(dataset, free_bytes=not fast)
     _show_plan(session.output, made)
@@ -223,7 +223,7 @@ def _show_plan(output: Output, made: RetentionPlan) -> None:
 def _going(made: RetentionPlan) -> str:
     all_of_them = figures.counted(len(made.backups), "backup")
     going = len(made.going)
-    return f"{going:,} of {all_of_them} of {text.escaped(made.dataset)} {'goes' if going == 1 else 'go'}"
+    return f"{going:,} of {all_of_them} of {text.escaped(made.dataset)} would be deleted"
 
 
 def _freed(made: RetentionPlan) -> str:
@@ -239,7 +239,7 @@ def _freed(made: RetentionPlan) -> str:
 
 @command(
     "apply",
-    "Delete what the policy lets go.",
+    "Delete the backups that the policy does not keep.",
     "staddle retention apply www",
     "staddle retention apply www --yes",
 )
@@ -252,10 +252,10 @@ def _freed(made: RetentionPlan) -> str:
 )
 @yes_option
 def apply(session: Session, dataset: str, *, plan_token: str | None, yes: bool) -> int:
-    """Delete what a dataset's policy lets go. It shows the plan and asks, or does the plan that was shown before (--plan).
+    """Delete the backups that a dataset's policy does not keep. Shows the plan and asks first, or carries out an earlier plan (--plan).
 
-    All of it is deleted, or nothing: if a backup came, went or was held since the plan was made, it fails. What was deleted can be undeleted
-    until its grace period is over.
+    Deletes all of them or none: if a backup was added, deleted or held since the plan was made, the command fails. Deleted backups can
+    be undeleted until their grace period is over.
     """
     if plan_token is None:
         require_somebody(session, yes=yes)
@@ -279,7 +279,7 @@ def _applied(output: Output, dataset: str, applied: AppliedRetention) -> int:
     deleted = len(applied.deleted_backup_ids)
     output.acted("deletion" if deleted else "check")
     name = text.escaped(dataset)
-    words = f"No backup of {name} goes."
+    words = f"The policy of {name} keeps every backup: nothing was deleted."
     if applied.purge_time is not None:
         until = text.local(applied.purge_time)
         words = f"Deleted {figures.counted(deleted, 'backup')} of {name}. Until {until}, `staddle undelete` brings back what was deleted."

@@ -13,7 +13,7 @@ from staddle.command.options import Session, command, confirmed, require_somebod
 
 @command(
     "uploads",
-    "List open uploads, or give some up.",
+    "List open uploads, or abort some.",
     "staddle uploads",
     "staddle uploads www",
     "staddle uploads --abort 3f9c0a12",
@@ -23,13 +23,13 @@ from staddle.command.options import Session, command, confirmed, require_somebod
     "--abort",
     metavar="ID",
     multiple=True,
-    help="Give up the upload with this id, or with these first digits. Repeatable.",
+    help="Abort the upload with this id, or with these first digits. Repeatable.",
 )
 @yes_option
 def uploads(session: Session, dataset: str | None, abort: tuple[str, ...], *, yes: bool) -> int | None:
-    """List the open uploads of all datasets, or of one: backups that run, and those that were cut off and can be resumed.
+    """List the open uploads of all datasets, or of one: backups that run, and interrupted ones that can be resumed.
 
-    With --abort, give uploads up: their writers are refused from then on, and what they sent is removed by the next collections.
+    With --abort, the server refuses the writers of these uploads from then on, and the next collections free their space.
     Needs an admin token.
     """
     if abort:
@@ -41,13 +41,13 @@ def uploads(session: Session, dataset: str | None, abort: tuple[str, ...], *, ye
             return None
         found = [_picked(listed, prefix) for prefix in dict.fromkeys(abort)]
         what = ", ".join(f"{text.short_id(each.id)} of {text.escaped(each.dataset)}" for each in found)
-        if not confirmed(session, f"Give up {what}?", yes=yes):
+        if not confirmed(session, f"Abort {what}?", yes=yes):
             return FAILED
         for each in found:
             client.abort_upload(each)
             session.output.record(_record(each))
-    session.output.acted("giving up")
-    session.output.summary("uploads", {"aborted_count": len(found)}, f"Gave up {what}.")
+    session.output.acted("abort")
+    session.output.summary("uploads", {"aborted_count": len(found)}, f"Aborted {what}.")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Answers calls: takes their slots and memory, decodes their messages, and hands them to what answers. It knows no transport."""
+"""Answering calls, whatever the transport: slots and memory, decoding, and the handler."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _SMALL_BYTES: Final = 4096
 
 
 class Method(NamedTuple):
-    """A method of the service: who may call it, and what answers.
+    """A method of the service: who may call it, and its handler.
 
     Attributes:
-        role: The least that a token needs.
-        handler: Takes the decoded request, or an iterator of such, and the call.
-        one_of_many: Whether an upload makes thousands of these calls, so that those that succeed are no news.
+        role: The least role that a token needs.
+        handler: Takes the decoded request, or an iterator of them, and the call.
+        one_of_many: Whether an upload makes thousands of these calls, so that successes are not worth a log
+            line.
 
     """
 
@@ -29,11 +30,12 @@ class Method(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How the messages of a method are read.
+    """How a method's messages are read.
 
     Attributes:
-        decode: Makes what the handler gets.
-        weigh: What that takes in memory, from above; the call holds it to its end. Streams that come in count part by part.
+        decode: Creates what the handler gets.
+        weigh: An upper bound of its memory; the call holds it to its end. Incoming streams count part by
+            part.
 
     """
 
@@ -42,9 +44,9 @@ class Reading(NamedTuple):
 
 
 class Answering:
-    """Answers the calls of one method, which the gate has admitted. `messages` are what the caller sends, not decoded.
+    """Answers the calls of one method, which the gate has admitted. `messages` are the client's, not decoded.
 
-    No name here holds what came: a handler that has taken what it needs can let go of the message.
+    No local name keeps a message: a handler that has read what it needs can free it.
     """
 
     def __init__(self, gate: Gate, method: Method, reading: Reading) -> None:
@@ -53,9 +55,9 @@ class Answering:
         self._decode, self._weigh = reading
 
     def unary(self, messages: Iterator[bytes], call: Call) -> Any:
-        """The answer to the one message of a call."""
+        """Return the answer to a call's single message."""
         gate, principal = self._gate, call.principal
-        # Its slot is the thread that works for it, so it is kept until the answer.
+        # Its slot is its working thread, so it is kept until the answer.
         slot = gate.calls.enter(call, principal.token, principal.tenant, until_left=True)
         held = gate.decoded.held(principal.tenant, call.check)
         try:
@@ -67,7 +69,7 @@ class Answering:
             gate.calls.leave(slot)
 
     def upstream(self, messages: Iterator[bytes], call: Call) -> Any:
-        """The answer to a stream of messages."""
+        """Return the answer to a stream of messages."""
         streams = self._gate.streams
         slot = streams.enter(call, call.principal.tenant, until_left=True)
         try:
@@ -76,7 +78,10 @@ class Answering:
             streams.leave(slot)
 
     def downstream(self, messages: Iterator[bytes], call: Call, gone: Callable[[], None]) -> Iterator[Any]:
-        """The answers to the one message of a call. `gone` is called when the call has ended, however."""
+        """Yield the answers to a call's single message.
+
+        `gone` is called when the call ends, in whatever way.
+        """
         gate, principal = self._gate, call.principal
         slot = gate.streams.enter(call, principal.tenant)
         call.add_callback(gone)
@@ -91,7 +96,7 @@ class Answering:
 
 
 def _arrived(call: Call, slot: Slot, messages: Iterator[bytes]) -> bytes:
-    """The message of a call, after which its caller has nothing more to say. Its token may have ended while it was awaited."""
+    """Return a call's single message. Checks the token again, which may have ended meanwhile."""
     message = first(messages)
     call.check()
     slot.at_work()
@@ -99,7 +104,10 @@ def _arrived(call: Call, slot: Slot, messages: Iterator[bytes]) -> bytes:
 
 
 def _counted(held: Held, weigh: Callable[[bytes], int], message: bytes) -> bytes:
-    """The message, once there is room for what it becomes. Small ones are not looked at: no call has room only for those."""
+    """Return the message once there is room for its decoded form.
+
+    Small ones are not weighed: every call has room for those.
+    """
     if len(message) > _SMALL_BYTES:
         held.change(weigh(message))
     return message

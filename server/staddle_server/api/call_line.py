@@ -1,4 +1,4 @@
-"""How a call ends: its log line, and the error that its caller gets for whatever was raised."""
+"""How a call ends: its log line, and the caller's error for whatever was raised."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ FACT_CHARS_MAX: Final = 256
 
 
 def refusal_of(error: Exception, method: str) -> StaddleError:
-    """The error that the caller of a method gets. What is not the service's own becomes a Fault, and the log has its traceback."""
+    """Return the caller's error. Foreign exceptions become a Fault, and their traceback is logged."""
     if isinstance(error, StaddleError):
         return error
     scarce = shortage(error)
     log.error("a fault in %s", method, exc_info=error)
-    return scarce or Fault("INTERNAL", f"a fault of the server in {method}; its log has more")
+    return scarce or Fault("INTERNAL", f"a fault of the server in {method}; its log has the details")
 
 
 def free_frames(error: BaseException | None) -> None:
-    """Frees what the frames that an error went through hold: messages, packs. In Python 3.13 such frames may be part of a cycle.
+    """Free what the frames of an error hold: messages, packs.
 
-    A frame that was cleared still keeps its function, and what that encloses, so the traceback goes as well: a refusal stays with its call.
+    In Python 3.13 such frames may be part of a cycle. A cleared frame still keeps its function and closure,
+    so the traceback is dropped too: a refusal outlives its call.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -44,7 +45,7 @@ class CallLine:
     """The log line of a call, written once: at `level` if it succeeds, else at INFO.
 
     Attributes:
-        call: The call, once it was admitted.
+        call: The call, once admitted.
 
     """
 
@@ -58,11 +59,11 @@ class CallLine:
         self._written = False
 
     def gone(self) -> None:
-        """The call has ended; if the handler did not say how, the client went away."""
+        """Write the line for a client that went away, unless the handler already wrote one."""
         self.end("CANCELLED")
 
     def end(self, outcome: str, error: StaddleError | None = None) -> None:
-        """Writes the line."""
+        """Write the line."""
         with self._lock:
             if self._written:
                 return
@@ -87,5 +88,5 @@ class CallLine:
 
 
 def _short(facts: dict[str, object]) -> dict[str, object]:
-    """What a caller said may be long, and is not checked yet when it is noted."""
+    """Shorten what a caller sent: it may be long, and is not checked yet."""
     return {key: value[:FACT_CHARS_MAX] if isinstance(value, str) else value for key, value in facts.items()}

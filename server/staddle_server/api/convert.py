@@ -1,4 +1,7 @@
-"""Messages to values and back. What comes in is checked for its form here, for its sense further down."""
+"""Messages to values and back.
+
+Incoming messages are checked for their form here, for their meaning in later layers.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,11 @@ from staddle_server.base.types import (
     Scope,
     Xattr,
 )
-from staddle_server.catalog import Backup, Dataset, Hold, Upload
+from staddle_server.catalog import Backup, Dataset, Hold, Upload, UploadRequest
 from staddle_server.manifest.compare import Changed
 from staddle_server.restore.browse import Selector
 from staddle_server.upload.intake import Removed, Sent
 from staddle_server.upload.progress import Progress, decode_progress
-from staddle_server.upload.uploads import UploadRequest
 
 _TIMESTAMP_NS_MAX: Final = 253_402_300_799_999_999_999
 T = TypeVar("T")
@@ -43,53 +45,53 @@ PathMessage = pb.Entry | pb.Remove | sv.ReadRangeRequest | sv.ListEntriesRequest
 
 
 def bad(field: str, what: str) -> BadRequest:
-    """A field that is not right."""
+    """Return the error for an invalid field."""
     return BadRequest("BAD_FIELD", f"{field}: {what}", field=field)
 
 
 def identifier(text: str, field: str) -> bytes:
-    """An id: 32 hexadecimal digits."""
+    """Parse an id: 32 hexadecimal digits."""
     try:
         data = bytes.fromhex(text)
     except ValueError:
         data = b""
     if len(data) != 16 or len(text) != 32:
-        raise bad(field, "an id has 32 hexadecimal digits")
+        raise bad(field, "an id must be 32 hexadecimal digits")
     return data
 
 
 def words(text: str, field: str, limit: int, *, empty: bool = True) -> str:
-    """Text without control characters, of so many bytes at the most."""
+    """Check a text: no control characters, at most `limit` bytes."""
     if not text and not empty:
-        raise bad(field, "it must be given")
+        raise bad(field, "required")
     if len(text.encode("utf-8")) > limit:
-        raise bad(field, f"it has at most {limit} bytes")
+        raise bad(field, f"the limit is {limit} bytes")
     if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
-        raise bad(field, "it has control characters")
+        raise bad(field, "control characters are not allowed")
     return text
 
 
 def size(value: int, field: str, default: int, limit: int) -> int:
-    """A page size."""
+    """Check a page size."""
     if value > limit:
-        raise bad(field, f"it is at most {limit}")
+        raise bad(field, f"the limit is {limit}")
     return value or default
 
 
 def path_of(message: PathMessage) -> bytes:
-    """The path of a message that has it as text or, where it is not UTF-8, as bytes."""
+    """Return the path of a message that has it as text or, if it is not UTF-8, as bytes."""
     return _name_of(message.path, message.raw_path, "path")
 
 
 def _name_of(text: str, raw: bytes, field: str) -> bytes:
-    """A name that a message has as text or, where it is not UTF-8, as bytes."""
+    """Return a name that a message has as text or, if it is not UTF-8, as bytes."""
     if text and raw:
         raise bad(field, f"{field} and raw_{field} exclude each other")
     return raw or text.encode("utf-8")
 
 
 def set_name(message: Message, field: str, name: bytes) -> None:
-    """Writes a name as text or, where it is not UTF-8, as bytes, into the field that is called raw_ then."""
+    """Write a name as text or, if it is not UTF-8, as bytes into the field with the prefix raw_."""
     try:
         setattr(message, field, name.decode("utf-8"))
     except UnicodeDecodeError:
@@ -100,20 +102,20 @@ def set_name(message: Message, field: str, name: bytes) -> None:
 
 
 def timestamp(ns: int) -> Timestamp:
-    """Nanoseconds since 1970 as a Timestamp."""
+    """Return nanoseconds since 1970 as a Timestamp."""
     return Timestamp(seconds=ns // 10**9, nanos=ns % 10**9)
 
 
 def ns_of(message: Timestamp, field: str) -> int:
-    """A Timestamp as nanoseconds since 1970."""
+    """Return a Timestamp as nanoseconds since 1970."""
     ns = message.seconds * 10**9 + message.nanos
     if not 0 <= message.nanos < 10**9 or abs(ns) > _TIMESTAMP_NS_MAX:
-        raise bad(field, "it is no time between the years 1 and 9999")
+        raise bad(field, "the time must be between the years 1 and 9999")
     return ns
 
 
 def duration(seconds: float) -> Duration:
-    """Seconds as a Duration."""
+    """Return seconds as a Duration."""
     message = Duration()
     message.FromNanoseconds(int(seconds * 10**9))
     return message
@@ -123,10 +125,10 @@ def duration(seconds: float) -> Duration:
 
 
 def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
-    """An entry as it was sent. Called for each of millions: a field that is not set costs no more than being asked for."""
+    """Convert a sent entry. Called millions of times: a field that is not set costs only the check."""
     digest = message.file_digest.blake3 if message.HasField("file_digest") else b""
     if digest and len(digest) != 32:
-        raise bad("entry.file_digest.blake3", "a digest has 32 bytes")
+        raise bad("entry.file_digest.blake3", "a digest must be 32 bytes")
     refs = None
     stated_size = None
     content_id = b""
@@ -137,7 +139,7 @@ def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
         content = message.content
         content_id = content.content_id
         if content_id and len(content_id) != 32:
-            raise bad("entry.content.content_id", "a content id has 32 bytes")
+            raise bad("entry.content.content_id", "a content id must be 32 bytes")
         stated_size = content.size_bytes or None
         profile = profile or content.profile
         chunks = content.chunks
@@ -161,7 +163,7 @@ def _enum(enum: type[T], value: int, field: str) -> T:
     try:
         return enum(value)  # type: ignore[call-arg]
     except ValueError:
-        raise bad(field, f"{value} means nothing here") from None
+        raise bad(field, f"unknown value {value}") from None
 
 
 def _entry_in(m: pb.Entry) -> Entry:
@@ -185,7 +187,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         m.ctime_ns if has("ctime_ns") else None,
         m.inode if has("inode") else None,
         link_target=_name_of(m.link_target, m.raw_link_target, "link_target") or None,
-        # A tree has few of them, and thousands of its entries are in memory at once.
+        # A tree has few distinct values of these, and thousands of its entries are in memory at once.
         owner=sys.intern(m.owner),
         group=sys.intern(m.group),
         device=(major, minor) if major or minor or type_ in _DEVICES else None,
@@ -201,19 +203,19 @@ _DEVICES: Final = frozenset({EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE})
 
 
 def change_of(message: sv.EntryChange) -> Sent | Removed:
-    """One change of a PutEntries call."""
+    """Convert one change of a PutEntries call."""
     if message.HasField("entry"):
         return sent_of(message.entry, more=message.more)
     if message.HasField("remove"):
         return Removed(path_of(message.remove))
-    raise bad("changes", "a change is an entry or a removal")
+    raise bad("changes", "a change must be an entry or a removal")
 
 
 # ---------------------------------------------------------------------- entries out
 
 
 def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
-    """An entry as it goes out, with its content's size and id, and with the chunks that are given."""
+    """Convert an entry to send, with its content's size and id, and with the given chunks."""
     flags = entry.flags
     m = pb.Entry(
         type=int(entry.type),  # type: ignore[arg-type] # the numbers are the same
@@ -248,7 +250,7 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
     return m
 
 
-# As plain numbers: an operation on flags makes an object of their class, for each of millions of entries.
+# As plain numbers: an operation on flags creates an object of their class for each of millions of entries.
 _READ_AGAIN: Final = Flag.READ_AGAIN.value
 _IMPLIED: Final = Flag.IMPLIED.value
 _INCOMPLETE: Final = Flag.INCOMPLETE.value
@@ -271,7 +273,7 @@ def _attributes_out(attributes: Attributes, m: pb.Entry) -> None:
 
 
 def changed_out(changed: Changed) -> sv.Change:
-    """A difference between two backups."""
+    """Convert a difference between two backups."""
     return sv.Change(
         type=int(changed.type),  # type: ignore[arg-type] # the numbers are the same
         before=None if changed.before is None else entry_out(changed.before),
@@ -281,7 +283,9 @@ def changed_out(changed: Changed) -> sv.Change:
 
 
 def fitting(messages: Iterable[M], size_max: int) -> list[M]:
-    """The first of these messages, as many as have so many bytes together, and at least one."""
+    """Return the longest prefix of these messages that has at most `size_max` bytes, and at least one
+    message.
+    """
     page: list[M] = []
     size = 0
     for message in messages:
@@ -296,7 +300,7 @@ def fitting(messages: Iterable[M], size_max: int) -> list[M]:
 
 
 def chunker_out(parameters: ChunkerParameters) -> pb.Chunker:
-    """A tenant's chunker."""
+    """Convert a tenant's chunker."""
     return pb.Chunker(
         min_bytes=parameters.min_bytes,
         avg_bytes=parameters.avg_bytes,
@@ -308,9 +312,9 @@ def chunker_out(parameters: ChunkerParameters) -> pb.Chunker:
 
 
 def tags_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags, checked."""
+    """Check and return tags."""
     if len(tags) > limits.TAGS_MAX:
-        raise bad("tags", f"there are at most {limits.TAGS_MAX}")
+        raise bad("tags", f"the limit is {limits.TAGS_MAX} tags")
     return {
         words(key, "tags", limits.TAG_KEY_BYTES_MAX, empty=False): words(
             value, "tags", limits.TAG_VALUE_BYTES_MAX
@@ -320,16 +324,16 @@ def tags_of(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def dataset_name(name: str) -> str:
-    """A dataset's name, checked."""
+    """Check and return a dataset's name."""
     return words(name, "dataset", limits.DATASET_BYTES_MAX, empty=False)
 
 
 def begin_of(m: sv.BeginUploadRequest) -> UploadRequest:
-    """What a BeginUpload asks for."""
+    """Convert a BeginUpload request."""
     kind = _enum(Kind, m.kind, "kind")
     scope = _enum(Scope, m.scope or Scope.WHOLE, "scope")
     if len(m.root.encode("utf-8")) > limits.ROOT_BYTES_MAX:
-        raise bad("root", f"it has at most {limits.ROOT_BYTES_MAX} bytes")
+        raise bad("root", f"the limit is {limits.ROOT_BYTES_MAX} bytes")
     return UploadRequest(
         dataset=dataset_name(m.dataset),
         request_id=words(m.request_id, "request_id", limits.REQUEST_ID_BYTES_MAX),
@@ -345,7 +349,7 @@ def begin_of(m: sv.BeginUploadRequest) -> UploadRequest:
 
 
 def durable_out(progress: Progress) -> pb.DurablePoint:
-    """An upload's durable point."""
+    """Convert an upload's durable point."""
     m = pb.DurablePoint(
         position=progress.position,
         entry_count=progress.entry_count,
@@ -362,14 +366,14 @@ def durable_out(progress: Progress) -> pb.DurablePoint:
 
 
 def _progress_of(upload: Upload) -> Progress:
-    """The durable point; of an upload that has ended only its counts are kept."""
+    """Return the durable point; an ended upload keeps only its counts."""
     if upload.durable:
         return decode_progress(upload.durable)
     return Progress(upload.position, upload.entry_count, upload.data_bytes)
 
 
 def upload_out(upload: Upload, chunker: ChunkerParameters, endpoint: str) -> pb.Upload:
-    """An upload as it goes out."""
+    """Convert an upload."""
     return pb.Upload(
         id=upload.id.hex(),
         dataset=upload.dataset,
@@ -395,7 +399,7 @@ def upload_out(upload: Upload, chunker: ChunkerParameters, endpoint: str) -> pb.
 
 
 def backup_out(backup: Backup) -> pb.Backup:
-    """A backup as it goes out."""
+    """Convert a backup."""
     return pb.Backup(
         id=backup.id.hex(),
         dataset=backup.dataset,
@@ -426,12 +430,12 @@ def backup_out(backup: Backup) -> pb.Backup:
 
 
 def hold_out(hold: Hold | None) -> pb.Hold | None:
-    """A legal hold as it goes out."""
+    """Convert a legal hold."""
     return None if hold is None else pb.Hold(reason=hold.reason, time=timestamp(hold.since_ns))
 
 
 def dataset_out(dataset: Dataset) -> pb.Dataset:
-    """A dataset as it goes out."""
+    """Convert a dataset."""
     return pb.Dataset(
         name=dataset.name,
         create_time=timestamp(dataset.created_ns),
@@ -443,16 +447,16 @@ def dataset_out(dataset: Dataset) -> pb.Dataset:
 
 
 def selector_of(m: pb.BackupSelector) -> Selector:
-    """Which backup is meant."""
+    """Return the selected backup's selector."""
     which = m.WhichOneof("by")
     if which == "at":
         return Selector(at_ns=ns_of(m.at, "backup.at"))
     if which == "ago":
         ago_ns = m.ago.seconds * 10**9 + m.ago.nanos
         if ago_ns < 0 or ago_ns > _TIMESTAMP_NS_MAX:
-            raise bad("backup.ago", "it is a time back from now")
+            raise bad("backup.ago", "use a duration back from now")
         return Selector(ago_ns=ago_ns)
     text = m.backup.lower()
     if text not in {"", "latest"} and (not 4 <= len(text) <= 32 or set(text) - set("0123456789abcdef")):
-        raise bad("backup.backup", 'it is "latest", or 4 to 32 hexadecimal digits')
+        raise bad("backup.backup", 'use "latest", or 4 to 32 hexadecimal digits')
     return Selector(backup=text)

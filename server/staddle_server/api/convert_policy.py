@@ -16,7 +16,7 @@ _COUNTS: Final = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep
 
 
 def policy_of(m: pb.RetentionPolicy) -> Policy:
-    """A policy as it was sent; how large its numbers may be is checked where it is encoded."""
+    """Convert a policy; its numbers are checked where it is encoded."""
     for tag in m.keep_tags:
         convert.words(tag.key, "policy.keep_tags.key", limits.TAG_KEY_BYTES_MAX, empty=False)
         convert.words(tag.value, "policy.keep_tags.value", limits.TAG_VALUE_BYTES_MAX)
@@ -29,14 +29,14 @@ def policy_of(m: pb.RetentionPolicy) -> Policy:
 
 
 def whole_seconds(m: Duration, field: str, most_s: int) -> int:
-    """A Duration of whole seconds."""
+    """Return a Duration of whole seconds."""
     if m.nanos or not 0 <= m.seconds <= most_s:
-        raise convert.bad(field, f"it is whole seconds, at most {most_s}")
+        raise convert.bad(field, f"use whole seconds, at most {most_s}")
     return m.seconds
 
 
 def retention_out(retention: Retention) -> pb.Retention:
-    """What keeps a dataset's backups, as it goes out."""
+    """Convert what protects a dataset's backups."""
     out = pb.Retention(minimum=convert.duration(retention.minimum_s), hold=convert.hold_out(retention.hold))
     if retention.policy:
         policy = decode_policy(retention.policy)

@@ -1,4 +1,7 @@
-"""Errors as callers get them: one table from error classes to codes, and what travels with a code. Each transport writes it in its own way."""
+"""Errors for callers: one table from error classes to codes, and what accompanies a code.
+
+Each transport encodes it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _FACTS_MAX: Final = 6
 
 
 class ErrorCode(enum.Enum):
-    """What kind of failure it is, by the names of google.rpc.Code."""
+    """The kind of failure, named as in google.rpc.Code."""
 
     CANCELLED = "CANCELLED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
@@ -46,14 +49,14 @@ CODES: Final[dict[type[errors.StaddleError], ErrorCode]] = {
 
 
 class Failure(NamedTuple):
-    """An error as its caller gets it, in parts short enough for any transport.
+    """An error for its caller, in parts short enough for any transport.
 
     Attributes:
         code: Its kind.
         message: What happened, to what, and what to do.
         reason: Its stable name.
         facts: Documented details.
-        retry_after_s: When trying again makes sense; None: the error does not say.
+        retry_after_s: When to retry; None if the error does not say.
 
     """
 
@@ -65,12 +68,12 @@ class Failure(NamedTuple):
 
 
 def code_of(error: errors.StaddleError) -> ErrorCode:
-    """The code of an error, by its class or the nearest one above."""
+    """Return the code of an error, by its class or the nearest base class."""
     return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
 
 
 def failure_of(error: errors.StaddleError) -> Failure:
-    """What travels of an error; what is too long is cut."""
+    """Return the parts of an error to send, truncated where too long."""
     return Failure(
         code_of(error),
         _cut(error.message, _TEXT_MAX),
@@ -81,6 +84,6 @@ def failure_of(error: errors.StaddleError) -> Failure:
 
 
 def _cut(text: str, limit: int) -> str:
-    """The text within so many bytes of UTF-8."""
+    """Truncate the text to so many bytes of UTF-8."""
     data = text.encode("utf-8", "replace")
     return text if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"

@@ -1,4 +1,4 @@
-"""The gate: who may call, as what, and how much at once. It knows no transport: whatever carries a call stands behind `Connection`."""
+"""The gate: who may call, as what, and how much at once. Knows no transport: that is behind `Connection`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from staddle_server.catalog import Principal
 
 T = TypeVar("T")
 BUSY_S: Final = 2.0
-"""So long after a call began the server counts as busy, and as long as there are streams."""
+"""How long the server counts as busy after a call began; with streams, as long as they last."""
 
 
 class CallerGone(Exception):  # noqa: N818 - not an error of the service
-    """The call has ended from outside: cancelled, timed out, or cut off."""
+    """The call was ended from outside: cancelled, timed out, or cut off."""
 
 
 class Call:
-    """A call under way. It is a Connection itself, so that slots can follow it to its end.
+    """A call in progress. It is a Connection itself, so that slots can follow it to its end.
 
     Attributes:
-        principal: Who calls.
+        principal: The caller.
         tenant: The name of the principal's tenant.
-        facts: What the log line says beside the method and its outcome; handlers add to it.
+        facts: Extra fields of the log line; handlers add to it.
 
     """
 
@@ -52,11 +52,11 @@ class Call:
         self._gone = True
 
     def check(self) -> None:
-        """Whether to work on for this call. Every loop over a caller's work asks.
+        """Check that the call should continue. Every loop over a caller's work calls this.
 
         Raises:
-            CallerGone: the caller has gone.
-            Unauthenticated: the token was revoked, or has expired, since the call began.
+            CallerGone: The caller is gone.
+            Unauthenticated: The token was revoked or expired since the call began.
 
         """
         if self._refusal is not None:
@@ -65,7 +65,7 @@ class Call:
             raise CallerGone
 
     def passing(self, messages: Iterator[T]) -> Iterator[T]:
-        """Passes a stream's messages on for as long as `check` lets it."""
+        """Yield a stream's messages while `check` allows it."""
         return map(self._pass, messages)
 
     def _pass(self, message: T) -> T:
@@ -73,30 +73,30 @@ class Call:
         return message
 
     def refuse(self, error: StaddleError) -> None:
-        """The next `check` raises this."""
+        """Make the next `check` raise this error."""
         self._refusal = error
 
     @property
     def refused(self) -> bool:
-        """Whether the call may not continue; it ends itself at its next `check`."""
+        """Whether the call may not continue; it ends at its next `check`."""
         return self._refusal is not None
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Calls back when the call has ended, however; False: it has already."""
+        """Register a callback for the end of the call; return False if it has already ended."""
         return self._connection.add_callback(callback)
 
     def cancel(self) -> None:
-        """Ends the call from outside: the client sees CANCELLED, and asks GetUpload."""
+        """End the call from outside: the client sees CANCELLED, and calls GetUpload."""
         self._connection.cancel()
 
 
 class Gate:
-    """Lets calls in: knows the tokens and the slots, and closes when the server drains.
+    """Admits calls: knows tokens and slots, and closes when the server drains.
 
     Attributes:
-        streams: The slots for Backup and Restore streams; a tenant owns its own.
-        calls: The slots for other calls, from before their message comes until they are answered.
-        decoded: The memory for what calls hold decoded.
+        streams: The slots for Backup and Restore streams, limited by tenant.
+        calls: The slots for other calls, from before their message arrives until they are answered.
+        decoded: The memory for calls' decoded data.
         draining: Whether calls get UNAVAILABLE because the server is shutting down.
 
     """
@@ -112,9 +112,9 @@ class Gate:
         decoded: DecodedBytes,
         check_threads: Callable[[bool], None],
     ) -> None:
-        """`valid`: those of these tokens, named by their ids, that may still call.
+        """`valid` returns which of these tokens, given by id, may still call.
 
-        `check_threads` raises Exhausted where a call (True: a stream) may not keep its thread.
+        `check_threads` raises Exhausted if a call (True: a stream) may not keep its thread.
         """
         self._authenticate = authenticate
         self._tenant_name = tenant_name
@@ -123,7 +123,7 @@ class Gate:
         self._check_threads = check_threads
         self._lock = threading.Lock()
         self._calls: dict[Call, None] = {}
-        """What is under way."""
+        """The calls in progress."""
         self._admitted_s = -BUSY_S
         self.streams = streams
         self.decoded = decoded
@@ -140,7 +140,9 @@ class Gate:
         )
 
     def admit(self, name: str, role: TokenRole, token: str, connection: Connection, *, stream: bool) -> Call:
-        """Lets a call in whose token, given as its text, has at least this role. Until the call ends its token is checked again and again.
+        """Admit a call whose token, given as its text, has at least this role.
+
+        The token is checked repeatedly until the call ends.
 
         Raises:
             Unauthenticated, PermissionDenied, Unavailable (DRAINING), Exhausted (TOO_MANY).
@@ -154,7 +156,7 @@ class Gate:
         return call
 
     def _check(self, name: str, role: TokenRole, principal: Principal) -> None:
-        """Checks that the call may continue.
+        """Check that the call may continue.
 
         Raises:
             PermissionDenied, Unavailable (DRAINING).
@@ -163,7 +165,7 @@ class Gate:
         if principal.role < role:
             raise PermissionDenied(
                 "PERMISSION_DENIED",
-                f"{name} needs a token of the role {role.name.lower()}, this one is a {principal.role.name.lower()}",
+                f"{name} needs a token with the role {role.name.lower()}, this one has {principal.role.name.lower()}",
                 role=role.name.lower(),
             )
         if self.draining:
@@ -186,10 +188,10 @@ class Gate:
             self._calls.pop(call, None)
 
     def end_invalid(self) -> int:
-        """Ends the calls whose token was revoked or has expired; their number.
+        """End the calls whose token was revoked or expired; return their number.
 
-        Each learns it at its next `check`, so that it ends at a checkpoint and says why. One that waits for its caller is cut off the
-        next time.
+        Each ends at its next `check`, and so at a checkpoint with a reason. A call that waits for its client
+        is cut off the next time.
         """
         with self._lock:
             calls = list(self._calls)
@@ -200,14 +202,14 @@ class Gate:
         ended = [call for call in calls if not call.refused and call.principal.token not in valid]
         for call in ended:
             call.refuse(
-                Unauthenticated("UNAUTHENTICATED", "This token was revoked, or has expired: get a new one")
+                Unauthenticated("UNAUTHENTICATED", "This token was revoked or has expired: get a new one")
             )
         return len(ended)
 
     def is_busy(self) -> bool:
-        """Whether clients are at work: what can wait should."""
+        """Return whether clients are active: work that can wait should."""
         return not self.streams.idle or self._now_s() - self._admitted_s < BUSY_S
 
     def close(self) -> None:
-        """Refuses calls from now on: the server is shutting down."""
+        """Refuse calls from now on: the server is shutting down."""
         self.draining = True

@@ -1,4 +1,4 @@
-"""Page tokens: where a list continues, bound to the query that gave them, and useless for any other."""
+"""Page tokens: where a list continues, bound to the query that returned them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _TAG_BYTES = 16
 
 
 class PageTokens:
-    """Makes and checks the page tokens of one tenant."""
+    """Creates and checks the page tokens of one tenant."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def make(self, query: tuple[object, ...], position: object) -> str:
-        """The token for going on behind `position` in the list that `query` names."""
+        """Return the token to continue after `position` in the list that `query` names."""
         body = msgspec.msgpack.encode(position)
         return base64.urlsafe_b64encode(self._tag(query, body) + body).decode("ascii").rstrip("=")
 
     def read(self, query: tuple[object, ...], token: str, type_: type[T]) -> T:
-        """The position that a token names.
+        """Return the position in a token.
 
         Raises:
-            BadRequest: BAD_PAGE_TOKEN, it was not made for this query.
+            BadRequest: BAD_PAGE_TOKEN, the token is not from this query.
 
         """
         try:
@@ -47,7 +47,7 @@ class PageTokens:
         except (ValueError, binascii.Error, msgspec.MsgspecError) as e:
             raise BadRequest(
                 "BAD_PAGE_TOKEN",
-                "page_token: it is not one that this query gave; repeat the query without it",
+                "page_token: invalid for this query; repeat the query without it",
                 field="page_token",
             ) from e
 

@@ -1,4 +1,4 @@
-"""Concurrency slots for calls that wait for the client: a bounded number at once, and none for a call in which nothing moves."""
+"""Concurrency slots for calls that wait for the client: a bounded number, and none for a stalled call."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from staddle_server.base.errors import BadRequest, Exhausted
 
 RETRY_S: Final = 2.0
 FIRST_S: Final = 60.0
-"""A stream that the client sends has to begin within this time."""
+"""A client stream must begin within this time."""
 ARRIVING_S: Final = 10 * 60.0
-"""The message of any other call has to arrive within this time: on a slow line, several of 3 MiB arrive at once."""
+"""The message of any other call must arrive within this time: a slow line may carry several of 3 MiB at once.
+"""
 WAIT_S: Final = 5.0
-"""How long a call waits for a slot, where it may: a well-behaved caller on a busy machine is not refused."""
+"""How long a call waits for a slot, if it may: a well-behaved caller on a busy machine is not refused."""
 IDLE_S: Final = 15 * 60.0
-"""A stream in which no message moved for this time is ended: its client is gone, or will ask what is durable and resume."""
+"""A stream without any message for this time is ended: its client is gone, or will ask what is durable and
+resume.
+"""
 
 T = TypeVar("T")
 
 
 class Connection(Protocol):
-    """What brings a call, whatever the transport: how it ends. gRPC's context is one."""
+    """What carries a call, whatever the transport. gRPC's context is one."""
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Calls back when the call has ended; False: it has already."""
+        """Register a callback for the end of the call; return False if it has already ended."""
 
     def cancel(self) -> object:
-        """Ends the call."""
+        """End the call."""
 
 
 class Slot:
-    """The slot of one call. `owner`: whose it is, where slots are counted by owner; `group`: the tenant of the owner, likewise."""
+    """The slot of one call. `owner` and `group`: who it counts for, and that owner's tenant."""
 
     def __init__(
         self,
@@ -53,7 +56,10 @@ class Slot:
         self._limit_s = first_s
 
     def moving(self, messages: Iterator[T]) -> Iterator[T]:
-        """Passes messages on, and notes that they move. Keeps none: a generator would hold each until the next arrives."""
+        """Yield messages, and record that they move.
+
+        Keeps none: a generator would hold each until the next arrives.
+        """
         return map(self._pass, messages)
 
     def _pass(self, message: T) -> T:
@@ -61,20 +67,20 @@ class Slot:
         return message
 
     def moved(self) -> None:
-        """Notes that a message moved."""
+        """Record that a message moved."""
         self._moved_s, self._limit_s = self._now_s(), IDLE_S
 
     def at_work(self) -> None:
-        """Notes that the caller has sent everything, so that its silence no longer counts."""
+        """Record that the caller has sent everything, so that its silence no longer counts."""
         self._limit_s = math.inf
 
     def is_idle(self) -> bool:
-        """Whether nothing has moved for too long."""
+        """Return whether nothing has moved for too long."""
         return self._now_s() - self._moved_s > self._limit_s
 
 
 class Slots:
-    """The slots of one server for one kind of call. Thread-safe."""
+    """One server's slots for one kind of call. Thread-safe."""
 
     def __init__(
         self,
@@ -89,9 +95,10 @@ class Slots:
         waiting_max: int = 0,
         waiting_group_max: int = 0,
     ) -> None:
-        """There are `slots_max` slots; one `owner` has at most `owner_max` of them, one tenant `group_max`. `what`: what a refusal calls the calls.
+        """Create `slots_max` slots, at most `owner_max` for one owner and `group_max` for one tenant.
 
-        At most `waiting_max` calls, and `waiting_group_max` of one tenant, wait up to WAIT_S for a slot before they are refused.
+        `what` names the calls in refusals. At most `waiting_max` calls, and `waiting_group_max` of one
+        tenant, wait up to WAIT_S for a slot before they are refused.
         """
         self._slots_max = slots_max
         self._now_s = now_s
@@ -112,9 +119,10 @@ class Slots:
     def enter(
         self, connection: Connection, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
     ) -> Slot:
-        """Takes a slot until the call has ended or `leave` is called. Where none is free, and calls may wait, it waits up to WAIT_S.
+        """Take a slot until the call ends or `leave` is called.
 
-        With `until_left` the end of the call does not free the slot: a cancelled call's thread may still be at work.
+        If none is free and calls may wait, wait up to WAIT_S. With `until_left` the end of the call does not
+        free the slot: a cancelled call's thread may still be at work.
 
         Raises:
             Exhausted: TOO_MANY.
@@ -126,7 +134,8 @@ class Slots:
             if refusal is not None:
                 self._wait(owner, group, refusal)
             self._slots[slot] = None
-        # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
+        # A handler that waits in the library for a lost reader may never be resumed; this is called all the
+        # same.
         try:
             gone = not until_left and not connection.add_callback(lambda: self.leave(slot))
         except BaseException:
@@ -137,7 +146,10 @@ class Slots:
         return slot
 
     def _wait(self, owner: bytes, group: bytes, refusal: Exhausted) -> None:
-        """Waits for a slot, under the lock. Raises the refusal if none becomes free, or if too many calls wait."""
+        """Wait for a slot, under the lock.
+
+        Raises the refusal if none becomes free, or if too many calls wait.
+        """
         if self._waiting.total() >= self._waiting_max or self._waiting[group] >= self._waiting_group_max:
             raise refusal
         end_s = time.monotonic() + WAIT_S
@@ -152,7 +164,7 @@ class Slots:
                 del self._waiting[group]
 
     def _refusal(self, owner: bytes, group: bytes) -> Exhausted | None:
-        """Why no slot is free for this owner; None: one is."""
+        """Return why no slot is free for this owner; None if one is."""
         slots = self._slots
         if len(slots) >= self._slots_max:
             return self._full(self._slots_max, "")
@@ -165,12 +177,12 @@ class Slots:
     def _full(self, most: int, whose: str) -> Exhausted:
         return Exhausted(
             "TOO_MANY",
-            f"this server carries {most} {self._what}{whose} at once, and has so many; try again",
+            f"this server handles at most {most} {self._what}{whose} at once, and the limit is reached; try again",
             retry_after_s=RETRY_S,
         )
 
     def leave(self, slot: Slot) -> None:
-        """Frees the slot; does nothing if it is free already."""
+        """Free the slot; does nothing if it is already free."""
         with self._lock:
             self._slots.pop(slot, None)
             self._changed.notify_all()
@@ -178,7 +190,10 @@ class Slots:
     def only(
         self, messages: Iterator[T], connection: Connection, owner: bytes = b"", group: bytes = b""
     ) -> T:
-        """The message of a call that has one; the call holds a slot until it comes. Raises what `enter` and `first` say."""
+        """Return the only message of a call; the call holds a slot until it arrives.
+
+        Raises as `enter` and `first` do.
+        """
         slot = self.enter(connection, owner, group)
         try:
             return first(messages)
@@ -187,16 +202,16 @@ class Slots:
 
     @property
     def idle(self) -> bool:
-        """Whether no slot is taken."""
+        """Return whether no slot is taken."""
         return not self._slots
 
     def wait_idle(self, timeout_s: float) -> None:
-        """Waits until no slot is taken, at most `timeout_s`."""
+        """Wait until no slot is taken, at most `timeout_s`."""
         with self._lock:
             self._changed.wait_for(lambda: self.idle, timeout_s)
 
     def end_idle(self) -> int:
-        """Ends the calls in which nothing moves, and gives their number."""
+        """End stalled calls, and return their number."""
         with self._lock:
             idle = [slot for slot in self._slots if slot.is_idle()]
         for slot in idle:
@@ -204,7 +219,7 @@ class Slots:
         return len(idle)
 
     def end_oldest(self) -> None:
-        """Ends the oldest call, to make room for a new one."""
+        """End the oldest call, to free its slot for a new one."""
         with self._lock:
             oldest = next(iter(self._slots), None)
         if oldest is not None:
@@ -213,10 +228,10 @@ class Slots:
 
 
 def first(messages: Iterator[T]) -> T:
-    """The message of a call that has one.
+    """Return the only message of a call.
 
     Raises:
-        BadRequest: BAD_SEQUENCE, it carries none.
+        BadRequest: BAD_SEQUENCE, the call carries none.
 
     """
     for message in messages:

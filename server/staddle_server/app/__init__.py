@@ -1,1 +1,1 @@
-"""Reads the configuration and joins the rooms: the only place, with cli, that names concrete classes."""
+"""Reads the configuration and joins the packages: only this one and cli name concrete classes."""

@@ -1,4 +1,4 @@
-"""Addresses and paths, as operators write them."""
+"""Addresses and paths as operators write them."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from staddle._base.given_files import unquoted
 
 UNIX_PREFIX: Final = "unix:"
 ABSTRACT: Final = "@"
-"""How other programs write a socket without a file."""
+"""Other programs' notation for a socket without a file."""
 UNIX_PATH_BYTES_MAX: Final = 107
-"""What the system takes of a socket's path."""
+"""The system's limit for a socket's path."""
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
 
 
 class Address(NamedTuple):
-    """A host and a port. The host of an IPv6 address has no brackets; port 0 asks for a free one."""
+    """A host and a port. The host of an IPv6 address has no brackets; port 0 requests a free one."""
 
     host: str
     port: int
@@ -35,7 +35,7 @@ class Address(NamedTuple):
 
     @property
     def target(self) -> str:
-        """How gRPC names it."""
+        """The address for gRPC."""
         return str(self)
 
     @property
@@ -47,7 +47,7 @@ class Address(NamedTuple):
 
 
 class UnixAddress(NamedTuple):
-    """A Unix socket, by its absolute path. Only this machine reaches it, and its mode says who there does."""
+    """A Unix socket, by its absolute path. Only this machine can reach it, and its mode says who may."""
 
     path: str
 
@@ -56,12 +56,12 @@ class UnixAddress(NamedTuple):
 
     @property
     def target(self) -> str:
-        """How gRPC names it: it reads the path as a part of a URI."""
+        """The address for gRPC, which reads the path as part of a URI."""
         return UNIX_PREFIX + urllib.parse.quote(self.path)
 
     @property
     def host(self) -> str:
-        """A socket has none."""
+        """Empty: a socket has no host."""
         return ""
 
     @property
@@ -81,11 +81,11 @@ class UnixAddress(NamedTuple):
 
 
 def parse_address(text: str) -> Address | UnixAddress:
-    """HOST:PORT, with an IPv6 host in brackets, or unix:PATH. Raises ValueError."""
+    """Parse HOST:PORT, with an IPv6 host in brackets, or unix:PATH. Raises ValueError."""
     socket = after_unix(text)
     if text.lower().startswith("unix-abstract:") or (socket or "").startswith(ABSTRACT):
         raise ValueError(
-            "every user of this machine can connect to an abstract socket: name a path, as in unix:PATH"
+            "every user of this machine can connect to an abstract socket: use a path, as in unix:PATH"
             " (unix:./@NAME for a file whose name begins with @)"
         )
     if socket is not None:
@@ -97,53 +97,53 @@ def parse_address(text: str) -> Address | UnixAddress:
         raise ValueError("expected HOST:PORT, such as 127.0.0.1:7443 or [::1]:7443, or unix:PATH")
     port = int(match["port"])
     if port > 65_535:
-        raise ValueError("a port is at most 65535")
+        raise ValueError("the highest port is 65535")
     return Address(match["v6"] or match["host"], port)
 
 
 def after_unix(text: str) -> str | None:
-    """What follows `unix:`, in any case; None: it is no Unix socket."""
+    """Return what follows `unix:`, in any case; None if the text is not a Unix socket."""
     return text[len(UNIX_PREFIX) :] if text.lower().startswith(UNIX_PREFIX) else None
 
 
 def _socket_path(text: str) -> str:
-    """The absolute path of a socket. Raises ValueError."""
+    """Return the absolute path of a socket. Raises ValueError."""
     if text.startswith("//"):
         if not text.startswith("///"):
-            raise ValueError("a Unix socket has no host: write unix:PATH or unix:///PATH")
+            raise ValueError("a Unix socket has no host: use unix:PATH or unix:///PATH")
         text = text[2:]
     if not text or text.endswith("/"):
         raise ValueError("expected the path of a socket after unix:")
     if not text.isprintable():
-        raise ValueError("a socket's path is UTF-8 without control characters")
+        raise ValueError("a socket's path must be UTF-8 without control characters")
     path = str(parse_path(text))
     if (length := len(os.fsencode(path))) > UNIX_PATH_BYTES_MAX:
         raise ValueError(
-            f"the system takes at most {UNIX_PATH_BYTES_MAX} bytes as a socket's path, and {path} has {length}: choose a shorter one"
+            f"the system's limit for a socket's path is {UNIX_PATH_BYTES_MAX} bytes, and {path} has {length}: choose a shorter one"
         )
     return path
 
 
 def parse_endpoint(text: str) -> Address | UnixAddress:
-    """An address that clients can connect to: neither port 0 nor a wildcard. Raises ValueError."""
+    """Parse an address that clients can connect to: neither port 0 nor a wildcard. Raises ValueError."""
     address = parse_address(text)
     if address.picks_port or address.is_wildcard:
-        raise ValueError("clients connect to this address: it needs a host name and a port")
+        raise ValueError("clients connect to this address: give a host name and a port")
     return address
 
 
 def parse_path(text: str) -> Path:
     if "\0" in text:
-        raise ValueError("a path cannot hold NUL")
+        raise ValueError("a path cannot contain NUL")
     if not os.path.lexists(text):
-        # A line end of Windows, or quotes that an env file of Docker keeps.
+        # A Windows line end, or quotes that Docker keeps from an env file.
         text = unquoted(text)
     if text.startswith("-----BEGIN "):
-        raise ValueError("expected the name of a file, not what is in it")
+        raise ValueError("expected the name of a file, not its content")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
-        raise ValueError("there is no such home directory") from error
+        raise ValueError("this home directory does not exist") from error
 
 
 def _is_loopback_ipv4(host: str) -> bool:

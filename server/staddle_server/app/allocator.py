@@ -1,8 +1,8 @@
-"""The C library's allocator, told what kind of program this is.
+"""Settings of the C library's allocator for this kind of program.
 
-Bulk messages of about 1 MiB come and go. By itself glibc gives each back to the kernel and faults it in again, page by page; kept
-and used again, one stream carries nearly three times as much. What is kept counts as memory of the server, and threads would keep it
-in arenas of their own, so both are bounded. Elsewhere than on glibc nothing is done.
+Bulk messages of about 1 MiB come and go. By default glibc returns each to the kernel and faults it in again,
+page by page; with kept memory, one stream carries nearly three times as much. Kept memory counts as the
+server's, and threads would keep it in separate arenas, so both are bounded. Without glibc nothing is done.
 """
 
 import ctypes
@@ -26,26 +26,24 @@ PARAMETERS: Final = (
         "M_MMAP_THRESHOLD",
         -3,
         (64 * MIB, 32 * MIB),
-        "messages and segments come from memory that is kept, not from maps of their own; older glibc takes 32 MiB at most",
+        "messages and segments use kept memory instead of mappings of their own; the limit of older glibc is 32 MiB",
     ),
-    Parameter("M_TRIM_THRESHOLD", -1, (32 * MIB,), "how much free memory is kept at the top of the heap"),
-    Parameter(
-        "M_TOP_PAD", -2, (4 * MIB,), "how much more is taken when the heap grows, so that it grows rarely"
-    ),
+    Parameter("M_TRIM_THRESHOLD", -1, (32 * MIB,), "how much free memory stays at the top of the heap"),
+    Parameter("M_TOP_PAD", -2, (4 * MIB,), "the step in which the heap grows, so that it grows rarely"),
     Parameter(
         "M_ARENA_MAX",
         -8,
         (1,),
-        "one heap for all threads: each keeps what it had at its largest, and two were no faster",
+        "one heap for all threads: each keeps its largest size, and two were no faster",
     ),
 )
 HIGHEST: Final = 2**31 - 1
 
 
 def tune(parameters: tuple[Parameter, ...] = PARAMETERS) -> dict[str, int]:
-    """Sets the parameters in this process; tells what was accepted, by name. Empty where the C library is not glibc.
+    """Set the parameters in this process; return what was accepted, by name. Empty without glibc.
 
-    Call it before threads start: arenas that exist stay.
+    Call it before threads start: existing arenas stay.
     """
     if not sys.platform.startswith("linux"):
         return {}
@@ -64,7 +62,7 @@ def tune(parameters: tuple[Parameter, ...] = PARAMETERS) -> dict[str, int]:
 
 
 def describe(accepted: dict[str, int]) -> str:
-    """For the log."""
+    """Describe the settings for the log."""
     if not accepted:
         return "the C library's own settings"
     return ", ".join(

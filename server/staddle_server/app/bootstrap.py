@@ -1,13 +1,13 @@
-"""The store and the catalog of one data directory, joined: what serving and administration both begin with.
+"""Open the store and the catalog of one data directory: the common start of serving and administration.
 
-Here, and in `app`, concrete classes are named; everywhere else rooms know each other by what they promise.
+Only this module and the rest of `app` name concrete classes; all other packages know only each other's
+protocols.
 """
 
 import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from staddle._base.figures import counted
@@ -46,39 +46,39 @@ KEYS_FIRST: Final = 1
 
 @dataclass(frozen=True)
 class Rooms:
-    """The lower rooms of a server."""
+    """The lower packages' objects of a server."""
 
     blobs: Blobs
     keys: KeyStore
     catalog: Catalog
     looked: generation.Looked | None = None
-    """How store and catalog compared when they were opened; None: they were not compared."""
+    """How store and catalog compared when they were opened; None if they were not compared."""
 
     def tenants(self) -> Tenants:
-        """What opens tenants by their keys."""
+        """Return what opens tenants by their keys."""
         return Tenants(self.blobs, self.catalog, self.keys)
 
     def kept(self) -> Kept:
-        """What checking and repairing look after."""
+        """Return what is checked and repaired."""
         return Kept(self.catalog, self.blobs, self.keys, self.tenants(), SystemClock())
 
 
 class NoSuchTenantError(OperatorError):
-    """There is no tenant of that name."""
+    """No tenant has that name."""
 
 
 @contextlib.contextmanager
 def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator[Rooms]:
-    """Opens a data directory that was made.
+    """Open an existing data directory.
 
-    A catalog that is older than its store is refused, unless the caller decides nothing by it (`only_look`). Raises what store
-    and catalog raise: a wrong key, damage, no access.
+    Refuses a catalog that is older than its store, unless the caller only reads (`only_look`). Raises what
+    store and catalog raise: a wrong key, damage, no access.
     """
     directory.require()
     blobs = directory.place.open()
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
-    catalog = open_catalog(str(directory.catalog))
+    catalog = open_catalog(directory.catalog_place.place)
     try:
         _refuse_emptied(directory, blobs, catalog)
         opened = Rooms(blobs, keys, catalog)
@@ -92,37 +92,40 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
 
 
 def _refuse_emptied(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> None:
-    """Raises DataDirectoryError for a catalog without a tenant where the store has records, which only tenants have."""
+    """Raise DataDirectoryError for a catalog without tenants if the store has records, which only tenants
+    have.
+    """
     if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
         raise DataDirectoryError(
-            f"{directory.catalog} is empty, but {directory.place} is filled: put the newest copy of the catalog back, or make it "
-            f"anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
+            f"{directory.catalog_place} is empty, but {directory.place} is filled: restore the newest copy of the catalog, or rebuild it "
+            f"from the store with `staddle-server rebuild --replace --data {directory.path}`"
         )
 
 
 def _refuse_other_key(directory: DataDirectory, opened: Rooms) -> None:
-    """Raises DataDirectoryError for a master key that opens no tenant's keys, neither in the store nor in the catalog.
+    """Raise DataDirectoryError for a master key that opens no tenant's keys, neither in the store nor in the
+    catalog.
 
-    A tenant that is made under it would be lost when the right key is put back.
+    A tenant created with it would be lost once the right key is restored.
     """
     rows = opened.catalog.tenants.list_all()
     if rows and all(_opens_not(opened, row) for row in rows):
         raise DataDirectoryError(
-            f"{directory.master_key} is not the master key of {directory.path}: it opens the keys of no tenant, neither those in the "
-            "store nor their copies in the catalog. Put the right key back from its copy. Nothing was changed; without that key, what "
-            "is stored here cannot be read"
+            f"{directory.master_key} is not the master key of {directory.path}: it cannot open any tenant's keys, neither in the "
+            "store nor in the catalog's copies. Restore the right key from its copy. Nothing was changed; without that key, the data "
+            "stored here is unreadable"
         )
 
 
 def _opens_not(opened: Rooms, row: TenantRow) -> bool:
-    """Whether the tenant's keys are there, twice, and were wrapped with another master key."""
+    """Return whether the tenant's keys exist, twice, and were wrapped with another master key."""
     if not row.wrapped_keys or opened.keys.opens(row.id, row.keys_version, row.wrapped_keys):
         return False
     return isinstance(keys_damage(opened.keys, row.id), WrongMasterKey)
 
 
 def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
-    """Raises DataDirectoryError for a catalog that has not made all the decisions of which the store has records."""
+    """Raise DataDirectoryError for a catalog that lacks decisions in the store's records."""
     if strange := tenants_unknown(opened.blobs, opened.keys, opened.catalog):
         raise _older(directory, f"{counted(len(strange), 'tenant')}, such as {min(strange).hex()}")
     tenants = opened.tenants()
@@ -138,17 +141,18 @@ def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
 
 def _older(directory: DataDirectory, unknown: str) -> DataDirectoryError:
     return DataDirectoryError(
-        f"{directory.catalog} is older than its store: it does not know {unknown}. Put the newest copy of the catalog back, or make "
-        f"it anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
+        f"{directory.catalog_place} is older than its store: it does not know {unknown}. Restore the newest copy of the catalog, or rebuild "
+        f"it from the store with `staddle-server rebuild --replace --data {directory.path}`"
     )
 
 
 def initialise(directory: DataDirectory, now_ns: int) -> str:
-    """Makes keys, catalog, store and the default tenant, or what is missing of them; answers a new admin token.
+    """Create keys, catalog, store and the default tenant, or what is missing of them; return a new admin
+    token.
 
-    The order lets it begin again wherever it was cut off: the store is made before the key, and the catalog before a
-    tenant's keys. So a key without a store, and keys without a catalog, always mean that something was lost.
-    Raises what store and catalog raise.
+    The order allows a restart after any interruption: the store comes before the key, and the catalog before
+    a tenant's keys. So a key without a store, and keys without a catalog, always mean a loss. Raises what
+    store and catalog raise.
     """
     directory.place.make()
     blobs = directory.place.open()
@@ -161,16 +165,16 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
         create_master_key(str(directory.master_key))
     sync_directory(
         Files(), str(directory.path)
-    )  # for the key, if an earlier start did not come to sync its name
-    open_catalog(str(directory.catalog)).close()
+    )  # for the key, if an earlier start was interrupted before it synced its name
+    open_catalog(directory.catalog_place.place).close()
     with open_rooms(directory) as rooms:
         return local_token(rooms, now_ns)
 
 
 def default_tenant(rooms: Rooms, now_ns: int) -> TenantRow:
-    """The default tenant, made now if the first start was cut off before it was.
+    """Return the default tenant, created now if the first start was interrupted before that.
 
-    Raises NoSuchTenantError where there was more than that, so that another catalog, or an empty one, lies beside the store.
+    Raises NoSuchTenantError if the store had more than that, so that its catalog must be another one.
     """
     tenant = rooms.catalog.tenants.get_by_name(DEFAULT_TENANT)
     if tenant is not None:
@@ -185,47 +189,48 @@ class Rebuilt:
     """What a rebuild did."""
 
     report: RebuildReport
-    aside: Path | None
-    """Where the catalog is now that was there before."""
+    aside: str | None
+    """Where the previous catalog is now."""
     token: str
-    """A new admin token; empty if there is no tenant `default`, or nothing was changed."""
+    """A new admin token; empty without a tenant `default`, or if nothing was changed."""
 
 
 def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool) -> Rebuilt:
-    """Makes a catalog from the store alone, and gives it its place at the end; one that is there is set aside.
+    """Create a catalog from the store alone, and put it in place at the end; an existing one is set aside.
 
-    The caller has locked the directory. Cut off at any point, it can be run again. With `dry_run` the catalog is made, to see
-    what comes out, and dropped. Raises what store and catalog raise, and NothingOpens.
+    The caller has locked the directory. An interrupted call can be repeated. With `dry_run` the catalog is
+    created to see the result, and dropped. Raises what store and catalog raise, and NothingOpens.
     """
     blobs = directory.place.open()
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
-    directory.drop_new_catalog()
+    place = directory.catalog_place
+    place.prepare_new()
     try:
-        catalog = open_catalog(str(directory.new_catalog))
+        catalog = open_catalog(place.new_place)
         try:
             report = Rebuilding(blobs, keys, catalog, now_ns, show).run()
             tenant = None if dry_run else catalog.tenants.get_by_name(DEFAULT_TENANT)
             token = _new_local_token(catalog, tenant, now_ns) if tenant else ""
         finally:
             catalog.close()
-        aside = None if dry_run else directory.install_catalog(_aside(now_ns))
+        aside = None if dry_run else place.install_new(_aside(now_ns))
         return Rebuilt(report, aside, token)
     finally:
-        directory.drop_new_catalog()
+        place.drop_new()
 
 
 def _aside(now_ns: int) -> str:
-    """What the catalog is called that was there before, from the time."""
+    """Return the name for the previous catalog, from the time."""
     seconds, rest = divmod(now_ns, 10**9)
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest // 1000:06}Z"
 
 
 def create_tenant(rooms: Rooms, name: str, now_ns: int) -> TenantRow:
-    """Makes a tenant with keys of its own: durable, with its record, on return. BAD_FIELD for a name that is taken."""
+    """Create a tenant with its own keys: durable, with its record, on return. BAD_FIELD for a taken name."""
     check_name("tenant", name)
     if rooms.catalog.tenants.get_by_name(name) is not None:
-        raise BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
+        raise BadRequest("BAD_FIELD", f"Tenant {name!r} exists already", field="name")
     keys = rooms.keys.create(name, now_ns)
     object_name = keys_name(keys.tenant, KEYS_FIRST)
     wrapped = rooms.blobs.read(object_name, 0, rooms.blobs.size(object_name))
@@ -242,7 +247,7 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> TenantRow:
 
 
 def set_grace(rooms: Rooms, tenant: TenantRow, grace_s: int, now_ns: int) -> None:
-    """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
+    """Set how long the tenant's deleted backups can be undeleted: durable, with its record, on return."""
     with rooms.catalog.tenants.deciding(tenant.id, now_ns) as at_ns:
         record = TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns)
         rooms.catalog.tenants.set_grace(tenant.id, grace_s, as_pending(tenant.id, record))
@@ -250,11 +255,11 @@ def set_grace(rooms: Rooms, tenant: TenantRow, grace_s: int, now_ns: int) -> Non
 
 
 def tenant_named(rooms: Rooms, name: str) -> TenantRow:
-    """Raises NoSuchTenantError."""
+    """Return the tenant with this name. Raises NoSuchTenantError."""
     tenant = rooms.catalog.tenants.get_by_name(name)
     if tenant is None:
         raise NoSuchTenantError(
-            f"there is no tenant {name!r}; `staddle-server tenant list` shows those that there are"
+            f"tenant {name!r} does not exist; `staddle-server tenant list` lists all tenants"
         )
     return tenant
 
@@ -262,21 +267,24 @@ def tenant_named(rooms: Rooms, name: str) -> TenantRow:
 def create_token(
     rooms: Rooms, tenant: TenantRow, name: str, role: TokenRole, now_ns: int, *, expires_ns: int | None = None
 ) -> str:
-    """Makes a token, with its record, and gives its text: see `Tokens.create` and `finish_all`."""
+    """Create a token, with its record, and return its text: see `Tokens.create` and `finish_all`."""
     text = _create_token(rooms.catalog, tenant, name, role, now_ns, expires_ns=expires_ns)
     finish_all(rooms.tenants(), rooms.catalog)
     return text
 
 
 def revoke_token(rooms: Rooms, tenant: TenantRow, token: str, now_ns: int) -> Token:
-    """Ends a token, with its record: see `Tokens.revoke` and `finish_all`."""
+    """Revoke a token, with its record: see `Tokens.revoke` and `finish_all`."""
     ended = _revoke_token(rooms.catalog, tenant, token, now_ns)
     finish_all(rooms.tenants(), rooms.catalog)
     return ended
 
 
 def confirm_clock(rooms: Rooms) -> Standing:
-    """An administrator says that the clock is right: see `ClockGuard.confirm`. The chain of each tenant has a record of it."""
+    """Confirm that the clock is right: see `ClockGuard.confirm`.
+
+    The chain of each tenant gets a record of it.
+    """
     tenants = rooms.catalog.tenants.list_all()
     records = [as_noted(tenant.id, "the clock was confirmed") for tenant in tenants]
     standing = ClockGuard(rooms.catalog, SystemClock()).confirm(records)
@@ -285,9 +293,9 @@ def confirm_clock(rooms: Rooms) -> Standing:
 
 
 def local_token(rooms: Rooms, now_ns: int) -> str:
-    """A new admin token of the default tenant for the command on this machine, with its record.
+    """Return a new admin token of the default tenant for the local command, with its record.
 
-    The one before, of which the text is lost, is revoked. Raises what `default_tenant` raises.
+    The previous one, whose text is lost, is revoked. Raises as `default_tenant` does.
     """
     token = _new_local_token(rooms.catalog, default_tenant(rooms, now_ns), now_ns)
     finish_all(rooms.tenants(), rooms.catalog)
@@ -295,7 +303,9 @@ def local_token(rooms: Rooms, now_ns: int) -> str:
 
 
 def _new_local_token(catalog: Catalog, tenant: TenantRow, now_ns: int) -> str:
-    """A new local token whose record is pending. That of a rebuilt catalog stays so until its first start: it may not get its place."""
+    """Return a new local token with a pending record, which a rebuilt catalog keeps until its first start: it
+    may be dropped.
+    """
     live = {token.name for token in catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
     if LOCAL_TOKEN in live:
         _revoke_token(catalog, tenant, LOCAL_TOKEN, now_ns)

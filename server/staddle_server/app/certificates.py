@@ -1,7 +1,7 @@
-"""A private certificate authority, for who has none: its certificate, the server's, and the clients'.
+"""A private certificate authority for operators without one: its certificate, the server's, and the clients'.
 
-Keys are ECDSA P-256, unencrypted, readable by their owner only. Nothing that exists is ever written over: to renew a certificate, move the
-old files away first. An authority that is already in the directory is used again.
+Keys are ECDSA P-256, unencrypted, readable by their owner only. Existing files are never overwritten: to
+renew a certificate, move the old files away first. An existing authority in the directory is reused.
 """
 
 import datetime
@@ -25,14 +25,14 @@ DAYS_DEFAULT: Final = 825
 DAYS_MAX: Final = 3650
 NAMES_MAX: Final = 100
 EARLIER: Final = datetime.timedelta(minutes=10)
-"""Certificates begin a little in the past, for clocks that are a little behind."""
+"""How far certificates begin in the past, for clocks that are a little behind."""
 LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 KEY_MODE: Final = 0o600
 CERTIFICATE_MODE: Final = 0o644
 
 
 class CertificateError(OperatorError):
-    """A certificate cannot be made. The message says why, and what to do."""
+    """A certificate cannot be created. The message says why, and what to do."""
 
 
 class Issued(NamedTuple):
@@ -56,18 +56,20 @@ def files_of(directory: Path, stem: str) -> IdentityFiles:
 def make(
     directory: Path, hosts: Sequence[str], clients: Sequence[str], days: int, now: datetime.datetime
 ) -> list[IdentityFiles]:
-    """Makes the authority if there is none, the server's certificate if `hosts` is not empty, one for each client.
+    """Create the authority if it is missing, the server's certificate if `hosts` is not empty, one for each
+    client.
 
-    Answers what was made, in this order. Checks everything before it writes anything. Raises CertificateError.
+    Returns what was created, in this order. Checks everything before it writes anything. Raises
+    CertificateError.
     """
     server_names = [_general_name(host) for host in dict.fromkeys((*hosts, *LOCAL_NAMES))] if hosts else []
     for client in clients:
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", client) is None:
             raise CertificateError(
-                f"{client!r} is no name for a client: use letters, digits and . _ - @, at most 64"
+                f"{client!r} is not a valid client name: use letters, digits and . _ - @, at most 64"
             )
     if len(server_names) > NAMES_MAX or len(clients) > NAMES_MAX:
-        raise CertificateError(f"at most {NAMES_MAX} names at a time")
+        raise CertificateError(f"the limit is {NAMES_MAX} names at a time")
     targets = [("server", True)] * bool(hosts) + [
         (f"client-{client}", False) for client in dict.fromkeys(clients)
     ]
@@ -95,7 +97,7 @@ def _refuse_existing(files: IdentityFiles) -> None:
     for path in files:
         if os.path.lexists(path):
             raise CertificateError(
-                f"{path} exists and is not written over: move it away first, or use another directory"
+                f"{path} exists and is never overwritten: move it away first, or use another directory"
             )
 
 
@@ -110,8 +112,8 @@ def _read(files: IdentityFiles, now: datetime.datetime) -> Issued:
     ends = certificate.not_valid_after_utc
     if ends <= now:
         raise CertificateError(
-            f"the authority {files.certificate} expired at {ends:%Y-%m-%d %H:%M} UTC, and nobody accepts what it signs: move ca.crt and "
-            "ca.key away, and a new one is made, which every client must get"
+            f"the authority {files.certificate} expired at {ends:%Y-%m-%d %H:%M} UTC, so its signatures are not accepted: move ca.crt and "
+            "ca.key away to create a new one, which every client must get"
         )
     return Issued(certificate, key)
 
@@ -129,13 +131,13 @@ def _self_signed(now: datetime.datetime) -> Issued:
 def _leaf(
     authority: Issued, name: str, alternatives: Iterable[x509.GeneralName], days: int, now: datetime.datetime
 ) -> Issued:
-    """A server's certificate if there are alternative names, else a client's.
+    """Create a server's certificate if there are alternative names, else a client's.
 
-    A server's may also prove who a client is: the health probe that runs beside the server uses it under mutual TLS.
+    A server's is also valid for a client: the health probe beside the server uses it under mutual TLS.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-    # One that outlives its authority would end before its time, and nothing would warn of it.
+    # A certificate that outlives its authority would become invalid early, without a warning.
     ends = min(now + datetime.timedelta(days=days), authority.certificate.not_valid_after_utc)
     builder = _builder(subject, authority.certificate.subject, key, ends, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

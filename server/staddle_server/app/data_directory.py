@@ -1,6 +1,6 @@
-"""The data directory: whose it is, who uses it now, and the file that lets the local command in.
+"""The data directory: its owner, its current user, and the file for the local command.
 
-docs/format.md draws it. The directory is locked by the server that runs on it, for as long as it runs, and while it is being made;
+docs/format.md draws it. A server locks the directory while it runs, and while it is being created;
 administration works beside that.
 """
 
@@ -21,6 +21,8 @@ from typing import Final
 from staddle._base.given_files import GivenError, read, text_of
 
 from staddle_server.app.addresses import Address, UnixAddress
+from staddle_server.app.catalog_place import URL_NAME as CATALOG_URL_NAME
+from staddle_server.app.catalog_place import CatalogPlace, catalog_place_of, record_catalog_place
 from staddle_server.app.owner import owner_of
 from staddle_server.app.store_place import (
     URL_NAME,
@@ -33,7 +35,7 @@ from staddle_server.app.store_place import (
 from staddle_server.store.files import Files, make_durable, sync_directory, write_synced
 
 HOLDER_BYTES_MAX: Final = 300
-"""A process and a host name, in the lock."""
+"""The size limit of a process and a host name in the lock."""
 CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
 NOT_DATA: Final = frozenset(
     {
@@ -46,14 +48,16 @@ NOT_DATA: Final = frozenset(
         "master.key.new",
         "reserve",
         "reserve.inodes",
+        "cache",
         URL_NAME,
         f"{URL_NAME}.new",
+        CATALOG_URL_NAME,
+        f"{CATALOG_URL_NAME}.new",
     }
 )
-"""What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
-
-_CATALOG_PARTS: Final = ("", "-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database belongs to it: apart from it, it would be lost, or be taken for part of another one."""
+"""What an uninitialised directory may contain: settings, certificates, a new file system's files, a crash's
+remains.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,13 @@ class DataDirectory:
 
     path: Path
     wanted_store: str = ""
-    """The URL of an object store that is to have the store; empty: the directory says itself."""
+    """The URL of an object store for the store; empty if the directory decides."""
+    wanted_catalog: str = ""
+    """The URL of a database for the catalog; empty if the directory decides."""
 
     @property
     def place(self) -> StorePlace:
-        """Where the store is, or is to be. Raises DataDirectoryError where two places are named."""
+        """The place of the store. Raises DataDirectoryError if two places are named."""
         return place_of(self.path, self.wanted_store, os.environ)
 
     @property
@@ -75,12 +81,13 @@ class DataDirectory:
 
     @property
     def catalog(self) -> Path:
+        """The file of a catalog that is in the directory."""
         return self.path / "catalog.db"
 
     @property
-    def new_catalog(self) -> Path:
-        """Where a rebuild makes a catalog, before it takes its place."""
-        return self.path / "catalog.db.new"
+    def catalog_place(self) -> CatalogPlace:
+        """Where the catalog is, or is to be. Raise DataDirectoryError where two places are named."""
+        return catalog_place_of(self.path, self.wanted_catalog)
 
     @property
     def store(self) -> Path:
@@ -95,58 +102,64 @@ class DataDirectory:
         return self.path / "server.lock"
 
     def is_complete(self) -> bool:
-        """Whether the directory was made to the end. False: there is none, or it is empty, or making it was cut off.
+        """Return whether the directory was created completely; False if it is missing, empty, or was
+        interrupted.
 
-        Raises DataDirectoryError, having changed nothing, for a foreign directory, and for one that has lost a part or holds
-        something else in its place (a store that is not mounted, an empty catalog): a new part would hide every backup.
+        Raises DataDirectoryError, having changed nothing, for a foreign directory, and for one that has lost
+        a part or holds something else in its place (a store that is not mounted, an empty catalog): a new
+        part would hide every backup.
         """
         names = self._names() - NOT_DATA
         place = self.place
         if not names:
             self._refuse_lost()
-            place.is_marked()  # refuses a bucket with something else in it
+            place.is_marked()  # refuses a bucket with other content
             if not place.is_filled():
                 return False
         elif not names & {"master.key", "catalog.db", "store"}:
             raise DataDirectoryError(
-                f"{self.path} is not empty and holds no Staddle data: name an empty or a new directory "
+                f"{self.path} is not empty and is not a Staddle data directory: name an empty or a new directory "
                 f"(found {', '.join(sorted(names)[:3])})"
             )
-        has_key, has_catalog = self._has_file(self.master_key), self._has_file(self.catalog)
+        catalog = self.catalog_place
+        self._has_file(self.catalog)
+        has_key, has_catalog = self._has_file(self.master_key), catalog.is_there()
         has_store, filled = place.is_marked(), place.is_filled()
         if os.path.lexists(self.store) and not self.store.is_dir():
             raise place.lost()
         if not has_key:
             if has_catalog or filled:
                 raise DataDirectoryError(
-                    f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back from its copy. "
-                    "Nothing was changed. Without a copy of the key, what is stored here is lost"
+                    f"{self.master_key} is missing, and without it the data in {self.path} is unreadable: restore the key from its copy. "
+                    "Nothing was changed. Without a copy of the key, the data is lost"
                 )
             return False
         if not has_store:
-            # The store is made before the key: where there is a key, there was a store.
+            # The store is created before the key: with a key, a store must have existed.
             raise place.lost()
-        if has_catalog and self.catalog.stat().st_size:
+        if has_catalog and catalog.is_made():
             return True
         if filled:
             flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
             raise DataDirectoryError(
-                f"{self.catalog} {flaw}, but {place} is filled: put the newest copy of the catalog back, or make it "
-                f"anew from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
+                f"{catalog} {flaw}, but {place} is filled: restore the newest copy of the catalog, or rebuild it "
+                f"from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
                 "backup)"
             )
         return False
 
     def _refuse_lost(self) -> None:
-        """Raises DataDirectoryError for a directory that holds just what a server wrote at the end of its first start."""
+        """Raise DataDirectoryError for a directory that contains only the files of the end of a
+        first start.
+        """
         if self.client_toml.is_file():
             raise DataDirectoryError(
-                f"{self.client_toml} shows that a server ran here, but master.key, catalog.db and store/ are gone (not mounted?): "
-                f"put them back; or remove {self.client_toml}, and a new, empty server is made here"
+                f"{self.client_toml} shows that a server ran here, but master.key, catalog.db and store/ are missing (not mounted?): "
+                f"restore them; or remove {self.client_toml} to create a new, empty server here"
             )
 
     def _has_file(self, path: Path) -> bool:
-        """Whether there is such a file. Raises DataDirectoryError if there is something else of that name."""
+        """Return whether the file exists. Raises DataDirectoryError for anything else of that name."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -159,7 +172,7 @@ class DataDirectory:
             raise unreadable(path, error) from error
         if stat.S_ISDIR(status.st_mode):
             raise DataDirectoryError(
-                f"{path} is a directory and should be a file: nothing was changed; containers make a directory where the file to "
+                f"{path} is a directory instead of a file: nothing was changed; containers create a directory if the file to "
                 "mount does not exist"
             )
         if not stat.S_ISREG(status.st_mode):
@@ -167,7 +180,7 @@ class DataDirectory:
         return True
 
     def disks(self) -> list[Path]:
-        """The directory, and its store if that is on a disk of its own; of what cannot be looked at, nothing."""
+        """Return the directory, and its store if that is on another disk; skip what cannot be read."""
         seen: dict[int, Path] = {}
         for path in (self.path, self.store):
             with contextlib.suppress(OSError):
@@ -175,83 +188,51 @@ class DataDirectory:
         return list(seen.values())
 
     def require(self) -> None:
-        """Raises DataDirectoryError unless a server can run here."""
+        """Raise DataDirectoryError unless a server can run here."""
         if not self.is_complete():
             raise DataDirectoryError(
-                f"{self.path} is no data directory yet: `staddle-server init --data {self.path}` makes one"
+                f"{self.path} is not initialised: `staddle-server init --data {self.path}` creates a data directory"
             )
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Holds the directory for this process, and makes it (open to its owner only) if it is not there.
+        """Hold the directory for this process, creating it (open to its owner only) if it is missing.
 
-        A foreign directory is refused before anything is written to it. Raises DataDirectoryError, which names the
-        process that has it, if another one does.
+        Refuses a foreign directory before writing anything to it. Raises DataDirectoryError with the name of
+        the process that holds it, if another one does.
         """
         complete = self.is_complete()
         try:
             if not complete:
                 make_durable(str(self.path))
         except OSError as error:
-            raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
+            raise DataDirectoryError(f"cannot create {self.path}: {error.strerror}") from error
         with self.locked():
             self.record_place()
             yield
 
     def record_place(self) -> None:
-        """Notes where the store is, for every command that follows. The caller has locked the directory."""
+        """Record where store and catalog are, for all later commands. The caller has locked the directory."""
         try:
             record_place(self.path, self.wanted_store)
+            record_catalog_place(self.path, self.wanted_catalog)
         except OSError as error:
-            raise DataDirectoryError(f"cannot write {self.path / URL_NAME}: {error.strerror}") from error
+            raise DataDirectoryError(f"cannot write in {self.path}: {error.strerror}") from error
 
     def require_rebuildable(self) -> None:
-        """Raises DataDirectoryError unless key and store are here, from which a catalog can be made."""
+        """Raise DataDirectoryError without key and store, which a rebuild needs."""
         self._has_file(self.catalog)
         if not self._has_file(self.master_key):
             raise DataDirectoryError(
-                f"{self.master_key} is missing: a catalog is rebuilt from master.key and store/, so put it back from a copy"
+                f"{self.master_key} is missing: a rebuild needs master.key and store/, so restore it from a copy"
             )
         place = self.place
         if not place.is_marked():
             raise place.lost()
         if not place.is_filled():
             raise DataDirectoryError(
-                f"{place} is empty, so no catalog can be made from it: is the right file system mounted? Nothing was changed"
+                f"{place} is empty, so the catalog cannot be rebuilt from it: is the right file system mounted? Nothing was changed"
             )
-
-    def drop_new_catalog(self) -> None:
-        """Removes what a rebuild that was cut off, or a rehearsal, has left."""
-        for part in _CATALOG_PARTS:
-            Path(f"{self.new_catalog}{part}").unlink(missing_ok=True)
-
-    def install_catalog(self, aside: str) -> Path | None:
-        """Gives the new catalog, which must be closed, its place; one that is there is set aside as catalog.db.`aside`.
-
-        Gives the path of that; None: there was none. Wherever this is cut off, the old catalog is there whole, in its place or
-        aside, and no server starts on half of it. Raises DataDirectoryError if that name is taken, or the new one is not closed.
-        """
-        for part in _CATALOG_PARTS[1:]:
-            if Path(f"{self.new_catalog}{part}").exists():
-                raise DataDirectoryError(
-                    f"{self.new_catalog} is still in use: nothing was changed; run this again"
-                )
-        old = [part for part in _CATALOG_PARTS if Path(f"{self.catalog}{part}").exists()]
-        kept = Path(f"{self.catalog}.{aside}")
-        for part in old:
-            try:
-                os.link(f"{self.catalog}{part}", f"{kept}{part}")
-            except FileExistsError as error:
-                raise DataDirectoryError(f"{kept}{part} is there already: nothing is overwritten") from error
-        _sync(self.path)
-        # The database first: without it no server starts, and what SQLite kept beside it never meets another one.
-        for part in old:
-            Path(f"{self.catalog}{part}").unlink()
-            _sync(self.path)
-        _sync(self.new_catalog)
-        self.new_catalog.rename(self.catalog)
-        _sync(self.path)
-        return kept if old else None
 
     def _names(self) -> set[str]:
         try:
@@ -263,9 +244,12 @@ class DataDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory, whatever is in it, for this process. Raises DataDirectoryError as `claimed` does."""
+        """Hold the directory, whatever its content, for this process.
+
+        Raises DataDirectoryError as `claimed` does.
+        """
         try:
-            # Through a link, two directories could have one lock.
+            # Through a link, two directories could share one lock.
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self.lock, flags, 0o600)
         except OSError as error:
@@ -273,7 +257,7 @@ class DataDirectory:
         with os.fdopen(descriptor, "rb+", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DataDirectoryError(
-                    f"{self.lock} is not a regular file: remove it; a server makes it again"
+                    f"{self.lock} is not a regular file: remove it; a server creates it again"
                 )
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -284,28 +268,28 @@ class DataDirectory:
                 ) from None
             except OSError as error:
                 raise DataDirectoryError(
-                    f"cannot lock {self.lock}: {error.strerror}. The file system must have locks (flock), which keep two servers from "
+                    f"cannot lock {self.lock}: {error.strerror}. The file system must support locks (flock), which keep two servers out of "
                     "one directory"
                 ) from error
-            # The lock is what counts; who has it is a courtesy, for which a full disk has no room.
+            # Only the lock counts; the holder's name is optional, and a full disk has no space for it.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
             yield
 
     def _no_lock(self, error: OSError) -> DataDirectoryError:
-        """Why the lock cannot be opened."""
+        """Return why the lock cannot be opened."""
         if error.errno == errno.ELOOP:
             return DataDirectoryError(
-                f"{self.lock} is a link: remove it, as through a link two directories could have one lock; a server makes it again"
+                f"{self.lock} is a link: remove it, because through a link two directories could share one lock; a server creates it again"
             )
         if error.errno == errno.EISDIR:
             return DataDirectoryError(
-                f"{self.lock} is a directory and should be a file: remove it; a server makes it again"
+                f"{self.lock} is a directory instead of a file: remove it; a server creates it again"
             )
         if error.errno == errno.EROFS:
             return DataDirectoryError(
-                f"{self.path} is on a read-only file system, and a server has to write there: mount it with write access"
+                f"{self.path} is on a read-only file system, but a server must write there: mount it with write access"
             )
         if error.errno in {errno.EACCES, errno.EPERM}:
             with contextlib.suppress(OSError):
@@ -316,12 +300,12 @@ class DataDirectory:
         return DataDirectoryError(f"cannot write in {self.path}: {error.strerror}")
 
     def store_locked(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the store, which must be there, for this process: see StorePlace.locked."""
+        """Hold the store, which must exist, for this process: see StorePlace.locked."""
         return self.place.locked()
 
 
 def _holder(data: bytes) -> str:
-    """Who has the lock, as the file says: a process, and its host where that is another one."""
+    """Return the lock's holder from the file: a process, and its host if that is another one."""
     words = "".join(each for each in data.decode(errors="replace") if each.isprintable()).split()
     if not words or not words[0].isdecimal():
         return "process unknown"
@@ -329,17 +313,11 @@ def _holder(data: bytes) -> str:
     return f"process {words[0]}{host}"
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @dataclass(frozen=True)
 class ClientConfig:
-    """What DIR/client.toml tells the local command, in the client's own keys: where the server is, and an admin token."""
+    """What DIR/client.toml tells the local command, in the client's own keys: the server's address, and an
+    admin token.
+    """
 
     server: str
     token: str
@@ -355,7 +333,7 @@ class ClientConfig:
 def client_address(
     listening: Address | UnixAddress, endpoint: Address | UnixAddress | None
 ) -> Address | UnixAddress:
-    """Where a client on this machine finds a server that listens there."""
+    """Return where a local client finds a server that listens there."""
     if endpoint is not None:
         return endpoint
     if isinstance(listening, Address) and listening.is_wildcard:
@@ -364,9 +342,9 @@ def client_address(
 
 
 def write_client_config(path: Path, config: ClientConfig) -> None:
-    """Replaces the file as a whole; only its owner can read it."""
+    """Replace the whole file; only its owner can read it."""
     lines = [
-        "# Made by staddle-server, which writes the address anew at each start. It holds an admin token: keep it to yourself.",
+        "# Made by staddle-server, which updates the address at each start. It contains an admin token: keep it secret.",
     ]
     for key, value in dataclasses.asdict(config).items():
         if value:
@@ -380,16 +358,19 @@ def write_client_config(path: Path, config: ClientConfig) -> None:
 
 
 def read_client_config(path: Path) -> dict[str, str]:
-    """The file's strings, by key; empty if there is no file. Raises DataDirectoryError if it is none of ours."""
+    """Return the file's strings, by key; empty if the file is missing.
+
+    Raises DataDirectoryError for a foreign file.
+    """
     try:
         if not os.path.lexists(path):
             return {}
         data, _ = read(path, CLIENT_TOML_BYTES_MAX, "a client.toml", pipe_s=None)
         table = tomllib.loads(text_of(data, path))
     except GivenError as error:
-        raise DataDirectoryError(f"{error}; if it is removed, the next start makes it again") from error
+        raise DataDirectoryError(f"{error}; if you remove it, the next start creates it again") from error
     except (ValueError, RecursionError) as error:
         raise DataDirectoryError(
-            f"{path} is broken ({error}): remove it, and the next start makes it again"
+            f"{path} is broken ({error}): remove it, and the next start creates it again"
         ) from error
     return {key: value for key, value in table.items() if isinstance(value, str)}

@@ -1,4 +1,6 @@
-"""A file that holds room on the disk: part of it is given up when the disk is full, so that a server can start, delete and collect."""
+"""A file that reserves disk space: part of it is released on a full disk, so that a server can start, delete
+and collect.
+"""
 
 import contextlib
 import logging
@@ -25,32 +27,38 @@ _log = logging.getLogger(__name__)
 
 NAME: Final = "reserve"
 STORE_NAME: Final = "_reserve"
-"""Its name in a store that is on a disk of its own; no stored object can have it."""
+"""Its name in a store on another disk; no stored object can have it."""
 CATALOG: Final = "catalog.db"
 LOG_BYTES: Final = 4 * MIB
-"""SQLite brings its log into the catalog when it has so much."""
+"""SQLite merges its log into the catalog at this size."""
 STEP_BYTES: Final = 64 * KIB
 LOOK_S: Final = 1.0
 
 
 class Reserve:
-    """One such file. A server that runs gives up half of it; each start half of what there is, but no less than an eighth."""
+    """One such file.
+
+    A running server releases half of it; each start half of the rest, at least an eighth.
+    """
 
     def __init__(self, path: Path, catalog: Path | None = None) -> None:
-        """`catalog`: the file of the catalog that is on the same disk, whose largest transaction must have room."""
+        """`catalog`: the file of a catalog on the same disk, whose largest transaction must fit."""
         self._path = path
         self._catalog = catalog
 
     @property
     def size_bytes(self) -> int:
-        """What it holds now."""
+        """Its current size."""
         try:
             return self._path.stat().st_size
         except OSError:
             return 0
 
     def full_bytes(self) -> int:
-        """What it should hold: a part of the file system, or twice what the catalog's largest transaction takes. Raises OSError."""
+        """Return its full size: a share of the file system, or twice the catalog's largest transaction.
+
+        Raises OSError.
+        """
         found = os.statvfs(self._path.parent)
         part = min(RESERVE_BYTES_MAX, int(found.f_blocks * found.f_frsize * RESERVE_PART))
         size = max(part, 2 * self._largest_change(), RESERVE_BYTES_MIN)
@@ -66,19 +74,19 @@ class Reserve:
 
     @property
     def missing_bytes(self) -> int:
-        """What it has given up, or has not got yet."""
+        """Return what it released, or could not get yet."""
         try:
             return max(0, self.full_bytes() - self.size_bytes)
         except OSError:
             return 0
 
     def is_needed(self) -> bool:
-        """Whether the disk is as good as full. Raises OSError."""
+        """Return whether the disk is almost full. Raises OSError."""
         found = os.statvfs(self._path.parent)
         return found.f_bavail * found.f_frsize < max(self.full_bytes() // 8, self._largest_change())
 
     def give_up(self, *, at_start: bool) -> int:
-        """Makes room on a full disk; gives how many bytes. Raises OSError."""
+        """Release space on a full disk; return how many bytes. Raises OSError."""
         have = self.size_bytes
         if not have or not self.is_needed():
             return 0
@@ -90,7 +98,9 @@ class Reserve:
         return have - left
 
     def make(self, kept: Sequence[Free]) -> int:
-        """Fills it up where the disk has room for that and half more than what is kept; gives by how many bytes. Raises OSError."""
+        """Fill it up if the disk has space for that plus half more than what is kept free; return the added
+        bytes. Raises OSError.
+        """
         have, full = self.size_bytes, self.full_bytes()
         spare_bytes = max(full, max((each.min_bytes for each in kept), default=0) * 3 // 2)
         found = os.statvfs(self._path.parent)
@@ -109,19 +119,19 @@ class Reserve:
 
 
 class Reserves(NamedTuple):
-    """The reserves of a data directory: of each kind one, or two where the store is on a disk of its own."""
+    """The reserves of a data directory: one of each kind, or two if the store is on another disk."""
 
     room: Sequence[Reserve]
     inodes: Sequence[InodeReserve] = ()
 
     @property
     def missing_bytes(self) -> int:
-        """What all of them released, or could not get yet."""
+        """Return what all of them released, or could not get yet."""
         return sum(reserve.missing_bytes for reserve in self.room)
 
     @property
     def missing_inodes(self) -> int:
-        """The same in inodes."""
+        """Return the same in inodes."""
         return sum(reserve.missing for reserve in self.inodes)
 
 
@@ -133,7 +143,7 @@ class Released(NamedTuple):
 
 
 def reserves_of(path: Path, store: Path) -> Reserves:
-    """The reserves of a data directory."""
+    """Return the reserves of a data directory."""
     reserves = Reserves([Reserve(path / NAME, path / CATALOG)], [InodeReserve(path / inodes.NAME)])
     with contextlib.suppress(OSError):
         if path.stat().st_dev != store.stat().st_dev:
@@ -145,7 +155,10 @@ def reserves_of(path: Path, store: Path) -> Reserves:
 
 
 def give_up_at_start(path: Path, store: Path) -> Released:
-    """Makes room for a command that is about to open a data directory on a full disk. Never raises OSError."""
+    """Free space for a command that is about to open a data directory on a full disk.
+
+    Never raises OSError.
+    """
     reserves = reserves_of(path, store)
     return Released(_give_up_all(reserves.room), _give_up_all(reserves.inodes))
 
@@ -159,7 +172,7 @@ def _give_up_all(reserves: Sequence[Reserve | InodeReserve]) -> int:
 
 
 class Keeper:
-    """Looks at the room every second: says in the log when it gets scarce, and gives up or fills up the reserves."""
+    """Checks the disk space every second: logs when it gets scarce, and releases or fills up the reserves."""
 
     def __init__(self, space: Space, reserves: Reserves) -> None:
         self._space = space
@@ -168,7 +181,7 @@ class Keeper:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Looks while the context lasts."""
+        """Check while the context lasts."""
         self.look()
         thread = Background("space", LOOK_S, self.look)
         thread.start()
@@ -178,7 +191,7 @@ class Keeper:
             thread.stop()
 
     def look(self) -> None:
-        """One look. Never raises OSError."""
+        """Check once. Never raises OSError."""
         flaw = self._space.flaw()
         free = self._space.free()
         facts = {
@@ -187,12 +200,12 @@ class Keeper:
         }
         if flaw is not None and self._reported is None:
             _log.warning(
-                "the disk is nearly full, and no backups are taken: %s; delete backups and collect, or make room",
+                "the disk is nearly full, and backups are refused: %s; delete backups and collect, or free space",
                 flaw,
                 extra={"fields": facts},
             )
         elif flaw is None and self._reported is not None:
-            _log.info("the disk has room again, and backups are taken", extra={"fields": facts})
+            _log.info("the disk has space again, and backups are accepted", extra={"fields": facts})
         self._reported = flaw
         for reserve in self._reserves.room:
             self._keep(reserve, free, "bytes")
@@ -204,7 +217,7 @@ class Keeper:
             released = reserve.give_up(at_start=False)
             if released:
                 _log.warning(
-                    "the disk is full: released %d %s of the reserve for deleting and collecting",
+                    "the disk is full: released %d %s of the reserve for deletion and collection",
                     released,
                     unit,
                 )

@@ -1,8 +1,8 @@
-"""Whether catalog and store of a data directory are the newest states of one another, and no copies.
+"""Whether catalog and store of a data directory are each other's newest state, and not copies.
 
-Each start and each stop of a server leaves a mark in the store and notes it in the catalog, with the time at which the mark's file was
-made. Of what
-does not fit together then, one part is older, or is a copy: numbers would be given twice, and what one side knows would be lost.
+Each start and each stop of a server leaves a mark in the store and records it in the catalog, with the
+creation time of the mark's file. On a mismatch one part is older, or is a copy: numbers would be given twice,
+and what one side knows would be lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from staddle_server.store.marks import Began, GenerationMark, marks_in, put_mark
 _log = logging.getLogger(__name__)
 
 LOOKS_MAX: Final = 20
-"""So often a command looks again while a server that starts beside it leaves its mark."""
+"""How often a command checks again while a starting server leaves its mark."""
 
 OLDER_CATALOG: Final = "older catalog"
 OLDER_STORE: Final = "older store"
@@ -31,7 +31,7 @@ COPY: Final = "copy"
 
 
 class Flaw(NamedTuple):
-    """What does not fit: which of the three it is, and the last start that both know, or that the store tells of."""
+    """A mismatch: which of the three kinds, and the last start that both know, or that the store records."""
 
     kind: str
     mark: GenerationMark
@@ -39,7 +39,9 @@ class Flaw(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """What one look found: what does not fit (None: catalog and store belong together), what the catalog knows, and all marks."""
+    """One result: the mismatch (None: catalog and store belong together), what the catalog knows, and all
+    marks.
+    """
 
     flaw: Flaw | None
     known: Generation | None
@@ -47,7 +49,7 @@ class Looked(NamedTuple):
 
 
 def look(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
-    """Compares catalog and store, with one listing of the marks. Raises what catalog and store raise."""
+    """Compare catalog and store, with one listing of the marks. Raises what catalog and store raise."""
     for _ in range(LOOKS_MAX):
         known, found = catalog.generation.get(), marks_in(blobs)
         flaw = None if known is None else _compare(directory, blobs, known, found)
@@ -62,7 +64,8 @@ def _compare(
     current, intended = GenerationMark.parse(known.current), GenerationMark.parse(known.intended)
     if current is None:
         return None
-    # A start that was cut off has left its mark, or not; and marks before the current one are about to be removed.
+    # An interrupted start has left its mark, or not; and marks before the current one are about to be
+    # removed.
     newer = [mark for mark in found - {current, intended} if mark.number >= current.number]
     if newer:
         newest = max(newer)
@@ -76,7 +79,10 @@ def _compare(
 
 
 def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
-    """Raises DataDirectoryError if catalog or store is older than the other. A copy of both will do, for a command."""
+    """Raise DataDirectoryError if catalog or store is older than the other.
+
+    A copy of both is fine for a command.
+    """
     looked = look(directory, blobs, catalog)
     _refuse(directory, looked.flaw, {OLDER_CATALOG, OLDER_STORE})
     return looked
@@ -85,15 +91,16 @@ def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Lo
 def leave_mark(
     directory: DataDirectory, blobs: Blobs, catalog: Catalog, now_ns: int, looked: Looked | None = None
 ) -> None:
-    """Leaves the mark of a server that starts or stops. The caller holds the directory and its store, and may have `looked` since.
+    """Leave the mark of a server that starts or stops. The caller holds the directory and its store.
 
-    A disk that is full, or takes no writes, keeps no server from that: the mark before stands then. Raises DataDirectoryError
-    where catalog and store do not belong together, and what they raise.
+    A disk that is full or refuses writes does not prevent the start: the previous mark then stays. Raises
+    DataDirectoryError if catalog and store do not belong together, and what they raise.
     """
     flaw, known, found = looked or look(directory, blobs, catalog)
     _refuse(directory, flaw, {OLDER_CATALOG, OLDER_STORE, COPY})
     current = None if known is None else GenerationMark.parse(known.current)
-    # What a start that was cut off has left must go before another mark is intended, or it would be taken for a newer one.
+    # The remains of an interrupted start must go before another mark is intended, or they would look like a
+    # newer one.
     left_over = found - {current} if current is not None else set()
     try:
         _remove(blobs, left_over)
@@ -103,7 +110,7 @@ def leave_mark(
         catalog.generation.confirm(mark.text, directory.place.birth_ns(mark.name))
         _remove(blobs, found - left_over)
     except (Exhausted, Unavailable) as error:
-        _log.warning("no mark is left in the store, and the last one stands: %s", error.message)
+        _log.warning("no mark is left in the store, and the last one stays: %s", error.message)
 
 
 def _remove(blobs: Blobs, marks: set[GenerationMark]) -> None:
@@ -113,9 +120,10 @@ def _remove(blobs: Blobs, marks: set[GenerationMark]) -> None:
 
 
 def adopt(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Flaw | None:
-    """Takes a copy, or an older store, for the one that counts from now on; says what it was. None: nothing was wrong.
+    """Accept a copy, or an older store, as the valid one from now on; return what it was, None for no
+    mismatch.
 
-    Raises DataDirectoryError for a catalog that is older than its store: only a rebuild mends that.
+    Raises DataDirectoryError for a catalog that is older than its store: only a rebuild repairs that.
     """
     flaw = look(directory, blobs, catalog).flaw
     _refuse(directory, flaw, {OLDER_CATALOG})
@@ -132,19 +140,19 @@ def _refuse(directory: DataDirectory, flaw: Flaw | None, kinds: set[str]) -> Non
     data = directory.path
     if flaw.kind == OLDER_CATALOG:
         raise DataDirectoryError(
-            f"{directory.catalog} is older than its store: a server has started or stopped since{_when(flaw.began)}, with a catalog that is not "
-            "this one. Put the newest copy of the catalog back, or make it anew from the store with "
+            f"{directory.catalog_place} is older than its store: a server has started or stopped since{_when(flaw.began)}, with another "
+            "catalog. Restore the newest copy of the catalog, or rebuild it from the store with "
             f"`staddle-server rebuild --replace --data {data}`"
         )
     if flaw.kind == OLDER_STORE:
         raise DataDirectoryError(
-            f"{directory.place} is older than {directory.catalog.name}, or is not its store: the mark of the last start "
-            f"({flaw.mark.text}) is missing in it. Put the newest state of the store back; if there is none, "
-            f"`staddle-server adopt --data {data}` takes this one, and `check` then names what is lost"
+            f"{directory.place} is older than {directory.catalog_place}, or is not its store: the mark of the last start "
+            f"({flaw.mark.text}) is missing in it. Restore the newest state of the store; if there is none, "
+            f"`staddle-server adopt --data {data}` accepts this one, and `check` then lists what is lost"
         )
     raise DataDirectoryError(
-        f"{data} is a copy, or was put back from one: the last server{_when(flaw.began)} ran on other files. If that one runs no more, "
-        f"`staddle-server adopt --data {data}` makes this one count, and it can be served. Two that are served side by side would give "
+        f"{data} is a copy, or was restored from one: the last server{_when(flaw.began)} ran on other files. If that one is retired, "
+        f"`staddle-server adopt --data {data}` makes this one valid, and it can be served. Two that are served side by side would give "
         "the same numbers to different backups"
     )
 

@@ -1,4 +1,4 @@
-"""The health probe: asks a server, with gRPC's own health protocol, whether it serves."""
+"""The health probe: asks a server, with gRPC's health protocol, whether it serves."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ SERVING: Final = "SERVING"
 METHOD: Final = "/grpc.health.v1.Health/Check"
 RETRY_S: Final = 0.1
 WRITES: Final = "staddle.v1.StaddleService/writes"
-"""What health calls the writing half of the service."""
+"""The health name of the writing half of the service."""
 UPKEEP: Final = "staddle.v1.StaddleService/upkeep"
-"""What health calls purging, expiry and policies."""
-CLOCK_IN_DOUBT: Final = "the server does not believe its clock, and purges, expires and deletes nothing: `staddle-server clock` says why"
+"""The health name of purging, expiry and policies."""
+CLOCK_IN_DOUBT: Final = "the server does not trust its clock, and purges, expires and deletes nothing: `staddle-server clock` says why"
 
 ROOM: Final = "staddle.v1.StaddleService/room"
-"""What health calls the room on the disk of a server."""
+"""The health name of a server's disk space."""
 INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
-"""What health calls the wholeness of what is stored."""
+"""The health name of the integrity of stored data."""
 
 
 CERTIFICATE: Final = "staddle.v1.StaddleService/certificate"
-"""What health calls the dates of the server's certificate."""
+"""The health name of the dates of the server's certificate."""
 CERTIFICATE_ENDS: Final = "the server's certificate is valid for less than 30 days: its log says until when"
 
 
 class ProbeError(OperatorError):
-    """The server does not serve, or cannot be asked."""
+    """The server does not serve, or cannot be reached."""
 
 
 class ReadOnlyError(OperatorError):
-    """The server gives backups back, and takes none."""
+    """The server restores backups, and accepts none."""
 
 
 class DamageKnownError(OperatorError):
-    """The server serves, and some of what is stored is known to be damaged."""
+    """The server serves, and knows of damage."""
 
 
 def check(address: Address | UnixAddress, files: tls.TlsFiles | None, timeout_s: float) -> list[str]:
-    """Returns if the server at the address serves all that it should, with warnings in words.
+    """Return if the server at the address serves everything that it should, with warnings in words.
 
-    Raises ProbeError if it does not, or does not answer in time, ReadOnlyError if it only reads, and DamageKnownError if it serves
-    and knows of damage.
+    Raises ProbeError if it does not, or does not answer in time, ReadOnlyError if it only reads, and
+    DamageKnownError if it serves and knows of damage.
     """
     if files is None:
         channel = grpc.insecure_channel(address.target)
@@ -65,7 +65,10 @@ def check(address: Address | UnixAddress, files: tls.TlsFiles | None, timeout_s:
 
 
 def describe(channel: grpc.Channel, address: str, timeout_s: float) -> str:
-    """How the server at the other end is, as a sentence. Raises ProbeError if it does not answer, or serves nobody."""
+    """Return a sentence on the state of the server.
+
+    Raises ProbeError if it does not answer, or does not serve.
+    """
     try:
         warnings = check_on(channel, address, timeout_s)
     except (ReadOnlyError, DamageKnownError) as error:
@@ -76,14 +79,16 @@ def describe(channel: grpc.Channel, address: str, timeout_s: float) -> str:
 def check_on(
     channel: grpc.Channel, address: str, timeout_s: float, dates: Callable[[], str] = lambda: ""
 ) -> list[str]:
-    """As `check`, on a channel that is open; `dates` says of the certificate until when it is valid, where that is known."""
+    """Check as `check` does, on an open channel; `dates` says until when the certificate is
+    valid, if known.
+    """
     ask = channel.unary_unary(
         METHOD,
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
     try:
-        # In this order: a server that begins to drain says so of both.
+        # In this order: a server that begins to drain reports it for both.
         integrity = _status(ask, INTEGRITY, timeout_s)
         writes = _status(ask, WRITES, timeout_s)
         room = _status(ask, ROOM, timeout_s)
@@ -91,27 +96,27 @@ def check_on(
         upkeep = _status(ask, UPKEEP, timeout_s)
         certificate = _status(ask, CERTIFICATE, timeout_s)
     except grpc.RpcError as error:
-        raise ProbeError(f"no server answers at {address}: {error.code().name}, {error.details()}") from error
+        raise ProbeError(f"no answer from {address}: {error.code().name}, {error.details()}") from error
     if serves != SERVING:
-        raise ProbeError(f"the server at {address} says {serves}")
+        raise ProbeError(f"the server at {address} reports {serves}")
     if room != SERVING:
         raise ReadOnlyError(
-            f"the server at {address} takes no backups, as its disk is nearly full (--min-free): it restores, deletes and collects. "
-            "Delete backups and collect (staddle-server gc), or make room"
+            f"the server at {address} refuses backups, because its disk is nearly full (--min-free): it restores, deletes and collects. "
+            "Delete backups and collect (staddle-server gc), or free space"
         )
     if writes != SERVING:
         raise ReadOnlyError(
-            f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
-            "Its log says which; look at the disk, then restart it"
+            f"the server at {address} is read-only: it restores, and refuses backups, since a sync failed. "
+            "Its log says which; check the disk, then restart it"
         )
     if integrity != SERVING:
         raise DamageKnownError(
-            f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it, "
-            "and what mends it"
+            f"the server at {address} serves, but some stored data is damaged or missing. `staddle-server check` lists it, "
+            "and how to repair it"
         )
     warnings = [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
     if certificate != SERVING:
-        # The files are the server's own, unless another server was asked for.
+        # The files are the server's own, unless another server was requested.
         warnings.append(dates() or CERTIFICATE_ENDS)
     return warnings
 
@@ -128,13 +133,13 @@ def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s
             service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE}
             and error.code() is grpc.StatusCode.NOT_FOUND
         ):
-            return SERVING  # a server of before this was told
+            return SERVING  # an older server
         raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
 def still(deadline_s: float) -> bool:
-    """Whether there is time for another try; waits a little first."""
+    """Return whether there is time for another try; waits a little first."""
     if time.monotonic() + RETRY_S >= deadline_s:
         return False
     time.sleep(RETRY_S)

@@ -1,4 +1,6 @@
-"""A directory of empty files that holds inodes: they are released on a disk without inodes, so that a server can start, delete and collect."""
+"""A directory of empty files that reserves inodes: they are released on a disk without any, so that a server
+can start, delete and collect.
+"""
 
 import contextlib
 import os
@@ -12,14 +14,15 @@ from staddle_server.store.space import Free
 
 NAME: Final = "reserve.inodes"
 STORE_NAME: Final = "_reserve.inodes"
-"""Its name in a store that is on a disk of its own; no stored object can have it."""
+"""Its name in a store on another disk; no stored object can have it."""
 _FILE: Final = re.compile("[0-9]{4}")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class InodeReserve:
-    """One such directory, with the rules of Reserve: a running server releases half of it, each start half of what is left, at least an eighth.
+    """One such directory, with the rules of Reserve: a running server releases half of it, each start half of
+    the rest, at least an eighth.
 
     A file system that does not count inodes has no such reserve.
     """
@@ -28,14 +31,14 @@ class InodeReserve:
         self._path = path
 
     def full(self) -> int:
-        """How many files it should hold. Raises OSError."""
+        """Return how many files it should have. Raises OSError."""
         total = os.statvfs(self._path.parent).f_files
         wanted = max(int(total * RESERVE_PART), RESERVE_INODES_MIN)
         return min(wanted, RESERVE_INODES_MAX, total // 8)
 
     @property
     def held(self) -> int:
-        """How many files it holds now."""
+        """Return how many files it has now."""
         try:
             with self._open() as directory:
                 return len(_files(directory))
@@ -44,14 +47,14 @@ class InodeReserve:
 
     @property
     def missing(self) -> int:
-        """How many it released, or could not make yet."""
+        """Return how many it released, or could not create yet."""
         try:
             return max(0, self.full() - self.held)
         except OSError:
             return 0
 
     def give_up(self, *, at_start: bool) -> int:
-        """Releases inodes if there are hardly any; returns how many. Raises OSError."""
+        """Release inodes if they are scarce; return how many. Raises OSError."""
         full = self.full()
         if not full or os.statvfs(self._path.parent).f_favail >= max(full // 8, 1):
             return 0
@@ -68,7 +71,10 @@ class InodeReserve:
             return 0
 
     def make(self, kept: Sequence[Free]) -> int:
-        """Makes the missing files if that leaves half more than what is kept free; returns how many it made. Raises OSError."""
+        """Create the missing files if that leaves half more than what is kept free; return how many.
+
+        Raises OSError.
+        """
         full, have = self.full(), self.held
         spare = max(full, max((each.min_inodes for each in kept), default=0) * 3 // 2)
         if have >= full or os.statvfs(self._path.parent).f_favail < full - have + spare:
@@ -92,5 +98,5 @@ class InodeReserve:
 
 
 def _files(directory: int) -> list[str]:
-    """The files of the reserve, in order; others of that directory are left alone."""
+    """Return the files of the reserve, in order; other files of that directory are left alone."""
     return sorted(name for name in os.listdir(directory) if _FILE.fullmatch(name))

@@ -1,4 +1,6 @@
-"""Whose data a command works on: root acts as the owner of the data directory, so that the server can read what is made there."""
+"""Whose data a command works on: root acts as the owner of the data directory, so that the server can read
+the result.
+"""
 
 import contextlib
 import ctypes
@@ -12,12 +14,14 @@ from staddle_server.app.settings import OperatorError
 
 ROOT: Final = 0
 _INSTALLED: Final = (Path(os.__file__).parent, Path(__file__).parent)
-"""Python's library and Staddle, of which parts are loaded only when they are needed."""
+"""Python's library and Staddle, parts of which are loaded on demand."""
 _MADE_BY_SERVER: Final = ("catalog.db", "store/format")
 _PR_SET_KEEPCAPS: Final = 8
 _CAPABILITY_VERSION: Final = 0x2008_0522
 _CAPABILITIES_KEPT: Final = 1 << 2 | 1 << 10
-"""CAP_DAC_READ_SEARCH: an installation or a TLS key that only root can read. CAP_NET_BIND_SERVICE: a port below 1024."""
+"""CAP_DAC_READ_SEARCH: an installation or a TLS key that only root can read. CAP_NET_BIND_SERVICE: a port
+below 1024.
+"""
 
 
 class OwnerError(OperatorError):
@@ -38,10 +42,10 @@ class Owner(NamedTuple):
 
 
 def owner_of(path: Path) -> Owner:
-    """The owner of the data directory `path`; where it does not exist, of the nearest directory above it.
+    """Return the owner of the data directory `path`; of the nearest existing parent, if it does not exist.
 
-    A part of which the owner is not root decides, as root may own the others: a volume, a key that is mounted or linked, a catalog that
-    root has put back. Raises OSError.
+    A part whose owner is not root decides, because root may own the others: a volume, a mounted or linked key, a catalog
+    that root has restored. Raises OSError.
     """
     made, key = _owners(path / name for name in _MADE_BY_SERVER), _owners([path / "master.key"])
     others = [owner for owner in (*made, *key) if owner.uid != ROOT]
@@ -62,17 +66,19 @@ def _owners(paths: Iterable[Path]) -> list[Owner]:
 
 
 def act_as_owner(path: Path) -> Owner | None:
-    """Makes the process that of the owner of the data directory `path`, for good, if root runs it for another user.
+    """Switch the process for good to the owner of the data directory `path`, if root runs it for another
+    user.
 
-    Takes the owner's groups, too, and keeps of root's rights that of reading and that of low ports. Gives the owner, or None where nothing changes. Call it before anything in the
-    directory is opened. Raises OwnerError if the system does not let root become that user.
+    Takes the owner's groups too, and keeps root's rights to read and to use low ports. Returns the owner, or
+    None if nothing changed. Call it before anything in the directory is opened. Raises OwnerError if the
+    system refuses the switch.
     """
     if os.geteuid() != ROOT:
         return None
     try:
         owner = owner_of(path)
     except OSError as error:
-        raise OwnerError(f"cannot look at {path}: {error.strerror}") from error
+        raise OwnerError(f"cannot read {path}: {error.strerror}") from error
     if owner.uid == ROOT:
         return None
     try:
@@ -94,7 +100,7 @@ def act_as_owner(path: Path) -> Owner | None:
 
 
 def _groups(owner: Owner) -> list[int]:
-    """The groups of the owner; those that have no account have just the group of their files."""
+    """Return the groups of the owner; only the group of their files for a user without an account."""
     try:
         account = pwd.getpwuid(owner.uid)
     except KeyError:
@@ -103,7 +109,7 @@ def _groups(owner: Owner) -> list[int]:
 
 
 def _become(owner: Owner) -> None:
-    """Raises OSError."""
+    """Switch user and groups. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     keeps = libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
     os.setgroups(_groups(owner))
@@ -114,7 +120,7 @@ def _become(owner: Owner) -> None:
 
 
 def _keep_capabilities(libc: ctypes.CDLL) -> None:
-    """Reduces the rights of this thread, and of those that it starts, to what is kept. Raises OSError."""
+    """Reduce the rights of this thread, and of those that it starts, to what is kept. Raises OSError."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, of 32 rights each, twice
     kept = -1

@@ -14,19 +14,19 @@ from staddle_server.app.settings import OperatorError
 
 
 class TlsError(OperatorError):
-    """Certificates or keys cannot be used. The message names the file and says why."""
+    """Certificates or keys are unusable. The message names the file and says why."""
 
 
 def read(path: Path) -> PemFile:
-    """The blocks of a PEM file. Raises TlsError."""
+    """Return the blocks of a PEM file. Raises TlsError."""
     try:
-        return read_pem(path, pipe_s=None)  # it is read again when it changes, which a pipe cannot give
+        return read_pem(path, pipe_s=None)  # it is read again when it changes, which a pipe cannot support
     except GivenError as error:
         raise TlsError(str(error)) from error
 
 
 def certificates_in(file: PemFile) -> list[x509.Certificate]:
-    """The certificates, each once, in their order. Raises TlsError if there are none, or one is damaged."""
+    """Return the certificates, each once, in order. Raises TlsError without any, or for a damaged one."""
     try:
         return [x509.load_der_x509_certificate(block.der) for block in file.certificates()]
     except GivenError as error:
@@ -36,7 +36,7 @@ def certificates_in(file: PemFile) -> list[x509.Certificate]:
 
 
 def keys_in(file: PemFile) -> list[PrivateKeyTypes]:
-    """The private keys. Raises TlsError if there are none, or one cannot be used."""
+    """Return the private keys. Raises TlsError without any, or for an unusable one."""
     try:
         return [_key(file, block) for block in file.private_keys()]
     except GivenError as error:
@@ -53,19 +53,19 @@ def _key(file: PemFile, block: PemBlock) -> PrivateKeyTypes:
 
 
 def to_pem(certificates: list[x509.Certificate]) -> bytes:
-    """The certificates, as gRPC takes them."""
+    """Return the certificates in gRPC's form."""
     return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
 
 
 def key_to_pem(key: PrivateKeyTypes) -> bytes:
-    """A private key, as gRPC takes it."""
+    """Return a private key in gRPC's form."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def chain(leaf: x509.Certificate, others: list[x509.Certificate]) -> list[x509.Certificate]:
-    """The leaf, then each certificate's issuer as TLS wants them, then what does not belong to the chain."""
+    """Return the leaf, then each certificate's issuer in TLS order, then the rest."""
     ordered, rest = [leaf], [each for each in others if each != leaf]
     while (issuer := next((each for each in rest if _issued(ordered[-1], each)), None)) is not None:
         ordered.append(issuer)

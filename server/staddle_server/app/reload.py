@@ -1,4 +1,4 @@
-"""SIGHUP: what a running server takes over from its settings and certificates without a restart."""
+"""SIGHUP: what a running server updates from its settings and certificates without a restart."""
 
 import dataclasses
 import logging
@@ -11,13 +11,13 @@ from staddle_server.base import logs
 from staddle_server.store.space import Space
 
 CHANGEABLE: Final = frozenset({"log_level", "min_free", "drain_s"})
-"""The settings that a running server takes over. docs/operations.md names them (a test compares)."""
+"""The settings that a running server updates. docs/operations.md names them (a test compares)."""
 _NAMES: Final = {option.field: option.name for option in OPTIONS}
 _log = logging.getLogger(__name__)
 
 
 class Reloading:
-    """The settings that hold now, and how they are read again. For one thread."""
+    """The current settings, and how they are read again. For one thread."""
 
     def __init__(
         self,
@@ -26,20 +26,23 @@ class Reloading:
         space: Space,
         certificates: ServerCertificates | None,
     ) -> None:
-        """`reread` gives the settings from where they came from, and may raise OperatorError."""
+        """`reread` returns the settings from their origin, and may raise OperatorError."""
         self.settings = settings
         self._reread = reread
         self._space = space
         self._certificates = certificates
 
     def reload(self) -> None:
-        """Reads settings and certificates again. What cannot be used changes nothing. The log says what was done; never raises."""
+        """Read settings and certificates again. Unusable ones change nothing.
+
+        The log reports the result; never raises.
+        """
         if self._certificates is not None:
             self._certificates.look(again=True)
         try:
             read = self._reread()
         except OperatorError as error:
-            _log.warning("SIGHUP: the settings cannot be used, and those of before stay: %s", error)
+            _log.warning("SIGHUP: the settings are unusable, and the previous ones stay: %s", error)
             return
         changed = {
             field.name
@@ -54,10 +57,10 @@ class Reloading:
             "SIGHUP: settings were read again", extra={"fields": {"changed": _listed(taken) or "nothing"}}
         )
         if waiting := _listed(changed - CHANGEABLE):
-            _log.warning("SIGHUP: these settings have changed, and count from the next start on: %s", waiting)
+            _log.warning("SIGHUP: these settings have changed, and apply from the next start: %s", waiting)
 
     def tick(self) -> None:
-        """Called every second or so, for what is due by itself."""
+        """Called every second or so, for periodic work."""
         if self._certificates is not None:
             self._certificates.tick()
 

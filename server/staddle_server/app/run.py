@@ -1,4 +1,4 @@
-"""Joins the rooms to a server, runs it, and takes it down again without losing anything."""
+"""Assemble a server, run it, and stop it without losing anything."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import resource
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,13 +37,14 @@ from staddle_server.app.signals import StopRequest, listening_for_signals, watch
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
 from staddle_server.base.threads import is_no_thread
+from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.upkeep.rebuild.run import Show
 
 _log = logging.getLogger(__name__)
 
 GC_THRESHOLD: Final = 50_000
-"""New objects between two looks for reference cycles."""
+"""New objects between two searches for reference cycles."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class Started:
     settings: Settings
     listening: Address | UnixAddress
     made: bool
-    """The data directory was made just now."""
+    """The data directory was created just now."""
 
 
 def initialise(directory: DataDirectory, settings: Settings) -> None:
-    """Makes a data directory with its client.toml. The caller has claimed it.
+    """Create a data directory with its client.toml. The caller has claimed it.
 
-    Certificates that cannot be used raise TlsError before anything is made.
+    Unusable certificates raise TlsError before anything is created.
     """
     listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
@@ -67,9 +69,9 @@ def initialise(directory: DataDirectory, settings: Settings) -> None:
 
 
 def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run: bool) -> Rebuilt:
-    """Makes the catalog anew from the store, with a client.toml that fits it. The caller has locked the directory.
+    """Rebuild the catalog from the store, with a matching client.toml. The caller has locked the directory.
 
-    Certificates that cannot be used raise TlsError before anything is made.
+    Unusable certificates raise TlsError before anything is created.
     """
     listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
@@ -82,13 +84,14 @@ def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run
 def run_server(
     settings: Settings, announce: Callable[[Started], None], reread: Callable[[], Settings]
 ) -> None:
-    """Serves until a signal says stop, then drains; returns when everything is durable and closed.
+    """Serve until a signal says stop, then drain; return when everything is durable and closed.
 
-    After a SIGHUP, `reread` gives the settings once more; see Reloading. Raises OperatorError or StaddleError if it cannot begin.
+    After a SIGHUP, `reread` returns the settings again; see Reloading. Raises OperatorError or StaddleError
+    if it cannot start.
     """
     accepted = _tune_process()
-    certificates = _certificates(settings)  # before anything is made or changed: they may be unusable
-    directory = DataDirectory(settings.data, settings.store)
+    certificates = _certificates(settings)  # before anything is created or changed: they may be unusable
+    directory = DataDirectory(settings.data, settings.store, settings.catalog)
     manager = Manager(os.environ)
     manager.status("Starting")
     with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
@@ -128,12 +131,12 @@ def run_server(
     _event("stopped")
     if stop.died:
         raise OperatorError(
-            f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
+            f"the server stopped because its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
         )
 
 
 def _room_on_disk(directory: DataDirectory, settings: Settings) -> tuple[Space, Keeper]:
-    """What says whether the disks have room for backups, and what keeps the reserve for everything else."""
+    """Return the disk space for backups, and the keeper of the reserve for everything else."""
     reserves = reserves_of(directory.path, directory.store)
     space = Space(
         [str(path) for path in directory.disks()],
@@ -145,7 +148,7 @@ def _room_on_disk(directory: DataDirectory, settings: Settings) -> tuple[Space, 
 
 
 def _wait(stop: StopRequest, manager: Manager, reloading: Reloading, pulse: Pulse) -> None:
-    """Returns when the server is to stop; reloads after each SIGHUP until then."""
+    """Return when the server must stop; reload after each SIGHUP until then."""
 
     def tick() -> None:
         reloading.tick()
@@ -158,7 +161,7 @@ def _wait(stop: StopRequest, manager: Manager, reloading: Reloading, pulse: Puls
 
 
 def _leave_mark_of_stop(directory: DataDirectory, opened: Rooms) -> None:
-    """Makes every copy of the catalog that was made while this server ran older than its store."""
+    """Make every copy of the catalog from this server's run older than its store."""
     try:
         generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
     except (StaddleError, OperatorError) as error:
@@ -166,10 +169,10 @@ def _leave_mark_of_stop(directory: DataDirectory, opened: Rooms) -> None:
 
 
 def _tune_process() -> dict[str, int]:
-    """Sets up allocator, file limit and garbage collector for a server; gives what the allocator accepted."""
+    """Set up allocator, file limit and garbage collector for a server; return what the allocator accepted."""
     accepted = allocator.tune()
     raise_file_limit()
-    # Entries and chunk references are many, short-lived and without cycles: looking for cycles among them every 700 took a
+    # Entries and chunk references are many, short-lived and without cycles: searching them every 700 took a
     # quarter of a restore of small files.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
@@ -177,7 +180,7 @@ def _tune_process() -> dict[str, int]:
 
 
 def _certificates(settings: Settings) -> tls.ServerCertificates | None:
-    """The server's certificates, if it uses TLS. Raises TlsError if they cannot be used."""
+    """Return the server's certificates, if it uses TLS. Raises TlsError if they are unusable."""
     files = tls.files_of(settings)
     if files is None:
         return None
@@ -187,7 +190,7 @@ def _certificates(settings: Settings) -> tls.ServerCertificates | None:
 
 
 def warn_of_readable(paths: Iterable[Path | None]) -> None:
-    """Says in the log which of these secrets every user of the machine can read: a copy or a mount loses the mode."""
+    """Log which of these secrets every user of the machine can read: a copy or a mount loses the mode."""
     for path in paths:
         with contextlib.suppress(OSError):
             if path is not None and path.stat().st_mode & stat.S_IROTH:
@@ -195,7 +198,7 @@ def warn_of_readable(paths: Iterable[Path | None]) -> None:
 
 
 def _keep_client_config(path: Path, config: ClientConfig) -> None:
-    """Writes client.toml if it is another one; a full disk keeps the old one, and does not keep the server from serving."""
+    """Write client.toml if it has changed; a full disk keeps the old one, and does not stop the server."""
     with contextlib.suppress(OperatorError):
         if read_client_config(path) == {key: value for key, value in asdict(config).items() if value}:
             return
@@ -204,11 +207,13 @@ def _keep_client_config(path: Path, config: ClientConfig) -> None:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        _log.warning("%s could not be written, as the disk is full: it may name an older address", path)
+        _log.warning("%s could not be written because the disk is full: it may name an older address", path)
 
 
 def raise_file_limit() -> None:
-    """Lets the process have as many files as it may, up to FILES_WANTED: the usual 1,024 are few for connections and packs."""
+    """Raise the process's limit of open files, up to FILES_WANTED: the usual 1,024 are few for connections
+    and packs.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -221,7 +226,9 @@ def _event(message: str, **fields: object) -> None:
 
 @contextlib.contextmanager
 def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
-    """Where the server asks itself how it is, whatever it uses for others; None: no manager wants to know, or there is no such place."""
+    """Return where the server checks itself, separately from other callers; None if no manager asks, or
+    without such a place.
+    """
     with contextlib.ExitStack() as stack:
         own = None
         if manager.listens:
@@ -230,13 +237,13 @@ def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
             try:
                 own = stack.enter_context(unix_sockets.private(parent))
             except unix_sockets.ListenError as error:
-                _log.warning("the service manager hears only that the process lives: %s", error)
+                _log.warning("the service manager is only told that the process lives: %s", error)
         yield own
 
 
 @contextlib.contextmanager
 def _pulse(manager: Manager, own: UnixAddress | None, listening: Address | UnixAddress) -> Iterator[Pulse]:
-    """Asks the server at its own address how it is, for the manager, while the context lasts."""
+    """Check the server at its own address, for the manager, while the context lasts."""
     if own is None:
         yield Pulse(
             manager, lambda _timeout_s: f"Serving on {listening}; it does not check itself, see the log"
@@ -254,7 +261,7 @@ def _serving(
     certificates: tls.ServerCertificates | None,
     own: UnixAddress | None,
 ) -> Iterator[Address | UnixAddress]:
-    """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
+    """Listen and serve while the context lasts, then drain; after an error, without waiting for streams."""
     settings = reloading.settings
     credentials = None if certificates is None else certificates.credentials()
     service = Service(
@@ -263,6 +270,7 @@ def _serving(
         opened.keys,
         settings,
         space=space,
+        cache=_segment_cache(settings),
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
     drain_s = 0.0
@@ -280,9 +288,21 @@ def _serving(
             unix_sockets.remove(listen, made)
 
 
+def _segment_cache(settings: Settings) -> SegmentCache | None:
+    """The cache for restores. None: the settings have none, and an earlier one is removed."""
+    path = settings.data / "cache"
+    if not settings.cache_bytes:
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+    try:
+        return SegmentCache(str(path), settings.cache_bytes)
+    except OSError as error:
+        raise OperatorError(f"cannot use the cache {path}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def _places(settings: Settings, own: UnixAddress | None) -> Iterator[None]:
-    """Where the server may bind its Unix sockets, if it has any."""
+    """Prepare the places of the server's Unix sockets, if it has any."""
     with contextlib.ExitStack() as places:
         if isinstance(settings.listen, UnixAddress):
             places.enter_context(unix_sockets.place_for(settings.listen, settings.socket_mode))
@@ -305,15 +325,15 @@ def _start(
         if is_no_thread(error):
             raise
         raise unix_sockets.ListenError(
-            f"cannot listen on {listen}: another program does already, or this machine has no such address; "
+            f"cannot listen on {listen}: another program listens there, or this machine does not have that address; "
             "choose another with --listen"
         ) from error
 
 
 def local_token(opened: Rooms, directory: DataDirectory) -> str:
-    """The token in client.toml; a new one if there is no such file.
+    """Return the token in client.toml; a new one if the file is missing.
 
-    One that is not known is left alone: somebody revoked it, and a restart must not undo that.
+    Leaves an unknown one alone: it may have been revoked, and a restart must not undo that.
     """
     token = read_client_config(directory.client_toml).get("token")
     now_ns = time.time_ns()
@@ -323,14 +343,14 @@ def local_token(opened: Rooms, directory: DataDirectory) -> str:
         opened.catalog.tokens.authenticate(token, now_ns)
     except Unauthenticated:
         _log.warning(
-            "the token in %s is not known; remove the file, and the next start makes a new one",
+            "the token in %s is unknown; remove the file, and the next start creates a new one",
             directory.client_toml,
         )
     return token
 
 
 def local_client(settings: Settings, listening: Address | UnixAddress, token: str) -> ClientConfig:
-    """What the command on this machine needs: it trusts exactly the server's own certificate."""
+    """Return what the local command needs: it trusts exactly the server's own certificate."""
     address = client_address(listening, settings.endpoint)
     files = tls.files_of(settings)
     if files is None:

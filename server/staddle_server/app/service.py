@@ -1,4 +1,4 @@
-"""The service, joined from its rooms: from an opened catalog and store to a gRPC server that can be drained."""
+"""The assembled service: from an opened catalog and store to a gRPC server that can be drained."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.api.slots import Slots
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
+from staddle_server.base.limits import INTEGRITY_EVERY_S
 from staddle_server.base.threads import Threads
 from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
 from staddle_server.tenancy.records import finish_all
@@ -52,7 +54,7 @@ from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upload.uploads import Uploads
 
 GC_PATIENCE: Final = 4
-"""A collection that is due waits up to this part of its period for a moment without clients."""
+"""The share of its period that a due collection waits for a moment without clients."""
 
 
 class Service:
@@ -67,16 +69,20 @@ class Service:
         *,
         clock: Clock | None = None,
         space: Space | None = None,
+        cache: SegmentCache | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
+        integrity_every_s: float = INTEGRITY_EVERY_S,
     ) -> None:
-        """Writes the records that a crash has left out, and builds the server; serves nothing yet.
+        """Write the records that a crash left out, and build the server; serve nothing yet.
+
+        `integrity_every_s`: how often it looks for new damage; 0: only at the start.
 
         Raises:
-            ParityLibraryMissing: parity is asked for, and pyeclib is not installed.
+            ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
 
         """
         clock = clock or SystemClock()
-        tenants = Tenants(blobs, catalog, keys)
+        tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(
@@ -86,7 +92,7 @@ class Service:
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
-        self._integrity = Integrity(kept, settings.integrity_every_s)
+        self._integrity = Integrity(kept, integrity_every_s)
         parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
         conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
@@ -108,13 +114,14 @@ class Service:
         own: str = "",
         place: AbstractContextManager[object] | None = None,
     ) -> int:
-        """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
+        """Compare the packs with the store, then listen on HOST:PORT or unix:PATH and serve; return the port
+        (0 requests a free one).
 
-        `own` is a second address, without TLS, for the server's own questions. `place` holds the addresses' places while they are
-        bound, which is after the comparison: that may take minutes.
+        `own` is a second address, without TLS, for the server's own checks. `place` holds the addresses'
+        places while they are bound, which is after the comparison: that may take minutes.
 
         Raises:
-            RuntimeError: the address is in use, or is none.
+            RuntimeError: The address is in use or invalid.
 
         """
         self.clock_watch.start()
@@ -124,7 +131,9 @@ class Service:
         return port
 
     def drain(self, drain_s: float) -> None:
-        """Stops: health says NOT_SERVING, new calls are refused, streams get so long, then end at a checkpoint."""
+        """Stop: health becomes NOT_SERVING, new calls are refused, streams get this much time, then end at a
+        checkpoint.
+        """
         self._wire.close(drain_s)
         self._schedule.stop()
         self.clock_watch.stop()
@@ -141,7 +150,7 @@ def _parts(
     integrity: Integrity,
     certificates_last: Callable[[], bool],
 ) -> dict[str, Callable[[], bool]]:
-    """Whether each part of the service works that health has a name for."""
+    """Return whether each part of the service with a health name works."""
 
     def has_room() -> bool:
         return space is None or space.flaw() is None
@@ -156,12 +165,12 @@ def _parts(
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
-    """Who may call, and how much at once."""
+    """Return the gate: who may call, and how much at once."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return Gate(
         lambda token: catalog.tokens.authenticate(token, guard.believed_ns()),
         lambda tenant: tenants.get(tenant).name,
-        # Some are left for the other tenants.
+        # Leaves some for other tenants.
         Slots(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
         clock.monotonic_s,
         lambda tokens: catalog.tokens.valid(tokens, guard.believed_ns()),
@@ -171,7 +180,7 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads)
 
 
 def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
-    """What deletes backups, and what keeps them."""
+    """Return what deletes backups, and what protects them."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return RetentionCalls(
         Deletion(catalog, tenants, clock), Holds(catalog, tenants, clock), policies, tenants
@@ -179,7 +188,7 @@ def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
 
 
 def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> InfoCalls:
-    """What tells clients about the server."""
+    """Return what informs clients about the server."""
     return InfoCalls(
         kept.tenants,
         kept.clock,
@@ -197,7 +206,7 @@ def _schedule(
     integrity: Integrity,
     busy: Callable[[], bool],
 ) -> Schedule:
-    """The upkeep that runs beside the calls."""
+    """Return the upkeep that runs beside the calls."""
     scrubber = Scrubber(
         kept, period_s=settings.scrub_period_s, bytes_per_s=settings.scrub_bytes_per_s, busy=busy
     )
@@ -212,7 +221,7 @@ def _schedule(
 
 
 def _parity(kept: Kept, percent: int) -> list[Task]:
-    """What makes parity of packs, and second copies of records and keys."""
+    """Return the tasks that make parity of packs, and second copies of records and keys."""
     return [
         parity_task(kept.tenants, kept.catalog, kept.clock, percent),
         copies_task(kept.tenants, kept.catalog, kept.keys, on=percent > 0),
@@ -220,7 +229,7 @@ def _parity(kept: Kept, percent: int) -> list[Task]:
 
 
 def _collection(kept: Kept, every_s: float) -> Task:
-    """The garbage collection."""
+    """Return the garbage collection."""
     return Task(
         "gc",
         every_s,

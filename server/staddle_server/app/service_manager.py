@@ -1,7 +1,9 @@
-"""What the service manager is told, in systemd's sd_notify protocol: ready, reloading, stopping, a sentence, signs of life.
+"""Messages to the service manager, in systemd's sd_notify protocol: ready, reloading, stopping, a status,
+signs of life.
 
-The protocol is one datagram of NAME=VALUE lines to the socket that NOTIFY_SOCKET names: sd_notify(3), whose page has such an
-implementation as an example. Nothing here blocks or raises: a manager that does not listen is no reason not to serve.
+The protocol is one datagram of NAME=VALUE lines to the socket in NOTIFY_SOCKET: sd_notify(3), whose page has
+such an implementation as an example. Nothing here blocks or raises: a manager that does not listen does not
+stop the server.
 """
 
 import logging
@@ -15,33 +17,34 @@ SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
 WATCHDOG_VARIABLE: Final = "WATCHDOG_USEC"
 WATCHDOG_PID_VARIABLE: Final = "WATCHDOG_PID"
 LOOK_EVERY_S: Final = 10.0
-"""How often the server looks at itself where the manager expects no signs of life."""
+"""How often the server checks itself if the manager expects no signs of life."""
 ASK_S: Final = 10.0
-"""How long the server waits for its own answer at the most."""
+"""The longest wait for the server's own answer."""
 STATUS_CHARACTERS_MAX: Final = 500
 
 _log = logging.getLogger(__name__)
 
 
 class Manager:
-    """The service manager; where there is none, every call does nothing."""
+    """The service manager; without one, every call does nothing."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         address = environ.get(SOCKET_VARIABLE, "")
-        # A name that begins with @ is in the abstract namespace. Other kinds (vsock) are for managers outside a machine.
+        # A name that begins with @ is in the abstract namespace. Other kinds (vsock) are for managers outside
+        # a machine.
         self._address = b"\0" + os.fsencode(address[1:]) if address.startswith("@") else os.fsencode(address)
         self.listens = address[:1] in {"@", "/"}
         self.watchdog_s = _watchdog_s(environ) if self.listens else None
-        """Within this time the manager expects a sign of life; None: it expects none."""
+        """Within this time the manager expects a sign of life; None for never."""
         self._status = ""
 
     def ready(self, status: str) -> None:
-        """The server serves."""
+        """Report that the server serves."""
         self._status = status
         self._say("READY=1", _line(status))
 
     def reload(self, work: Callable[[], None]) -> None:
-        """Does the work of a reload, and says when it begins and ends."""
+        """Do the work of a reload, and report its start and end."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._say("RELOADING=1", f"MONOTONIC_USEC={now_us}", _line("Reading settings and certificates again"))
         try:
@@ -50,15 +53,15 @@ class Manager:
             self.ready(self._status)
 
     def stopping(self, status: str) -> None:
-        """The server drains."""
+        """Report that the server drains."""
         self._say("STOPPING=1", _line(status))
 
     def alive(self) -> None:
-        """A sign of life."""
+        """Send a sign of life."""
         self._say("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """A sentence for `systemctl status`, said when it is another one."""
+        """Send a sentence for `systemctl status`, if it has changed."""
         if text != self._status:
             self._status = text
             self._say(_line(text))
@@ -70,18 +73,22 @@ class Manager:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
                 to.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self._address)
         except OSError as error:
-            _log.debug("the service manager was not told %s: %s", lines[0], error)
+            _log.debug("the message %s to the service manager failed: %s", lines[0], error)
 
 
 class Pulse:
-    """Looks now and then whether the server answers itself, and tells the manager what it says. For one thread."""
+    """Checks from time to time whether the server answers itself, and reports the result to the manager.
+
+    For one thread.
+    """
 
     def __init__(
         self, manager: Manager, ask: Callable[[float], str], clock_s: Callable[[], float] = time.monotonic
     ) -> None:
-        """`ask` calls the server as a client does, for so many seconds at the most, and gives a sentence on how it is.
+        """`ask` calls the server as a client does, with a timeout in seconds, and returns a sentence on its
+        state.
 
-        It raises OperatorError, or any other exception, if there is no answer; then no sign of life is given.
+        It raises OperatorError, or any other exception, without an answer; then no sign of life is sent.
         """
         self._manager = manager
         self._ask = ask
@@ -93,7 +100,7 @@ class Pulse:
         self._silent = False
 
     def tick(self) -> None:
-        """Called every second or so; looks when it is time to. Never raises."""
+        """Called every second or so; checks when it is time to. Never raises."""
         if not self._manager.listens or self._clock_s() < self._due_s:
             return
         try:
@@ -112,7 +119,7 @@ class Pulse:
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:
-    """How long the manager waits for this process; None: it does not."""
+    """Return how long the manager waits for this process; None if it does not."""
     time_us, process = environ.get(WATCHDOG_VARIABLE, ""), environ.get(WATCHDOG_PID_VARIABLE, "")
     if not (time_us.isascii() and time_us.isdecimal() and 0 < int(time_us) < 1 << 63):
         return None
@@ -120,5 +127,5 @@ def _watchdog_s(environ: Mapping[str, str]) -> float | None:
 
 
 def _line(status: str) -> str:
-    """A STATUS line: one line, whatever is in the text."""
+    """Return a STATUS line: one line, whatever is in the text."""
     return "STATUS=" + " ".join(status.split())[:STATUS_CHARACTERS_MAX]

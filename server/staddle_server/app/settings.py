@@ -1,7 +1,7 @@
-"""The server's settings: one table, OPTIONS, holds them all.
+"""The server's settings: one table, OPTIONS, defines them all.
 
-The command line, the environment and the file are read through it (`settings_reading`), and docs/operations.md lists it
-(a test compares).
+The command line, the environment and the file are read through it (`settings_reading`), and
+docs/operations.md lists it (a test compares).
 """
 
 import re
@@ -24,40 +24,43 @@ LISTEN_DEFAULT: Final = "127.0.0.1:7443"
 LOG_FORMATS: Final = ("auto", "json", "text")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
-"""What other programs call them."""
+"""Other programs' names for them."""
 
 
 class OperatorError(Exception):
-    """Something that whoever runs the server must mend. The message says what, and how."""
+    """A problem that the operator must fix. The message says what, and how."""
 
 
 class SettingsError(OperatorError):
-    """A setting is unknown, malformed or missing. The message names it, and where it came from."""
+    """A setting is unknown, malformed or missing. The message names it, and its origin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
-    """What the service itself runs with, wherever its data lies and however it is reached. Periods of 0: never."""
+    """The settings of the service itself, wherever its data lies and however it is reached.
+
+    Periods of 0: never.
+    """
 
     streams_max: int = limits.STREAMS_MAX
     lease_s: float = limits.LEASE_S
     upload_life_s: float = limits.UPLOAD_LIFE_S
     endpoint: Address | UnixAddress | None = None
-    """What clients are told to connect to; None: what they have."""
+    """The address that clients are given; None for the one that they use."""
     retention_every_s: float = 0.0
     parity_percent: int = 0
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
-    integrity_every_s: float = limits.INTEGRITY_EVERY_S
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ServiceSettings):
-    """What a server runs with. Times are seconds."""
+    """The settings of a server. Times are seconds."""
 
     data: Path
     store: str
+    catalog: str
     listen: Address | UnixAddress
     socket_mode: int
     tls_cert: Path | None
@@ -65,12 +68,15 @@ class Settings(ServiceSettings):
     tls_client_ca: Path | None
     drain_s: float
     min_free: MinFree
+    cache_bytes: int
     log_format: str
     log_level: str
 
 
 class Option(NamedTuple):
-    """One setting: `field` of Settings, `name` on the command line (`--name`), in the file, and, in capitals, in the environment."""
+    """One setting: `field` of Settings, `name` on the command line (`--name`), in the file, and, in capitals,
+    in the environment.
+    """
 
     field: str
     name: str
@@ -90,22 +96,29 @@ class Option(NamedTuple):
 
 
 def parse_mode(text: str) -> int:
-    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
+    """Parse an octal mode that lets the owner read and write, such as 0660. Raises ValueError."""
     if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
         raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
     return int(text[-3:], 8)
 
 
 def parse_store(text: str) -> str:
-    """The URL of an object store, as it is. Raises ValueError, which repeats no part of it."""
+    """Return the URL of an object store unchanged. Raises ValueError, which repeats no part of it."""
     if scheme_of(text) not in object_urls.SCHEMES:
         raise ValueError("expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
     object_urls.parse_object_url(text)
     return text
 
 
+def parse_catalog(text: str) -> str:
+    """The URL of a database, as it is. Raises ValueError, which repeats no part of it."""
+    if scheme_of(text) != "postgresql":
+        raise ValueError("expected postgresql://USER@HOST:PORT/NAME")
+    return text
+
+
 def parse_min_free(text: str) -> MinFree:
-    """Reads "auto", a size, or a part such as "2%". Raises ValueError."""
+    """Parse "auto", a size, or a share such as "2%". Raises ValueError."""
     text = text.strip()
     if text.lower() == "auto":
         return MinFree()
@@ -114,7 +127,7 @@ def parse_min_free(text: str) -> MinFree:
             return MinFree(part=percent(text) / 100)
         return MinFree(size_bytes=size_bytes(text))
     except ValueError:
-        raise ValueError("use auto, a size such as 256MiB, or a part of the disk such as 2%") from None
+        raise ValueError("use auto, a size such as 256MiB, or a share of the disk such as 2%") from None
 
 
 def _size(least_bytes: int) -> Callable[[str], int]:
@@ -135,7 +148,7 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def _one_of(*words: str, also: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], str]:
-    """One of the words in any case, or another name of it."""
+    """Return a parser for one of the words in any case, or another name of it."""
 
     def parse(text: str) -> str:
         word = also.get(text.lower(), text.lower())
@@ -155,6 +168,14 @@ OPTIONS: Final = (
         parse_store,
         "",
         "Object store for a new data directory, such as s3://BUCKET/PREFIX; otherwise the store is in DIR.",
+    ),
+    Option(
+        "catalog",
+        "catalog",
+        "URL",
+        parse_catalog,
+        "",
+        "Database for the catalog of a new data directory, postgresql://USER@HOST/NAME; otherwise it is in DIR.",
     ),
     Option(
         "listen",
@@ -260,6 +281,14 @@ OPTIONS: Final = (
         parse_min_free,
         "auto",
         "Take backups only while this much of each disk is free. auto: 1 %, at most 1 GiB; 0: use the whole disk.",
+    ),
+    Option(
+        "cache_bytes",
+        "cache",
+        "SIZE",
+        _size(0),
+        "0",
+        "Size of a cache in DIR/cache for what restores read, if the store is remote; 0: none.",
     ),
     Option(
         "scrub_period_s",

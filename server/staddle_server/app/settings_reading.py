@@ -1,6 +1,6 @@
 """Reads the settings: from flags, then the environment, then a TOML file, then defaults.
 
-Nothing below `app` looks at the environment.
+Nothing below `app` reads the environment.
 """
 
 import difflib
@@ -20,7 +20,15 @@ from staddle_server.app.addresses import (
     parse_endpoint,
     parse_path,
 )
-from staddle_server.app.settings import OPTIONS, VARIABLE_PREFIX, Option, Settings, SettingsError, parse_store
+from staddle_server.app.settings import (
+    OPTIONS,
+    VARIABLE_PREFIX,
+    Option,
+    Settings,
+    SettingsError,
+    parse_catalog,
+    parse_store,
+)
 
 CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
 CONFIG_NAME: Final = "server.toml"
@@ -39,10 +47,12 @@ def load(
     *,
     again: bool = False,
 ) -> Settings:
-    """The settings, each from the first place that has it: flag, environment (empty is unset), file, default.
+    """Return the settings, each from the first source that has it: flag, environment (empty is unset), file,
+    default.
 
-    `flags` is by field. The file is `config`, else STADDLED_CONFIG, else DIR/server.toml if there is one; a file that
-    is named must exist. `again`: it was read before, so that a pipe, which is empty now, is refused. Raises SettingsError.
+    `flags` is by field. The file is `config`, else STADDLED_CONFIG, else DIR/server.toml if it exists; a
+    named file must exist. `again`: it was read before, so a pipe, which is empty now, is refused. Raises
+    SettingsError.
     """
     flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
     variables = {option: environ.get(option.variable, "") for option in OPTIONS}
@@ -69,13 +79,13 @@ def _parse(option: Option, text: str, origin: str) -> object:
     try:
         return option.parse(text if option.parse is parse_path else unquoted(text))
     except ValueError as error:
-        secret = "-----BEGIN " in text or option.parse is parse_store
+        secret = "-----BEGIN " in text or option.parse in {parse_store, parse_catalog}
         shown = "something else" if secret else repr(text[:200])
         raise SettingsError(f"{origin} is {shown}: {error}") from error
 
 
 _UNQUOTED: Final = ("Invalid value", "after a statement")
-"""What tomllib says of text without quotes."""
+"""tomllib's message for text without quotes."""
 
 
 def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[Path, dict[Option, str]]:
@@ -92,8 +102,8 @@ def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[P
         raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also numbers too long, lists in lists in lists
-        hint = "; text stands in quotes" if any(words in str(error) for words in _UNQUOTED) else ""
+    except (ValueError, RecursionError) as error:  # also numbers too long, deeply nested lists
+        hint = "; put text in quotes" if any(words in str(error) for words in _UNQUOTED) else ""
         raise SettingsError(f"{path} is not TOML: {error}{hint}") from error
     texts: dict[Option, str] = {}
     for key, value in table.items():
@@ -105,7 +115,7 @@ def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[P
 
 
 def _exists(path: Path) -> bool:
-    """Raises OSError where that cannot be known."""
+    """Return whether the file exists. Raises OSError if that cannot be determined."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -117,10 +127,10 @@ def _known(key: str, value: object, path: Path) -> Option:
     name = key.replace("-", "_").lower()
     option = _BY_KEY.get(name)
     if option is None and isinstance(value, dict):
-        raise SettingsError(f"{path} has a section [{key}]: settings stand at the top, without a section")
+        raise SettingsError(f"{path} has a section [{key}]: put settings at the top, without a section")
     if option is None:
         near = difflib.get_close_matches(name, _BY_KEY, n=1, cutoff=0.0)[0]
-        raise SettingsError(f"{path}: there is no setting {key!r}; the nearest one is {near!r}")
+        raise SettingsError(f"{path}: unknown setting {key!r}; the nearest is {near!r}")
     return option
 
 
@@ -128,7 +138,7 @@ _KINDS: Final[Mapping[type, str]] = {bool: "true or false", list: "a list", dict
 
 
 def _text(option: Option, value: object, path: Path) -> str:
-    """A value of the file as a flag would give it. Paths in the file are relative to it."""
+    """Return a value of the file in the form of a flag. Paths in the file are relative to it."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = _KINDS.get(type(value), type(value).__name__)
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
@@ -143,10 +153,9 @@ def _text(option: Option, value: object, path: Path) -> str:
 
 def _checked(values: dict[str, object]) -> Settings:
     if values["data"] is None:
-        raise SettingsError(
-            "say where the data directory is: --data DIR, STADDLED_DATA, or data in the settings file"
-        )
-    values["store"] = values["store"] or ""
+        raise SettingsError("set the data directory: --data DIR, STADDLED_DATA, or data in the settings file")
+    for field in ("store", "catalog"):
+        values[field] = values[field] or ""
     settings = Settings(**values)  # type: ignore[arg-type]  # the table gives each field its own type; a test walks it
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise SettingsError("--tls-cert and --tls-key belong together: give both or neither")
@@ -154,21 +163,22 @@ def _checked(values: dict[str, object]) -> Settings:
         raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
     if not settings.listen.is_loopback and settings.tls_cert is None:
         raise SettingsError(
-            f"{settings.listen} can be reached from beyond this machine, and nothing starts there without TLS: give "
+            f"{settings.listen} can be reached from other machines, which needs TLS: give "
             "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1 or unix:PATH"
         )
     return settings
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Variables that look like settings and are none, each with the nearest that there is: a typing error switches nothing on.
+    """Return variables that look like settings but are not, each with the nearest setting: a typing error
+    enables nothing.
 
-    Those that orchestrators make up for a service of this name are left out.
+    Leaves out those that orchestrators set for a service of this name.
     """
     known = {option.variable for option in OPTIONS} | {CONFIG_VARIABLE}
     found = []
     for name in sorted(set(environ) - known):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if name.startswith(VARIABLE_PREFIX) and near and "_SERVICE_" not in name and "_PORT" not in name:
-            found.append(f"{name} (is {near[0]} meant?)")
+            found.append(f"{name} (did you mean {near[0]}?)")
     return found

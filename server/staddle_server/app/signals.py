@@ -1,4 +1,6 @@
-"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once; SIGHUP asks it to read its files again."""
+"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once; SIGHUP asks it to
+reload.
+"""
 
 import contextlib
 import logging
@@ -24,9 +26,10 @@ def _nothing() -> None:
 
 
 class StopRequest:
-    """Waits in the main thread for somebody to ask.
+    """Waits in the main thread for a request to stop.
 
-    A SimpleQueue carries the word, because a signal handler may put into it at any moment; a threading.Event could deadlock.
+    A SimpleQueue carries it, because a signal handler may put into it at any moment; a threading.Event could
+    deadlock.
     """
 
     def __init__(self) -> None:
@@ -34,16 +37,17 @@ class StopRequest:
         self.asked = False
         self._hangup = False
         self.died = ""
-        """The thread that has died, and so ended the server."""
+        """The thread whose death ended the server."""
 
     def ask(self, why: str) -> None:
         self.asked = True
         self._queue.put(why)
 
     def wait(self, on_hangup: Callable[[], None] = _nothing, on_look: Callable[[], None] = _nothing) -> str:
-        """Blocks until asked; answers why. Meanwhile calls `on_hangup` after a SIGHUP, and `on_look` every LOOK_S or so.
+        """Block until asked; return why.
 
-        A signal that comes just before the thread falls asleep wakes nobody, and its handler runs only when the thread goes on.
+        Meanwhile call `on_hangup` after a SIGHUP, and `on_look` about every LOOK_S. A signal right before the
+        thread falls asleep does not wake it; its handler only runs when the thread continues.
         """
         while True:
             with contextlib.suppress(queue.Empty):
@@ -51,16 +55,17 @@ class StopRequest:
                 if why != _HANGUP:
                     return why
             if self._hangup:
-                # Before the work: a signal that comes during it asks for it once more.
+                # Before the work: a signal during it requests it once more.
                 self._hangup = False
                 on_hangup()
             on_look()
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
+        """Ask to stop at the first signal.
 
-        what was acknowledged is durable, and uploads resume from their last checkpoint. A SIGHUP is never a second one: a terminal that
-        closes may send it beside another signal.
+        The second ends the process at once, with the exit code that a shell shows for it. What was
+        acknowledged is durable, and uploads resume from their last checkpoint. A SIGHUP never counts as a
+        second signal: a closing terminal may send it beside another one.
         """
         if self.asked:
             if number == signal.SIGHUP:
@@ -69,7 +74,7 @@ class StopRequest:
         self.ask(signal.Signals(number).name)
 
     def on_hangup(self, _number: int, _frame: FrameType | None) -> None:
-        """Remembers a SIGHUP; many of them before the thread gets to it count as one."""
+        """Record a SIGHUP; several before the thread handles it count as one."""
         if not self._hangup:
             self._hangup = True
             self._queue.put(_HANGUP)
@@ -77,16 +82,17 @@ class StopRequest:
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """For work that looks by itself, now and then, whether a signal has asked it to end. Main thread only."""
+    """For work that checks from time to time whether a signal has asked it to end. Main thread only."""
     with listening_for_signals() as request:
         yield lambda: request.asked
 
 
 @contextlib.contextmanager
 def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
-    """Signals go to the StopRequest while the context lasts. Main thread only.
+    """Direct signals to the StopRequest while the context lasts. Main thread only.
 
-    With `hangup` a SIGHUP asks to read files again, else to stop, as a terminal that closes does; where it is ignored (nohup), it stays so.
+    With `hangup` a SIGHUP asks to reload, else to stop, as when a terminal closes; an ignored one (nohup)
+    stays ignored.
     """
     request = StopRequest()
     before = {number: signal.signal(number, request.on_signal) for number in ASKED_TO_STOP}
@@ -102,8 +108,10 @@ def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def watching_threads(request: StopRequest) -> Iterator[None]:
-    """A thread that dies of an error asks the server to stop: it may be the one that takes in calls, and what supervises the
-    server starts it again. Our own threads survive whatever they meet (see threads.py); those of libraries may not.
+    """Stop the server if a thread dies of an error: it may be the one that accepts calls, and a supervisor
+    restarts the server.
+
+    The server's own threads survive any error (see threads.py); those of libraries may not.
     """
 
     def died(failure: threading.ExceptHookArgs) -> None:

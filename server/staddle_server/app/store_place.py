@@ -1,4 +1,6 @@
-"""Where the store of a data directory lies: in the directory itself, or in an object store that DIR/store.url names."""
+"""Where the store of a data directory lies: in the directory, or in an object store that
+DIR/store.url names.
+"""
 
 from __future__ import annotations
 
@@ -19,50 +21,56 @@ from staddle_server.store.files import Files, make_durable, sync_directory, writ
 from staddle_server.store.open import check_engine, open_blobs
 
 NOT_STORED: Final = frozenset({TEMPORARY, "lost+found"})
-"""What may lie in a store that is still to be marked as one."""
+"""What an unmarked store may contain."""
 STORE_DIRECTORIES: Final = frozenset(
     {"keys", "packs", "records", "heads", "marks", "parity", "copies", TEMPORARY}
 )
-"""What is made in a store as it is needed."""
+"""Directories of a store that are created on demand."""
 _FILLED: Final = ("keys", "packs", "records")
 URL_NAME: Final = "store.url"
 URL_BYTES_MAX: Final = 16 * 1024
 
 
 class DataDirectoryError(OperatorError):
-    """The directory cannot be used. The message says why, and what to do."""
+    """The directory is unusable. The message says why, and what to do."""
 
 
 class StorePlace(Protocol):
-    """A place for a store, which may or may not have one. Its text names it in messages."""
+    """A place for a store, which may or may not exist. Its text names it in messages."""
 
     def is_marked(self) -> bool:
-        """Whether a store is there. Raises DataDirectoryError for a place with something else in it."""
+        """Return whether a store exists. Raises DataDirectoryError for a place with other content."""
 
     def is_filled(self) -> bool:
-        """Whether anything is stored that a catalog would know of."""
+        """Return whether the store has anything that a catalog would know of."""
 
     def lost(self) -> DataDirectoryError:
-        """Why there is no store where there was one, and what to do."""
+        """Return the error for a missing store: why, and what to do."""
 
     def make(self) -> None:
-        """Makes the place durable, and checks it; harms nothing that is there. Raises OSError, and as `check` does."""
+        """Make the place durable, and check it, without changing its content.
+
+        Raises OSError, and as `check` does.
+        """
 
     def check(self) -> None:
-        """Tries whether the place does what backups need. Raises UnsafeStore, and as `open` does."""
+        """Test whether the place does what backups need. Raises UnsafeStore, and as `open` does."""
 
     def open(self) -> Blobs:
-        """The store's blobs. Raises as open_blobs does."""
+        """Return the store's blobs. Raises as open_blobs does."""
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the store for this process where the place has locks. Raises DataDirectoryError if another one has it."""
+        """Hold the store for this process if the place has locks.
+
+        Raises DataDirectoryError if another one holds it.
+        """
 
     def birth_ns(self, name: str) -> int | None:
-        """When the object was made, for what a copy of it cannot have; None: the place does not say."""
+        """Return when the object was created, which a copy never shares; None if the place does not say."""
 
 
 class DirectoryPlace:
-    """The directory DIR/store, or what a link of that name leads to."""
+    """The directory DIR/store, or the target of a link of that name."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -82,13 +90,13 @@ class DirectoryPlace:
             return True
         if names & set(_FILLED):
             raise DataDirectoryError(
-                f"{self._path / 'format'} is missing, but the store is filled: nothing was changed; put the file back from a copy "
-                "(docs/format.md says what it holds)"
+                f"{self._path / 'format'} is missing, but the store is filled: nothing was changed; restore the file from a copy "
+                "(docs/format.md describes it)"
             )
         foreign = names - NOT_STORED
         if foreign:
             raise DataDirectoryError(
-                f"{self._path} is not empty and is no Staddle store, as it has no file `format` (found "
+                f"{self._path} is not empty and is not a Staddle store: it has no file `format` (found "
                 f"{', '.join(sorted(foreign)[:3])}): nothing was changed; is another file system mounted there?"
             )
         return False
@@ -107,23 +115,26 @@ class DirectoryPlace:
         elif not self._path.is_dir():
             flaw = "is not a directory"
         else:
-            flaw = "holds no store (it has no file `format`)"
+            flaw = "is not a store (it has no file `format`)"
         return DataDirectoryError(
-            f"{self._path} {flaw}: is its file system mounted? Nothing was changed; mount it, or put the store back"
+            f"{self._path} {flaw}: is its file system mounted? Nothing was changed; mount it, or restore the store"
         )
 
     def make(self) -> None:
         make_durable(str(self._path))
 
     def check(self) -> None:
-        """The system calls of a directory report what fails."""
+        """Do nothing: the system calls of a directory report what fails."""
 
     def open(self) -> Blobs:
         return open_blobs(str(self._path))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Another data directory may lead to the same store. Where the file system has no locks, nothing is held."""
+        """Another data directory may lead to the same store.
+
+        Without locks of the file system, nothing is held.
+        """
         marked = self._path / FORMAT_NAME
         try:
             descriptor = os.open(marked, os.O_RDWR | os.O_CLOEXEC)
@@ -137,7 +148,7 @@ class DirectoryPlace:
         except BlockingIOError:
             os.close(descriptor)
             raise DataDirectoryError(
-                f"a server that runs on another data directory uses {self._path}: one store has one server"
+                f"a server on another data directory uses {self._path}: one store has one server"
             ) from None
         except OSError:
             pass  # a network file system without locks
@@ -153,19 +164,21 @@ class DirectoryPlace:
             return None
 
     def _require_directories(self, names: set[str]) -> None:
-        """Raises DataDirectoryError if what should be a directory of the store is something else: each may be on a disk of its own."""
+        """Raise DataDirectoryError for a store's directory that is something else: each may be on a separate
+        disk.
+        """
         for path in (self._path / name for name in sorted(names & STORE_DIRECTORIES)):
             if path.is_dir():
                 continue
             if path.is_symlink() and not path.exists():
                 flaw = f"is a link to {os.readlink(path)}, which is missing: is its file system mounted? Nothing was changed"
             else:
-                flaw = "is not a directory: nothing was changed; move it elsewhere, and put the directory back if it held anything"
+                flaw = "is not a directory: nothing was changed; move it elsewhere, and restore the directory if it had any content"
             raise DataDirectoryError(f"{path} {flaw}")
 
 
 class ObjectStorePlace:
-    """A prefix of a bucket. Packs on their way to it are gathered in the data directory."""
+    """A prefix of a bucket. Packs on their way to it are collected in the data directory."""
 
     def __init__(self, url: str, data: Path, environ: Mapping[str, str]) -> None:
         self._url = url
@@ -186,13 +199,13 @@ class ObjectStorePlace:
             return True
         if self.is_filled():
             raise DataDirectoryError(
-                f"{self}/{FORMAT_NAME} is missing, but the store is filled: nothing was changed; put the object back "
-                "(docs/format.md says what it holds)"
+                f"{self}/{FORMAT_NAME} is missing, but the store is filled: nothing was changed; restore the object "
+                "(docs/format.md describes it)"
             )
         foreign = (name for name, _ in blobs.list("") if not name.startswith(f"{PROBES}/"))
         if (found := next(foreign, None)) is not None:
             raise DataDirectoryError(
-                f"{self} is not empty and is no Staddle store, as it has no object `format` (found {found}): nothing was "
+                f"{self} is not empty and is not a Staddle store: it has no object `format` (found {found}): nothing was "
                 "changed; choose another prefix"
             )
         return False
@@ -203,11 +216,11 @@ class ObjectStorePlace:
 
     def lost(self) -> DataDirectoryError:
         return DataDirectoryError(
-            f"{self} holds no store (it has no object `format`): is it the right bucket and prefix? Nothing was changed"
+            f"{self} is not a store (it has no object `format`): is it the right bucket and prefix? Nothing was changed"
         )
 
     def make(self) -> None:
-        """A bucket must be there; what is below a prefix needs no making."""
+        """Do nothing: the bucket must exist, and a prefix needs no creation."""
         self.check()
 
     def check(self) -> None:
@@ -218,7 +231,9 @@ class ObjectStorePlace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """An object store has no locks; the marks of starts tell of a second server at its next start or stop."""
+        """Hold nothing: an object store has no locks; a second server's mark shows at the next
+        start or stop.
+        """
         yield
 
     def birth_ns(self, name: str) -> int | None:  # noqa: ARG002  a copy of a bucket cannot be told from it
@@ -226,9 +241,9 @@ class ObjectStorePlace:
 
 
 def place_of(data: Path, wanted: str, environ: Mapping[str, str]) -> StorePlace:
-    """The place of the store of a data directory: `wanted` (a URL, or empty) for one that has none yet.
+    """Return the place of a data directory's store: `wanted` (a URL, or empty) for one without a store.
 
-    Raises DataDirectoryError if the directory has its store elsewhere, or DIR/store.url cannot be used.
+    Raises DataDirectoryError if the directory has its store elsewhere, or DIR/store.url is unusable.
     """
     path = data / "store"
     known = _recorded(data)
@@ -236,19 +251,22 @@ def place_of(data: Path, wanted: str, environ: Mapping[str, str]) -> StorePlace:
         return DirectoryPlace(path)
     if os.path.lexists(path):
         raise DataDirectoryError(
-            f"{data} has a store in {path}, and {'--store' if wanted else URL_NAME} names another: nothing was changed; leave it "
+            f"{data} has a store in {path}, but {'--store' if wanted else URL_NAME} names another: nothing was changed; leave it "
             "out, or name a directory without a store"
         )
     if known and wanted and str(parse_object_url(known)) != str(parse_object_url(wanted)):
         raise DataDirectoryError(
-            f"{data} has its store at {parse_object_url(known)}, and --store names {parse_object_url(wanted)}: nothing was "
+            f"{data} has its store at {parse_object_url(known)}, but --store names {parse_object_url(wanted)}: nothing was "
             f"changed; to use another copy of the store, remove {data / URL_NAME} first"
         )
     return ObjectStorePlace(wanted or known, data, environ)
 
 
 def record_place(data: Path, wanted: str) -> None:
-    """Writes DIR/store.url, so that every command finds the store. The directory must exist. Raises OSError."""
+    """Write DIR/store.url, so that every command finds the store. The directory must exist.
+
+    Raises OSError.
+    """
     if not wanted or _recorded(data) == wanted:
         return
     files, path = Files(), str(data / URL_NAME)
@@ -273,12 +291,12 @@ def _recorded(data: Path) -> str:
     try:
         parse_object_url(url)
     except ValueError as error:
-        raise DataDirectoryError(f"{path} holds no URL of a store ({error}): put the URL back") from error
+        raise DataDirectoryError(f"{path} is not the URL of a store ({error}): restore the URL") from error
     return url
 
 
 def unreadable(path: Path, error: OSError) -> DataDirectoryError:
-    """What cannot be read, and who can."""
+    """Return the error for an unreadable file, with who can read it."""
     if error.errno in {errno.EACCES, errno.EPERM}:
         with contextlib.suppress(OSError):
             return DataDirectoryError(

@@ -1,4 +1,4 @@
-"""TLS of the server: what it shows, whom it lets in, and how its own health probe trusts it."""
+"""TLS of the server: its certificates, which clients it accepts, and how its own health probe trusts it."""
 
 import datetime
 import logging
@@ -22,7 +22,7 @@ from staddle_server.app.pem import TlsError
 from staddle_server.app.settings import Settings
 
 WARN: Final = datetime.timedelta(days=30)
-"""How long before its end a certificate is warned of."""
+"""How long before a certificate's expiry the warnings begin."""
 WARN_EVERY_S: Final = 86_400.0
 LOOK_EVERY_S: Final = 60.0
 CURVES: Final = frozenset({"secp256r1", "secp384r1"})
@@ -37,7 +37,7 @@ def _utc_now() -> datetime.datetime:
 
 
 class TlsFiles(NamedTuple):
-    """Where the server's PEM files are; `client_ca` makes it mutual TLS."""
+    """The server's PEM files; `client_ca` makes it mutual TLS."""
 
     certificate: Path
     key: Path
@@ -49,11 +49,11 @@ class Validity(NamedTuple):
 
     is_valid: bool
     words: str
-    """Which certificate ends or begins when, and what to do; "": it lasts for longer than WARN."""
+    """Which certificate expires or begins when, and what to do; "" if it lasts for longer than WARN."""
 
 
 class Identity(NamedTuple):
-    """What the files held, checked, and as gRPC takes it: the leaf first, then its issuers."""
+    """The files' checked content in gRPC's form: the leaf first, then its issuers."""
 
     files: TlsFiles
     certificates: bytes
@@ -68,8 +68,10 @@ class Identity(NamedTuple):
         return self.chain[0]
 
     def validity(self, now: datetime.datetime) -> Validity:
-        """What the certificates' dates mean at `now`: of the chain the first that ends, of the clients' authorities the last."""
-        # Clients bring the root themselves.
+        """Return what the certificates' dates mean at `now`: of the chain the first to expire, of the
+        clients' authorities the last.
+        """
+        # Clients have the root themselves.
         shown = [self.leaf, *(each for each in self.chain[1:] if each.issuer != each.subject)]
         first = min(shown, key=lambda each: each.not_valid_after_utc)
         found = _validity(f"the certificate {self.files.certificate}", first, now)
@@ -101,16 +103,16 @@ def _validity(name: str, certificate: x509.Certificate, now: datetime.datetime) 
 
 
 def files_of(settings: Settings) -> TlsFiles | None:
-    """None: no TLS."""
+    """Return the files of these settings; None without TLS."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     return TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
 def load(files: TlsFiles) -> Identity:
-    """Reads and checks the files; Identity.validity says what their dates mean. Raises TlsError.
+    """Read and check the files; Identity.validity says what their dates mean. Raises TlsError.
 
-    The certificate that the key belongs to comes first, whatever the order in the file.
+    The certificate of the key comes first, whatever the order in the file.
     """
     certificate_file, key_file = pem.read(files.certificate), pem.read(files.key)
     if are_swapped(certificate_file, key_file):
@@ -127,7 +129,7 @@ def load(files: TlsFiles) -> Identity:
     _refuse_kind(leaf, files.certificate)
     if not any(_names(leaf)):
         raise TlsError(
-            f"{files.certificate} names no host (subject alternative name), and clients refuse it: make one that does "
+            f"{files.certificate} names no host (subject alternative name), so clients refuse it: create one that does "
             "(`openssl req` takes -addext subjectAltName=DNS:NAME)"
         )
     chain = pem.chain(leaf, certificates)
@@ -147,7 +149,7 @@ def _belong(certificate: x509.Certificate, key: PrivateKeyTypes) -> bool:
 
 
 def _refuse_client(leaf: x509.Certificate, path: Path) -> None:
-    """A certificate that says what it is for, and not for servers, is refused by every client."""
+    """Refuse a certificate whose stated purpose excludes servers, as every client would."""
     try:
         purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (x509.ExtensionNotFound, ValueError):
@@ -157,7 +159,9 @@ def _refuse_client(leaf: x509.Certificate, path: Path) -> None:
 
 
 def _has_issuer_elsewhere(leaf: x509.Certificate) -> bool:
-    """Whether the certificate says where its issuer's can be had: public authorities, which sign with intermediate ones, do."""
+    """Return whether the certificate says where to get its issuer's: public authorities with intermediate
+    ones do.
+    """
     try:
         access = leaf.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
     except (x509.ExtensionNotFound, ValueError):
@@ -166,7 +170,9 @@ def _has_issuer_elsewhere(leaf: x509.Certificate) -> bool:
 
 
 def _refuse_kind(leaf: x509.Certificate, path: Path) -> None:
-    """With other kinds of keys gRPC does not listen, or no client of gRPC connects, and neither says why."""
+    """Refuse kinds of keys with which gRPC does not listen, or no gRPC client connects, without
+    saying why.
+    """
     key = leaf.public_key()
     if isinstance(key, rsa.RSAPublicKey) or (
         isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES
@@ -174,20 +180,24 @@ def _refuse_kind(leaf: x509.Certificate, path: Path) -> None:
         return
     kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
     raise TlsError(
-        f"{path} has a key of a kind that gRPC does not use ({kind.removesuffix('PublicKey')}): take RSA, or ECDSA with P-256 or P-384"
+        f"{path} has a key of a kind that gRPC does not use ({kind.removesuffix('PublicKey')}): use RSA, or ECDSA with P-256 or P-384"
     )
 
 
 class ServerCertificates:
-    """The certificates that the server shows. They follow the files, and are warned of before their end.
+    """The certificates that the server shows. They follow the files, and warn before their expiry.
 
-    A file that is broken, half replaced or expired changes nothing: the last good ones stay, and the log says so once.
+    A file that is broken, half replaced or expired changes nothing: the last good ones stay, and the log says
+    so once.
     """
 
     def __init__(
         self, files: TlsFiles, now: Now = _utc_now, monotonic_s: Callable[[], float] = time.monotonic
     ) -> None:
-        """Reads the files. Raises TlsError if they cannot be used; ones that have expired can: renewing them needs no restart."""
+        """Read the files.
+
+        Raises TlsError if they are unusable; expired ones are usable: renewing them needs no restart.
+        """
         self._files = files
         self._now = now
         self._monotonic_s = monotonic_s
@@ -207,7 +217,9 @@ class ServerCertificates:
         self.warn()
 
     def advise(self, endpoint: str) -> None:
-        """Says in the log what will keep clients from connecting to `endpoint`, a host, that a server cannot know for certain."""
+        """Log what prevents clients from connecting to `endpoint`, a host, that a server cannot determine for
+        certain.
+        """
         leaf = self._identity.leaf
         if endpoint and not _is_for(leaf, endpoint):
             _log.warning(
@@ -217,13 +229,15 @@ class ServerCertificates:
             )
         if len(self._identity.chain) == 1 and _has_issuer_elsewhere(leaf):
             _log.warning(
-                "%s holds the server's certificate alone, without the one of the authority that signed it: clients that lack that "
+                "%s holds only the server's certificate, without that of the authority that signed it: clients without that "
                 "one refuse it. Use the full chain (fullchain.pem)",
                 self._files.certificate,
             )
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that follow the files; with a client CA, clients must show a certificate of it."""
+        """Return credentials that follow the files; with a client CA, clients must show a
+        certificate of it.
+        """
         return grpc.dynamic_ssl_server_credentials(
             _configuration(self._identity),
             self.fetch,  # type: ignore[arg-type]  # the stubs forget that None means: unchanged
@@ -231,19 +245,19 @@ class ServerCertificates:
         )
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """What gRPC asks before each new connection. None: nothing has changed. Never raises."""
+        """Called by gRPC before each new connection. Return None if nothing has changed. Never raises."""
         self.look()
         with self._lock:
             pending, self._pending = self._pending, None
         return None if pending is None else _configuration(pending)
 
     def look(self, *, again: bool = False) -> None:
-        """Reads the files if they have changed, or in any case: `again`. Never raises."""
+        """Read the files if they have changed, or in any case with `again`. Never raises."""
         with self._lock:
             try:
                 self._look(again=again)
             except (TlsError, OSError) as error:
-                _log.warning("certificates have changed and cannot be used; the old ones stay: %s", error)
+                _log.warning("certificates have changed but are unusable; the old ones stay: %s", error)
             except Exception:  # noqa: BLE001  gRPC's callback must never raise: it would end all new connections
                 _log.exception("certificates could not be read again; the old ones stay")
 
@@ -266,7 +280,7 @@ class ServerCertificates:
         self.warn()
 
     def tick(self) -> None:
-        """Called every second or so: looks at the files every minute, and warns every day. Never raises."""
+        """Called every second or so: check the files every minute, and warn every day. Never raises."""
         now_s = self._monotonic_s()
         if now_s - self._looked_s >= LOOK_EVERY_S:
             self._looked_s = now_s
@@ -276,18 +290,20 @@ class ServerCertificates:
             self.warn()
 
     def warn(self) -> None:
-        """Says in the log that the certificates have ended, or end soon."""
+        """Log that the certificates have expired, or expire soon."""
         found = self._identity.validity(self._now())
         if found.words:
             _log.log(logging.WARNING if found.is_valid else logging.ERROR, "%s", found.words)
 
     def lasts(self) -> bool:
-        """Whether the certificates are valid, and for longer than WARN."""
+        """Return whether the certificates are valid, and for longer than WARN."""
         return not self._identity.validity(self._now()).words
 
 
 def signature(files: TlsFiles) -> Signature:
-    """Differs when one of the files, or what a link points to, was replaced, written or made readable. Raises OSError."""
+    """Return a value that changes when one of the files, or a link's target, is replaced, written or made
+    readable. Raises OSError.
+    """
     stats = [path.stat() for path in files if path is not None]
     return tuple(
         (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in stats
@@ -305,9 +321,9 @@ def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
 
 
 def probe_credentials(files: TlsFiles) -> tuple[grpc.ChannelCredentials, str]:
-    """How this machine's health probe connects: it trusts exactly the server's own certificate, and shows it if asked for one.
+    """Return the credentials of this machine's health probe, and the name to expect.
 
-    Answers the credentials, and the name to expect. Raises TlsError.
+    It trusts exactly the server's own certificate, and shows it if asked for one. Raises TlsError.
     """
     identity = load(files)
     pair = (identity.key, identity.certificates) if files.client_ca is not None else (None, None)
@@ -319,7 +335,8 @@ def probe_credentials(files: TlsFiles) -> tuple[grpc.ChannelCredentials, str]:
 
 
 def name_to_expect(files: TlsFiles, host: str) -> str:
-    """The name that a client which connects to `host` must expect instead; empty if the certificate is for `host`.
+    """Return the name that a client connecting to `host` must expect instead; empty if the certificate is for
+    `host`.
 
     Raises TlsError.
     """
@@ -328,13 +345,13 @@ def name_to_expect(files: TlsFiles, host: str) -> str:
 
 
 def server_name(certificate: x509.Certificate) -> str:
-    """The first name that the certificate, which has one, is for."""
+    """Return the first name in the certificate, which has one."""
     hosts, addresses = _names(certificate)
     return hosts[0].replace("*", "probe") if hosts else addresses[0]
 
 
 def _is_for(certificate: x509.Certificate, host: str) -> bool:
-    """Whether a client that connects to `host` accepts the certificate's names."""
+    """Return whether a client that connects to `host` accepts the certificate's names."""
     hosts, addresses = _names(certificate)
     host = host.lower().removesuffix(".")
     # A wildcard stands for one label.
@@ -343,7 +360,7 @@ def _is_for(certificate: x509.Certificate, host: str) -> bool:
 
 
 def _names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
-    """Host names and addresses, as text."""
+    """Return host names and addresses, as text."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

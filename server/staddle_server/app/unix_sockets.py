@@ -1,4 +1,4 @@
-"""Unix sockets to listen on: whose they are, who may connect, and what a crash has left of them."""
+"""Unix sockets to listen on: their owner, who may connect, and the remains of a crash."""
 
 import contextlib
 import errno
@@ -19,15 +19,15 @@ LOCK_LOOK_S: Final = 0.05
 
 
 class ListenError(OperatorError):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen at the given address."""
 
 
 @contextlib.contextmanager
 def place_for(address: UnixAddress, mode: int) -> Iterator[None]:
-    """A place where the body can bind the socket; afterwards the socket has the mode, and never had more.
+    """Prepare a place where the body can bind the socket; then the socket has the mode, and never had more.
 
-    A socket on which no server listens is removed first. Raises ListenError for one on which a server listens, and for anything
-    that is not a socket; nothing is changed then.
+    Removes a socket without a server first. Raises ListenError for a socket in use, and for anything that is
+    not a socket; nothing is changed then.
     """
     with _locked(address):
         _remove_stale(address)
@@ -41,16 +41,17 @@ def place_for(address: UnixAddress, mode: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private(parent: str) -> Iterator[UnixAddress]:
-    """An address for this process's user alone, in a new directory below `parent`; empty, or not for this user: below that for temporary files.
+    """Return an address for this process's user only, in a new directory below `parent`.
 
-    The directory goes in the end, with what is in it. Raises ListenError if it cannot be made.
+    If `parent` is empty, or not for this user, uses the directory for temporary files. The directory is
+    removed at the end, with its content. Raises ListenError if it cannot be created.
     """
     if not (parent and os.access(parent, os.W_OK | os.X_OK)):
         parent = ""
     try:
         made = tempfile.TemporaryDirectory(prefix="staddle-", dir=parent or None, ignore_cleanup_errors=True)
     except OSError as error:
-        raise ListenError(f"a directory for the server's own socket cannot be made: {error}") from error
+        raise ListenError(f"a directory for the server's own socket cannot be created: {error}") from error
     with made as directory:
         address = UnixAddress(os.path.join(os.path.abspath(directory), "own"))
         if len(os.fsencode(address.path)) > UNIX_PATH_BYTES_MAX:
@@ -61,7 +62,7 @@ def private(parent: str) -> Iterator[UnixAddress]:
 
 
 def identity(address: UnixAddress) -> tuple[int, int] | None:
-    """What tells this socket from another one of the same path; None: there is none."""
+    """Return what distinguishes this socket from another one of the same path; None if it does not exist."""
     try:
         found = os.lstat(address.path)
     except OSError:
@@ -70,7 +71,7 @@ def identity(address: UnixAddress) -> tuple[int, int] | None:
 
 
 def remove(address: UnixAddress, made: tuple[int, int] | None) -> None:
-    """Removes the socket that was made there, and no other one."""
+    """Remove the socket that was made there, and no other one."""
     if made is not None and identity(address) == made:
         with contextlib.suppress(OSError):
             os.unlink(address.path)
@@ -78,7 +79,9 @@ def remove(address: UnixAddress, made: tuple[int, int] | None) -> None:
 
 @contextlib.contextmanager
 def _locked(address: UnixAddress) -> Iterator[None]:
-    """Keeps other servers out of the directory: two that start at once must not both remove what the other has bound."""
+    """Keep other servers out of the directory: two that start at once must not both remove what the other has
+    bound.
+    """
     parent = os.path.dirname(address.path)
     try:
         directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -95,7 +98,7 @@ def _locked(address: UnixAddress) -> Iterator[None]:
 
 
 def _lock(directory: int) -> bool:
-    """Waits for the lock a little: another server needs it for an instant. Answers whether it came."""
+    """Wait briefly for the lock: another server needs it for an instant. Return whether it was taken."""
     until_s = time.monotonic() + LOCK_S
     while True:
         try:
@@ -131,7 +134,7 @@ def _remove_stale(address: UnixAddress) -> None:
 
 
 def _alive(address: UnixAddress) -> str:
-    """Why the socket must stay; empty: nobody listens on it."""
+    """Return why the socket must stay; empty if no server listens on it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -139,8 +142,8 @@ def _alive(address: UnixAddress) -> str:
         except ConnectionRefusedError:
             return ""
         except BlockingIOError:
-            pass  # as many wait for it as it lets
+            pass  # its queue is full
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:
-                return f"a socket is there, and whether a server uses it cannot be seen: {error.strerror}"
+                return f"a socket exists, and whether a server uses it cannot be determined: {error.strerror}"
     return "another program listens there already"

@@ -1,1 +1,1 @@
-"""What all rooms stand on: types, errors, limits, logs, threads, clock."""
+"""What all packages build on: types, errors, limits, logs, threads, clock."""

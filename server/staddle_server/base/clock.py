@@ -1,4 +1,4 @@
-"""Time, injected: the wall clock for what is recorded, a steady one for what is measured."""
+"""Injected time: a wall clock for what is recorded, a steady one for what is measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where the service takes its time from."""
+    """The service's source of time."""
 
     def now_ns(self) -> int:
-        """Nanoseconds since 1970, by the server's clock."""
+        """Return nanoseconds since 1970, by the server's clock."""
 
     def monotonic_s(self) -> float:
-        """Seconds that only ever rise."""
+        """Return seconds that only ever rise."""
 
 
 class SystemClock:

@@ -2,20 +2,21 @@
 
     StaddleError
     ├── BadRequest         the caller's fault: a field, a sequence, a frame, a digest
-    ├── Unauthenticated    no token that is known
-    ├── PermissionDenied   a token that does not suffice
+    ├── Unauthenticated    no valid token
+    ├── PermissionDenied   a token without the required role
     ├── NotFound           unknown, deleted, or another tenant's
     ├── Conflict           another writer, a stale epoch, a lease
     ├── Unfinished         a stream that ended without Finish
-    ├── Precondition       the state of things does not allow it
-    ├── AlreadyExists      a request id that was used for something else
+    ├── Precondition       the current state does not allow it
+    ├── AlreadyExists      a request id already used for another request
     ├── Damaged            at rest, found while reading
     ├── Exhausted          disk, or too many at once
     ├── Unavailable        draining, or the store does not answer
-    └── Fault              a fault of the server itself
+    └── Fault              a fault of the server
 
-A message says what happened, to what, and what to do. `reason` is stable: it is the ErrorReason of the wire without
-its prefix; `facts` are the keys that the wire documents for it. The wire maps classes to status codes in one table.
+A message says what happened, to what, and what to do. `reason` is stable: it is the ErrorReason of the wire
+without its prefix; `facts` are the keys that the wire documents for it. The wire maps classes to status codes
+in one table.
 """
 
 from typing import ClassVar
@@ -25,10 +26,10 @@ class StaddleError(Exception):
     """Base of all errors that a caller may see.
 
     Attributes:
-        reason: stable name, see ErrorReason in protos/staddle/v1/errors.proto.
-        message: what happened, to what, and what to do. No secrets and no stored data.
-        facts: documented details, short strings.
-        retry_after_s: when trying again makes sense; None where the wire gives no RetryInfo.
+        reason: Stable name, see ErrorReason in protos/staddle/v1/errors.proto.
+        message: What happened, to what, and what to do. No secrets and no stored data.
+        facts: Documented details, short strings.
+        retry_after_s: When to retry; None if the wire carries no RetryInfo.
 
     """
 
@@ -47,7 +48,7 @@ class StaddleError(Exception):
 
 
 class BadRequest(StaddleError):
-    """What was sent is not right, and will not become right by sending it again."""
+    """The request is invalid, and sending it again does not help."""
 
     reasons = frozenset(
         {
@@ -63,25 +64,25 @@ class BadRequest(StaddleError):
 
 
 class Unauthenticated(StaddleError):
-    """The call carries no token that is known."""
+    """The call carries no valid token."""
 
     reasons = frozenset({"UNAUTHENTICATED"})
 
 
 class PermissionDenied(StaddleError):
-    """The token is known and its role does not suffice."""
+    """The token is valid but its role does not suffice."""
 
     reasons = frozenset({"PERMISSION_DENIED"})
 
 
 class NotFound(StaddleError):
-    """There is no such thing for this tenant: unknown, deleted or another tenant's."""
+    """The object does not exist for this tenant: unknown, deleted or another tenant's."""
 
     reasons = frozenset({"DATASET_NOT_FOUND", "BACKUP_NOT_FOUND", "PATH_NOT_FOUND", "UPLOAD_NOT_FOUND"})
 
 
 class Conflict(StaddleError):
-    """Another writer has this upload, or the caller's hold on it has ended."""
+    """Another writer has this upload, or the caller has lost it."""
 
     reasons = frozenset({"STALE_EPOCH", "RESUME_REQUIRED", "LEASE_HELD", "UPLOAD_BUSY"})
 
@@ -93,7 +94,7 @@ class Unfinished(StaddleError):
 
 
 class Precondition(StaddleError):
-    """The state of things does not allow it; the message says what to change."""
+    """The current state does not allow it; the message says what to change."""
 
     reasons = frozenset(
         {
@@ -119,7 +120,7 @@ class AlreadyExists(StaddleError):
 
 
 class Damaged(StaddleError):
-    """Stored bytes are missing or not what was stored. Never answered with data."""
+    """Stored bytes are missing or damaged. Never returned as data."""
 
     reasons = frozenset({"DAMAGED"})
 
@@ -130,18 +131,18 @@ class Damaged(StaddleError):
 
 
 class Exhausted(StaddleError):
-    """No room, or too many at once."""
+    """No space, or too many at once."""
 
     reasons = frozenset({"STORE_FULL", "TOO_MANY"})
 
 
 class Unavailable(StaddleError):
-    """Not now; the same call may succeed later."""
+    """Temporary: the same call may succeed later."""
 
     reasons = frozenset({"DRAINING", "STORE_UNAVAILABLE"})
 
 
 class Fault(StaddleError):
-    """A fault of the server; the log has more."""
+    """A fault of the server; its log has the details."""
 
     reasons = frozenset({"INTERNAL"})

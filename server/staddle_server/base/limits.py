@@ -1,6 +1,6 @@
 """Every limit of the service, named, with its unit last.
 
-A limit that a client can run into is also in docs/protocol.md; one of the stored formats, in docs/format.md.
+Limits that a client can reach are also in docs/protocol.md, those of stored formats in docs/format.md.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ MIB: Final = 1024 * KIB
 # --- wire
 MESSAGE_BYTES_MAX: Final = 4 * MIB
 RESPONSE_BYTES_TARGET: Final = 768 * KIB
-"""A streamed answer is sent when it has so many bytes. 1 MiB is no faster, and takes more memory for each stream."""
+"""A streamed response is sent at this size. 1 MiB is no faster, and takes more memory for each stream."""
 PUT_CHUNKS_BYTES_MAX: Final = 3 * MIB
 PUT_CHUNKS_INFLATED_BYTES_MAX: Final = 2 * MIB
 ZERO_BYTES_MAX: Final = 1024 * MIB
@@ -20,7 +20,7 @@ CHUNKS_PER_CALL_MAX: Final = 4096
 ENTRIES_PER_CALL_MAX: Final = 4096
 PARTS_PER_MESSAGE_MAX: Final = 65_536
 ITEMS_PER_MESSAGE_MAX: Final = 262_144
-"""Extended attributes, holes and chunk references in all entries of a message together: a few bytes of each become an object."""
+"""Extended attributes, holes and chunk references in all entries of a message: each becomes an object."""
 READ_RANGE_BYTES_MAX: Final = 3 * MIB
 RESTORE_PATHS_MAX: Final = 65_536
 PAGE_SIZE_MAX: Final = 10_000
@@ -31,40 +31,47 @@ PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128
 CALLS_MAX: Final = 96
-"""Calls without a stream at once: each holds a thread, from before its message comes until it is answered."""
+"""Concurrent calls without a stream: each holds a thread from before its message arrives until it is
+answered.
+"""
 CALLS_TENANT_MAX: Final = 64
-"""Of these, calls of one tenant: the others always find room."""
+"""Of these, calls of one tenant, to leave room for others."""
 CALLS_TOKEN_MAX: Final = 32
 """Of these, calls of one token."""
 CALLS_WAITING_MAX: Final = 128
-"""Calls that wait a moment for one of these places; each holds a thread, and no message."""
+"""Calls that wait briefly for one of these slots; each holds a thread, and no message."""
 CALLS_WAITING_TENANT_MAX: Final = 64
 DECODED_CALL_BYTES: Final = 1 * MIB
-"""What a call may hold decoded without asking: so much each for its message, for pages of a manifest, for entries on their way."""
+"""Decoded memory of a call that needs no budget: this much each for its message, manifest pages, and entries
+in flight.
+"""
 DECODED_TENANT_BYTES_MAX: Final = 96 * MIB
-"""Calls of one tenant that need more share so much memory for it."""
+"""The share of a tenant's calls that need more."""
 DECODED_BYTES_MAX: Final = 192 * MIB
-"""All tenants together: while one has its share, the others have as much."""
+"""All tenants together: while one uses up its share, the others have as much."""
 CONNECTIONS_MAX: Final = 4096
-"""Connections at once; fewer where the process may have few files, half of which are for the store."""
+"""Concurrent connections; fewer if the process may open few files, half of which are for the store."""
 FILES_WANTED: Final = 65_536
-"""Open files that the server asks the system for when it starts."""
+"""Open files that the server requests from the system at its start."""
 MIN_FREE_PART: Final = 0.01
-"""Of a file system's bytes and inodes: backups are taken while so much is free, if nothing else is set."""
+"""Default share of a file system's bytes and inodes that must stay free for backups to be accepted."""
 MIN_FREE_BYTES_AUTO_MAX: Final = 1024 * MIB
 MIN_FREE_INODES_MAX: Final = 10_000
 RESERVE_BYTES_MAX: Final = 16 * MIB
 RESERVE_BYTES_MIN: Final = 1 * MIB
 RESERVE_PART: Final = 1 / 64
-"""The reserves of bytes and inodes: so much of a small file system."""
+"""The reserves of bytes and inodes: their share of a small file system."""
 RESERVE_INODES_MAX: Final = 256
 RESERVE_INODES_MIN: Final = 64
-"""But no more than an eighth of the file system's inodes. Deleting and purging a backup takes two; a server that starts takes ten."""
+"""But at most an eighth of the file system's inodes. Deleting and purging a backup takes two; starting a
+server ten.
+"""
 CATALOG_CHANGE_BYTES_MAX: Final = 40 * MIB
-"""What one transaction of the catalog may write to its log: PACK_CHUNKS_TARGET rows that leave the index, each in a page of its own.
-Half of the reserve has room for it, or for as much as the catalog has."""
+"""What one transaction may write to the catalog's log: PACK_CHUNKS_TARGET rows that leave the index, each in
+its own page. Half of the reserve has room for it, or for the catalog's size.
+"""
 UNARY_THREADS: Final = 16
-"""Threads that none of these can hold: they refuse what is too much."""
+"""Threads that these calls cannot hold: they refuse excess calls."""
 
 # --- names and entries
 DATASET_BYTES_MAX: Final = 255
@@ -78,7 +85,7 @@ TAG_VALUE_BYTES_MAX: Final = 1024
 PATH_BYTES_MAX: Final = 16 * KIB
 COMPONENT_BYTES_MAX: Final = 1024
 PATH_COMPONENTS_MAX: Final = 1024
-"""Each may imply a directory, so that one entry becomes so many at the most."""
+"""Each may imply a directory: the most directories that one entry adds."""
 LINK_TARGET_BYTES_MAX: Final = 4096
 OWNER_BYTES_MAX: Final = 256
 LINK_GROUP_BYTES_MAX: Final = 64
@@ -90,55 +97,57 @@ ATTRIBUTES_BYTES_MAX: Final = 1 * MIB
 """Extended attributes and holes of one entry together, encoded."""
 ATTRIBUTES_INLINE_BYTES_MAX: Final = 2 * KIB
 ATTRIBUTES_INLINE_ITEMS_MAX: Final = 32
-"""Of extended attributes and holes: each takes some 150 bytes of memory in a page that was read, whatever it has encoded."""
+"""Extended attributes and holes: each takes about 150 bytes of memory in a decoded page, whatever its encoded
+size.
+"""
 FILE_BYTES_MAX: Final = 2**56
 CHUNKS_INLINE_MAX: Final = 16
-"""An entry names so many chunks itself; a longer list becomes a tree of list chunks."""
+"""Chunks that an entry names itself; a longer list becomes a tree of list chunks."""
 
 # --- chunks, segments, packs
 CHUNK_BYTES_MAX: Final = 1 * MIB
 SEGMENT_RAW_BYTES_TARGET: Final = 1 * MIB
 MANIFEST_SEGMENT_RAW_BYTES_TARGET: Final = 128 * KIB
 SEGMENT_RAW_BYTES_MAX: Final = 3 * MIB
-"""What a segment may inflate to. The target plus one chunk, and what PutChunks may bring."""
+"""What a segment may inflate to: the target plus one chunk, and what PutChunks may carry."""
 SEGMENTS_REFERRED_MAX: Final = 8
-"""What a restore sends as it is stored, callers keep for so many segments."""
+"""How many segments a client keeps of a restore that sends them as stored."""
 SEGMENT_CHUNKS_MAX: Final = 65_536
 PACK_BYTES_TARGET: Final = 64 * MIB
 PACK_CHUNKS_TARGET: Final = 8_192
-"""A pack of tiny chunks is closed when it has so many: the tables of an open pack are held in memory."""
+"""A pack of tiny chunks is closed at this count: the tables of an open pack are in memory."""
 PACK_BYTES_MAX: Final = 128 * MIB
 PACK_CHUNKS_MAX: Final = PACK_CHUNKS_TARGET + SEGMENT_CHUNKS_MAX
-"""Whoever reads a footer makes some 500 bytes of objects of each chunk in it."""
+"""Reading a footer creates about 500 bytes of objects for each of its chunks."""
 FOOTER_BYTES_MAX: Final = 8 * MIB
 STORED_MEMORY_MAX: Final = 96 * MIB
-"""What reading any stored object may add to the memory of the process, whatever stands in its place."""
+"""The most memory that reading any stored object may add to the process, whatever its content."""
 RECORD_BYTES_MAX: Final = 1 * MIB
 PARITY_BLOCK_BYTES: Final = 4 * KIB
 PARITY_COLUMNS_MAX: Final = 100
-"""Data blocks that parity blocks are computed from: so a percentage of parity is a number of blocks."""
+"""Data blocks for one set of parity blocks: a percentage of parity is a number of blocks."""
 PARITY_PERCENT_MAX: Final = 100
 
 # --- manifest
 PAGE_BYTES_MAX: Final = 256 * KIB
-"""A page closes as soon as it has this size; with its last entry it is at most PAGE_BYTES_MAX + ENTRY_BYTES_MAX."""
+"""A page closes at this size; with its last entry it has at most PAGE_BYTES_MAX + ENTRY_BYTES_MAX."""
 ENTRY_BYTES_MAX: Final = 32 * KIB
 TREE_HEIGHT_MAX: Final = 16
 
 # --- uploads
 CHECKPOINT_S: Final = 5.0
 CHECKPOINT_ENTRIES: Final = 8_192
-"""An upload holds so many entries in memory at the most before it writes a run of them."""
+"""Entries that an upload holds in memory before it writes a run of them."""
 CHECKPOINT_ENTRY_BYTES: Final = 4 * MIB
 RUNS_MERGE: Final = 64
-"""So many runs of one level become one of the next."""
+"""Runs of one level that become one of the next."""
 MISSING_CHUNKS_MAX: Final = 65_536
 UPLOAD_WRITERS_MAX: Final = 32
-"""So many names of tokens that wrote an upload are kept; of more, only that there were more."""
+"""Names kept of tokens that wrote an upload; beyond, only the fact that there were more."""
 UPLOADS_OPEN_MAX: Final = 256
-"""Uploads that one server writes at a time."""
+"""Uploads that one server writes at once."""
 UPLOADS_OPEN_TENANT_MAX: Final = 192
-"""Of these, uploads of one tenant: the others always find room."""
+"""Of these, uploads of one tenant, to leave room for others."""
 LEASE_S: Final = 300
 UPLOAD_LIFE_S: Final = 7 * 24 * 3600
 
@@ -146,16 +155,16 @@ UPLOAD_LIFE_S: Final = 7 * 24 * 3600
 INTEGRITY_EVERY_S: Final = 1.0
 """How often a server checks for new damage, and whether its store and catalog are present."""
 GRACE_S: Final = 7 * 24 * 3600
-"""How long a deleted backup can be brought back, unless its tenant has another time."""
+"""How long a deleted backup can be undeleted, unless its tenant has another period."""
 REAP_GRACE_S: Final = 24 * 3600
-"""How long the bytes of a condemned pack stay: longer than the longest restore."""
+"""How long a condemned pack stays: longer than the longest restore."""
 GRACE_S_MAX: Final = 100 * 365 * 24 * 3600
 GC_EVERY_S: Final = 6 * 3600
 HOLD_REASON_BYTES_MAX: Final = 1024
 RETENTION_S_MAX: Final = 100 * 366 * 24 * 3600
 """The longest minimum retention, and how far ahead a backup can be retained."""
 RETENTION_DELETIONS_MAX: Final = 1_000
-"""So many backups a plan deletes at the most, the oldest first: they go in one transaction."""
+"""The most backups that a plan deletes, the oldest first: they go in one transaction."""
 RETENTION_COUNT_MAX: Final = 1_000_000
 RETENTION_TAGS_MAX: Final = 64
 POLICY_BYTES_MAX: Final = 16 * KIB

@@ -1,7 +1,8 @@
 """Logs: one line per event, and one per call, on standard error.
 
-An event is a message and named fields, given as `extra={"fields": {...}}`; the rooms below use `logging` as it is. Lines are JSON, or text where
-a person reads along. Whatever looks like a credential is taken out here, once more, behind everybody's back.
+An event is a message and named fields, given as `extra={"fields": {...}}`; all packages use `logging`
+directly. Lines are JSON, or text for a terminal. Everything that looks like a credential is removed here, as
+a last safeguard.
 """
 
 import json
@@ -21,14 +22,14 @@ from staddle._base.threads import start_thread
 
 LOGGER: Final = "staddle_server"
 CALLS: Final = "staddle_server.calls"
-"""The logger of the one line per call; its fields are documented in docs/operations.md."""
+"""The logger of the one line per call; docs/operations.md documents its fields."""
 MESSAGE_CHARACTERS_MAX: Final = 8_192
 QUEUE_BYTES_MAX: Final = 1024 * 1024
-"""Lines that standard error does not take yet; what comes on top of that is dropped and counted."""
+"""Lines that standard error cannot take yet; more are dropped and counted."""
 FLUSH_S: Final = 1.0
-"""How long the end of the server waits for them."""
+"""How long the server's exit waits for them."""
 PAUSE_S: Final = 0.1
-"""After a line for which there was no memory."""
+"""Replaces a line that did not fit into memory."""
 REDACTED: Final = "[redacted]"
 
 _CREDENTIALS: Final = re.compile(
@@ -38,12 +39,12 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def redact(text: str) -> str:
-    """The text without what looks like a token or a key."""
+    """Return the text without anything that looks like a token or a key."""
     return _CREDENTIALS.sub(REDACTED, text)
 
 
 def _clean(text: str) -> str:
-    """One line, whatever was in it: control characters and lone surrogates are escaped."""
+    """Return the text as one line: control characters and lone surrogates are escaped."""
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", redact(text)[:MESSAGE_CHARACTERS_MAX])
 
 
@@ -55,18 +56,20 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _value(value: object) -> object:
-    """Numbers stay numbers, also in a list; everything else is text."""
+    """Return a field's value: numbers stay numbers, also in a list; everything else becomes text."""
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no such numbers
+        return str(value)  # JSON cannot represent these numbers
     if isinstance(value, bool | int | float | None):
         return value
-    if type(value) is list or type(value) is tuple:  # an address is a tuple, too, with text of its own
+    if type(value) is list or type(value) is tuple:  # an address is also a tuple, with its own text
         return [_value(each) for each in value]
     return _clean(str(value))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (RFC 3339, UTC), level, logger, message, then the fields; `error` holds a traceback."""
+    """One JSON object per line: time (RFC 3339, UTC), level, logger, message, then the fields; `error` holds
+    a traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -83,7 +86,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level if it is more than information, message, then name=value."""
+    """Time, level if above information, message, then name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
         parts = [time.strftime("%H:%M:%S", time.localtime(record.created))]
@@ -116,19 +119,20 @@ def _utc(seconds: float) -> str:
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes lines to a file descriptor on a thread of its own, so that nobody who logs waits for a reader that does not read.
+    """Writes lines to a file descriptor on a separate thread, so that logging never waits for a slow reader.
 
-    At most QUEUE_BYTES_MAX wait; further lines are dropped, and a line says how many as soon as one can be written again.
+    At most QUEUE_BYTES_MAX wait; more lines are dropped, and a line reports how many once writing works
+    again.
 
-    The queue and the locks are in C: one in Python stays locked for ever when an allocation fails in leaving it, and with it
-    everybody who logs.
+    The queue and the locks are in C: Python's own stay locked if an allocation fails during release, and
+    block all loggers.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._queue: SimpleQueue[bytes | Lock | None] = SimpleQueue()
-        """Lines; locks to release as soon as everything before them is written; None: nothing more comes."""
+        """Lines; locks to release once everything before them is written; None for the end."""
         self._lock = Lock()
         self._bytes = 0
         self._dropped = 0
@@ -137,7 +141,7 @@ class BackgroundHandler(logging.Handler):
         start_thread("log", self._run)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queues the line, or counts it as dropped."""
+        """Queue the line, or count it as dropped."""
         try:
             line = (self.format(record) + "\n").encode(errors="backslashreplace")
         except Exception:  # noqa: BLE001  a record that cannot be formatted is the caller's fault, as in every handler
@@ -151,7 +155,7 @@ class BackgroundHandler(logging.Handler):
             self._bytes += len(line)
 
     def flush(self) -> None:
-        """Waits until everything is written, for FLUSH_S at the most; not at all once it is closed."""
+        """Wait until everything is written, at most FLUSH_S; return at once if closed."""
         if self._closed:
             return
         written = Lock()
@@ -160,7 +164,10 @@ class BackgroundHandler(logging.Handler):
         written.acquire(timeout=FLUSH_S)
 
     def close(self) -> None:
-        """Writes what it can in FLUSH_S, and ends the thread as soon as it is not in a write. A second close does nothing."""
+        """Write what is possible in FLUSH_S, and end the thread when it leaves its write.
+
+        A second close does nothing.
+        """
         if not self._closed:
             self.flush()
             self._closed = True
@@ -178,7 +185,7 @@ class BackgroundHandler(logging.Handler):
                 time.sleep(PAUSE_S)
 
     def _write_next(self) -> bool:
-        """False: nothing comes any more."""
+        """Return False at the end."""
         found = self._queue.get()
         if found is None:
             return False
@@ -202,21 +209,24 @@ class BackgroundHandler(logging.Handler):
         return (self.format(record) + "\n").encode()
 
     def _write(self, line: bytes) -> bool:
-        """Whether the line is written, or the beginning of it. May wait for ever: nobody waits for this thread."""
+        """Return whether the line, or its beginning, was written.
+
+        May block without limit: only this thread waits.
+        """
         rest = memoryview(line)
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:  # the reader has gone, or the disk is full
+        except OSError:  # the reader is gone, or the disk is full
             return False
         return True
 
 
 def never_block(descriptor: int) -> None:
-    """Lets writes to a pipe fail with BlockingIOError where they would wait for its reader.
+    """Let writes to a pipe fail with BlockingIOError instead of waiting for its reader.
 
-    For what does not go through the log: libraries in C, and what Python itself has to say. Nobody else who has the pipe is
-    affected: it is opened once more. Other kinds of files stay as they are.
+    For output that bypasses the log: C libraries, and Python itself. Opens the pipe again, so that other
+    processes with it are not affected. Other kinds of files stay unchanged.
     """
     try:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -224,13 +234,13 @@ def never_block(descriptor: int) -> None:
             os.dup2(again, descriptor)
             os.close(again)
     except OSError as error:
-        logging.getLogger(LOGGER).debug("descriptor %d stays as it is: %s", descriptor, error)
+        logging.getLogger(LOGGER).debug("descriptor %d stays unchanged: %s", descriptor, error)
 
 
 def _handler(stream: TextIO | None) -> logging.Handler:
     try:
         descriptor = sys.stderr.fileno() if stream is None else -1
-    except (AttributeError, OSError, ValueError):  # standard error is closed, or no file
+    except (AttributeError, OSError, ValueError):  # standard error is closed, or is not a file
         descriptor = -1
     if descriptor < 0:
         return logging.StreamHandler(stream or sys.stderr)
@@ -238,9 +248,9 @@ def _handler(stream: TextIO | None) -> logging.Handler:
 
 
 def setup(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Logs of the server, and warnings of the libraries, go to `stream` (standard error) from now on.
+    """Send the server's logs, and the libraries' warnings, to `stream` (standard error) from now on.
 
-    `log_format` is "json", "text", or "auto": text where the stream is a terminal. Whoever logs to standard error never waits for
+    `log_format` is "json", "text", or "auto": text on a terminal. Logging to standard error never waits for
     its reader: see BackgroundHandler.
     """
     as_text = log_format == "text" or (log_format == "auto" and (stream or sys.stderr).isatty())
@@ -258,5 +268,5 @@ def setup(log_format: str, level: str, stream: TextIO | None = None) -> None:
 
 
 def set_level(level: str) -> None:
-    """The least that the server logs from now on, such as "info"."""
+    """Set the lowest level that the server logs from now on, such as "info"."""
     logging.getLogger(LOGGER).setLevel(getattr(logging, level.upper()))

@@ -1,7 +1,9 @@
-"""Bounds the memory of decoded entries and messages, by tenant, so that one tenant's calls leave room for the others'.
+"""Bounds the memory of decoded entries and messages by tenant, so that one tenant's calls leave room for the
+others'.
 
-A few stored or sent bytes become objects of many times their size. Each call has a `Held`, which counts the bytes of its objects. The
-calls of a tenant that has used up its share wait up to WAIT_S and are then refused; the share of other tenants is not touched.
+A few stored or sent bytes become objects many times their size. Each call has a `Held`, which counts the
+bytes of its objects. Calls of a tenant that has used up its share wait up to WAIT_S and are then refused;
+other tenants' shares are unaffected.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from staddle_server.base.limits import DECODED_BYTES_MAX, DECODED_CALL_BYTES, DE
 WAIT_S: Final = 5.0
 """How long a call waits for memory that other calls hold."""
 LOOK_S: Final = 0.1
-"""How often a waiting call checks whether its caller is still there; `forget` frees memory without waking it."""
+"""How often a waiting call checks whether its caller is still connected; `forget` frees memory without waking
+it.
+"""
 RETRY_S: Final = 2.0
 
 
 class DecodedBytes:
-    """The memory of one server for what calls hold decoded. Thread-safe.
+    """The memory of one server for decoded data of calls. Thread-safe.
 
-    Each call has DECODED_CALL_BYTES unconditionally: the number of calls bounds those. A tenant may exceed its share, as `may_change` never
-    refuses; only the share counts against the server's limit, so that the excess takes nothing from other tenants.
+    Each call has DECODED_CALL_BYTES unconditionally: the number of calls bounds those. A tenant may exceed
+    its share, because `may_change` never refuses; only the share counts against the server's limit, so the
+    excess takes nothing from others.
     """
 
     def __init__(
@@ -39,18 +44,18 @@ class DecodedBytes:
         self._changed = threading.Condition(self._lock)
         self._used: Counter[bytes] = Counter()
         self._gone: deque[tuple[bytes, int]] = deque()
-        """Bytes of calls that have ended. Appended without the lock, since a finaliser may run anywhere."""
+        """Bytes of calls that have ended. Appended without the lock, because a finaliser may run anywhere."""
 
     def held(self, tenant: bytes, check: Callable[[], None] | None = None) -> Held:
-        """A count of 0 bytes for a call of this tenant. `check` raises once the caller has gone.
+        """Return a count of 0 bytes for a call of this tenant. `check` raises once the caller is gone.
 
-        Without `check`, for the server's own work, what is held counts, and never waits.
+        Without `check`, for the server's own work, bytes count but never wait.
         """
         return Held(self, tenant, check)
 
     @contextmanager
     def hold(self, tenant: bytes, size: int, check: Callable[[], None]) -> Iterator[None]:
-        """Holds `size` bytes for a block; see `Held.change`."""
+        """Hold `size` bytes for a block; see `Held.change`."""
         held = self.held(tenant, check)
         held.change(size)
         try:
@@ -59,13 +64,13 @@ class DecodedBytes:
             held.close()
 
     def used(self, tenant: bytes) -> int:
-        """Bytes that the calls of a tenant hold now."""
+        """Return the bytes that a tenant's calls hold now."""
         with self._lock:
             self._settle()
             return self._used[tenant]
 
     def forget(self, tenant: bytes, size: int) -> None:
-        """Frees the bytes of a Held without taking a lock, so that a finaliser may call it."""
+        """Free the bytes of a Held without taking a lock, so that a finaliser may call it."""
         self._gone.append((tenant, size))
 
     def change(self, held: Held, by: int) -> None:
@@ -123,12 +128,14 @@ class DecodedBytes:
 
 
 class Held:
-    """The bytes that one call holds decoded, until `close` or the last reference to it. For one thread at a time.
+    """The decoded bytes that one call holds, until `close` or the last reference to it.
+
+    For one thread at a time.
 
     Attributes:
         size: Bytes.
-        tenant: Whose call it is.
-        check: Raises once the caller has gone; None: the server's own work.
+        tenant: The call's tenant.
+        check: Raises once the caller is gone; None for the server's own work.
 
     """
 
@@ -141,7 +148,7 @@ class Held:
         self.size = 0
 
     def change(self, by: int) -> None:
-        """Adds `by` bytes, or frees them if negative; waits up to WAIT_S where there is no room.
+        """Add `by` bytes, or free them if negative; wait up to WAIT_S for room.
 
         Raises:
             Exhausted: TOO_MANY, and nothing changes.
@@ -151,11 +158,11 @@ class Held:
             self._all.change(self, by)
 
     def may_change(self, by: int) -> bool:
-        """As `change`, but never waits: adds them in any case, and answers whether there was room."""
+        """Change as `change` does, without waiting: always add them, and return whether there was room."""
         return not by or self._all.may_change(self, by)
 
     def close(self) -> None:
-        """Frees everything."""
+        """Free everything."""
         self.change(-self.size)
 
     def __del__(self) -> None:

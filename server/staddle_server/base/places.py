@@ -1,4 +1,4 @@
-"""Where a store or a catalog lies: a path, or a URL whose scheme says what kind of place it is."""
+"""The place of a store or a catalog: a path, or a URL whose scheme says what kind of place it is."""
 
 import re
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ _SCHEME: Final = re.compile("([a-z][a-z0-9+.-]*)://", re.ASCII | re.IGNORECASE)
 class UnknownSchemeError(ValueError):
     """A URL whose scheme this version cannot open.
 
-    The message leaves out the rest of the URL, which may hold a password.
+    The message leaves out the rest of the URL, which may contain a password.
 
     Attributes:
-        what: What was to be opened: "store" or "catalog".
+        what: What should be opened: "store" or "catalog".
         scheme: The scheme in lower case, without "://".
 
     """
@@ -28,6 +28,9 @@ class UnknownSchemeError(ValueError):
 
 
 def scheme_of(place: str) -> str:
-    """The scheme of a URL, in lower case; "" for a path. A path that begins like a URL needs "./" before it."""
+    """Return the scheme of a URL, in lower case; "" for a path.
+
+    A path that looks like a URL needs "./" before it.
+    """
     found = _SCHEME.match(place)
     return found.group(1).lower() if found else ""

@@ -1,4 +1,4 @@
-"""A bounded memory of what was noted last."""
+"""A bounded memory of recent values."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """The values that were put in last: at least `least` of them, at most twice as many. Not thread-safe.
+    """The values stored last: at least `least` of them, at most twice as many. Not thread-safe.
 
-    Two plain dictionaries, since an ordered one takes twice the memory for each value.
+    Two plain dictionaries, because an ordered one takes twice the memory for each value.
     """
 
     def __init__(self, least: int) -> None:
@@ -20,16 +20,16 @@ class Recent(Generic[K, V]):
         self._old: dict[K, V] = {}
 
     def get(self, key: K) -> V | None:
-        """The value of a key; None: it was forgotten, or never put in."""
+        """Return the value of a key; None if it was forgotten or never stored."""
         value = self._new.get(key)
         return self._old.get(key) if value is None else value
 
     def put(self, key: K, value: V) -> None:
-        """Notes a value; may forget the oldest ones."""
+        """Store a value; may forget the oldest ones."""
         self._new[key] = value
         if len(self._new) >= self._least:
             self._old, self._new = self._new, {}
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Forget all values."""
         self._new, self._old = {}, {}

@@ -1,4 +1,4 @@
-"""Threads that work beside the calls, and what a server says where the system gives no thread, memory or file."""
+"""Background threads, and the server's errors when the system runs out of threads, memory or files."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = [
 log = logging.getLogger(__name__)
 RETRY_S: Final = 2.0
 PAUSE_S: Final = 0.1
-"""Between a failure and the next try."""
+"""The wait between a failure and the next try."""
 
 
 def no_thread() -> StaddleError:
-    """What a caller is told where no thread can be started."""
+    """Return the caller's error when no thread can be started."""
     return Exhausted(
         "TOO_MANY",
-        "the system gives this server no further thread: try again; if it lasts, raise the server's limit of processes "
+        "the system gives this server no more threads: try again; if it persists, raise the server's limit of processes "
         "(TasksMax in its systemd unit, `ulimit -u`, the container's limit of pids) or its memory",
         retry_after_s=RETRY_S,
     )
 
 
 def is_no_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left: itself, or the one that it was raised for, as libraries wrap it."""
+    """Return whether an error means out of memory: itself, or its cause, as libraries wrap it."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
@@ -53,21 +53,23 @@ def is_no_memory(error: BaseException) -> bool:
 
 
 def shortage(error: BaseException) -> StaddleError | None:
-    """What a caller is told of an error that says that the system has no memory, thread or file left; None: it says something else."""
+    """Return the caller's error if the system is out of memory, threads or files; None for any
+    other error.
+    """
     if is_no_thread(error):
         return no_thread()
     number = error.errno if isinstance(error, OSError) else None
     if is_no_memory(error):
         return Exhausted(
             "TOO_MANY",
-            "the server has no memory left for this: try again; if it lasts, give the server more memory, or lower "
+            "the server has no memory left for this: try again; if it persists, give the server more memory, or lower "
             "--streams-max",
             retry_after_s=RETRY_S,
         )
     if number in {errno.EMFILE, errno.ENFILE}:
         return Exhausted(
             "TOO_MANY",
-            "the server has no file handle left for this: try again; if it lasts, raise its limit of open files "
+            "the server has no file handle left for this: try again; if it persists, raise its limit of open files "
             "(LimitNOFILE in its systemd unit, `ulimit -n`)",
             retry_after_s=RETRY_S,
         )
@@ -75,13 +77,16 @@ def shortage(error: BaseException) -> StaddleError | None:
 
 
 def log_safely(message: str, *arguments: object) -> None:
-    """Logs the exception that is being handled; where there is no memory even for that, does nothing."""
-    with contextlib.suppress(Exception):  # the thread that wants to say it matters more
+    """Log the exception in flight; do nothing if even that lacks memory."""
+    with contextlib.suppress(Exception):  # the calling thread matters more than its log line
         log.exception(message, *arguments)
 
 
 class Semaphore:
-    """Lets so many into a block at once. A semaphore of Python stays locked for ever when an allocation fails in leaving it."""
+    """Allows a limited number of threads into a block.
+
+    Python's own semaphore stays locked if an allocation fails during release.
+    """
 
     def __init__(self, count: int) -> None:
         self._free: SimpleQueue[None] = SimpleQueue()
@@ -96,25 +101,25 @@ class Semaphore:
 
 
 class Background:
-    """A thread that does the same again and again. No failure ends it: what goes wrong is logged, and the next turn comes."""
+    """A thread that repeats a task. Failures do not end it: they are logged, and the next turn comes."""
 
     def __init__(self, name: str, every_s: float, once: Callable[[], None]) -> None:
-        """`once` is called every `every_s`, the first time after that time."""
+        """Call `once` every `every_s`, the first time after that interval."""
         self._every_s = every_s
         self._once = once
         self._name = name
         self._stopping = False
-        # A lock in C; one in Python stays locked for ever when an allocation fails in leaving it.
+        # A lock in C; Python's own stays locked if an allocation fails during release.
         self._waits = threading.Lock()
         self._waits.acquire()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins. Raises RuntimeError where the system gives no thread."""
+        """Start the thread. Raises RuntimeError if the system gives none."""
         self._thread = start_thread(self._name, self._run)
 
     def stop(self) -> None:
-        """Ends, after the turn that is under way."""
+        """Stop after the current turn."""
         if not self._stopping:
             self._stopping = True
             self._waits.release()
@@ -123,7 +128,7 @@ class Background:
 
     @property
     def stopping(self) -> bool:
-        """Whether it has been told to end: long turns ask."""
+        """Whether it should stop: long turns check this."""
         return self._stopping
 
     def _run(self) -> None:

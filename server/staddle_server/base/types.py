@@ -1,7 +1,7 @@
-"""The values that the rooms hand to one another: frozen, typed, checked where they come from outside.
+"""Values passed between packages: frozen, typed, checked where they arrive from outside.
 
-Entry and its parts are also what manifest pages hold (docs/format.md, "Entries"): array-like, so that a field keeps its
-position for ever and new ones go to the end, with a default.
+Manifest pages also hold Entry and its parts (docs/format.md, "Entries"): array-like, so a field keeps its
+position forever and new ones go to the end, with a default.
 """
 
 import enum
@@ -16,18 +16,18 @@ from staddle_server.base.limits import UPLOAD_WRITERS_MAX
 _LINK: Final = struct.Struct("<16s16sQ32s")
 Count = Annotated[int, msgspec.Meta(ge=0)]
 NO_LINK: Final = bytes(32)
-"""What the first record of a tenant names as the one before."""
+"""What the first record of a tenant names as its predecessor."""
 
 
 class Role(enum.IntEnum):
-    """What a chunk is for. Bound into its id at rest and into the seal of its segment."""
+    """A chunk's purpose. Bound into its stored id and into the seal of its segment."""
 
     DATA = 1
     MANIFEST = 2
 
 
 class EntryType(enum.IntEnum):
-    """The type of an entry, as stored and as on the wire. REMOVED stands only in runs."""
+    """The type of an entry, as stored and as on the wire. REMOVED is only valid in runs."""
 
     REMOVED = 0
     FILE = 1
@@ -40,14 +40,14 @@ class EntryType(enum.IntEnum):
 
 
 class Profile(enum.IntEnum):
-    """How a content was cut."""
+    """How a content was chunked."""
 
     CONTENT_DEFINED = 1
     FIXED = 2
 
 
 class Kind(enum.IntEnum):
-    """AUTO is only ever asked for; it becomes one of the others."""
+    """AUTO is only valid in requests; it resolves to one of the others."""
 
     AUTO = 0
     FULL = 1
@@ -110,7 +110,9 @@ class Hole(NamedTuple):
 
 
 class Attributes(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What few entries have and may be large: in the entry up to ATTRIBUTES_INLINE_BYTES_MAX, else in a chunk of its own."""
+    """What few entries have and may be large: in the entry up to ATTRIBUTES_INLINE_BYTES_MAX, else in a
+    separate chunk.
+    """
 
     xattrs: tuple[Xattr, ...] = ()
     holes: tuple[Hole, ...] = ()
@@ -121,8 +123,9 @@ class Authors(NamedTuple):
 
     Attributes:
         begun_by: Who began it.
-        written_by: Who sent something that became durable, in the order in which they first did; at most UPLOAD_WRITERS_MAX.
-        more_writers: Others did, too, more than are kept.
+        written_by: Who sent something that became durable, in order of their first; at most
+            UPLOAD_WRITERS_MAX.
+        more_writers: Whether there were more writers than are kept.
 
     """
 
@@ -131,7 +134,7 @@ class Authors(NamedTuple):
     more_writers: bool = False
 
     def and_writer(self, name: str) -> "Authors":
-        """The same once this one has written, too."""
+        """Return the authors with this writer added."""
         if name in self.written_by:
             return self
         if len(self.written_by) >= UPLOAD_WRITERS_MAX:
@@ -149,8 +152,8 @@ class Flag(enum.IntFlag):
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One path of a backup.
 
-    `path` is bytes relative to the root; the root itself is b"". Times are nanoseconds since 1970; None means: as the restoring
-    process has it. `attributes_ref` replaces `attributes` where those are large.
+    `path` is bytes relative to the root; the root itself is b"". Times are nanoseconds since 1970; None
+    means: as the restoring process sets it. `attributes_ref` replaces `attributes` if those are large.
     """
 
     path: bytes
@@ -174,22 +177,25 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def sort_key(path: bytes) -> bytes:
-    """The order of entries: component by component, so that a subtree is contiguous.
+    """Return the sort key of a path: component by component, so that a subtree is contiguous.
 
-    No path holds NUL, so comparing with "/" as the least byte compares components.
+    A path never contains NUL, so treating "/" as the least byte compares components.
     """
     return path.replace(b"/", b"\0")
 
 
 class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The first page of a manifest (or run): `level` 0 is a leaf. An empty one has no page: level 0, digest b""."""
+    """The first page of a manifest (or run): `level` 0 is a leaf.
+
+    An empty one has no page: level 0, digest b"".
+    """
 
     level: int
     digest: bytes
     entries: int
-    """Entries in it, removals included."""
+    """Its entries, removals included."""
     data_bytes: int
-    """Sum of the sizes of its regular files."""
+    """The sum of the sizes of its regular files."""
 
 
 EMPTY_ROOT = Root(0, b"", 0, 0)
@@ -206,7 +212,9 @@ class ChangeCounts(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class SegmentRef(NamedTuple):
-    """Where a segment lies: `pack` is the pack's 16-byte id, offset and length are bytes in the pack object."""
+    """Where a segment lies: `pack` is the pack's 16-byte id, offset and length are bytes in the
+    pack object.
+    """
 
     pack: bytes
     offset: int
@@ -222,7 +230,7 @@ class ChunkPlace(NamedTuple):
 
 
 class StoredChunk(NamedTuple):
-    """A chunk of a finished pack, as the chunk index gets it."""
+    """A chunk of a finished pack, as stored in the chunk index."""
 
     chunk_id: bytes
     place: ChunkPlace
@@ -237,7 +245,10 @@ class PackSummary(NamedTuple):
 
 
 class TenantKeys(msgspec.Struct, frozen=True):
-    """A tenant's secrets. `root` never changes; `pack_keys` grows by versions, the highest seals new packs."""
+    """A tenant's secrets.
+
+    `root` never changes; `pack_keys` grows by versions, the highest seals new packs.
+    """
 
     tenant: bytes
     root: bytes
@@ -248,13 +259,16 @@ class TenantKeys(msgspec.Struct, frozen=True):
 
 
 class Place(NamedTuple):
-    """A record's place in its tenant's chain: its number, from 1, and the link of the record before it."""
+    """A record's place in its tenant's chain: its number, from 1, and the link of the previous record."""
 
     sequence: int
     previous: bytes
 
 
 def record_link(tenant: bytes, record_id: bytes, place: Place, body: bytes) -> bytes:
-    """What the next record of the tenant names: a digest (32 bytes) of a record with its place (docs/format.md, "Records")."""
+    """Return the link that the tenant's next record names: the digest (32 bytes) of a record with its place.
+
+    See docs/format.md, "Records".
+    """
     head = _LINK.pack(tenant, record_id, *place)
     return blake3(head + body, derive_key_context="staddle.v1 record link").digest()

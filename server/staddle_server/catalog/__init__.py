@@ -2,7 +2,14 @@
 
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
-from staddle_server.catalog.engine import Catalog, open_catalog
+from staddle_server.catalog.engine import (
+    Catalog,
+    Replacement,
+    has_catalog,
+    name_of,
+    open_catalog,
+    replacement,
+)
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
@@ -42,6 +49,7 @@ from staddle_server.catalog.values import (
     Terms,
     Token,
     Upload,
+    UploadRequest,
     Waiting,
 )
 
@@ -80,6 +88,7 @@ __all__ = [
     "PendingRecord",
     "Principal",
     "PurgeableBackup",
+    "Replacement",
     "Retention",
     "RetentionState",
     "StandingRoots",
@@ -87,8 +96,12 @@ __all__ = [
     "Terms",
     "Token",
     "Upload",
+    "UploadRequest",
     "Waiting",
+    "has_catalog",
     "lease_held",
+    "name_of",
     "open_catalog",
     "protection_of",
+    "replacement",
 ]

@@ -64,7 +64,7 @@ class Backups:
 
         BACKUP_NOT_FOUND.
         """
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             mine = _b.tenant == self._tenants.row(connection, tenant)
             row = connection.execute(select_backups().where(_b.id == backup, mine)).one_or_none()
         if row is None:
@@ -152,7 +152,7 @@ class Backups:
             .join_from(schema.pending_records, schema.tenants, _p.tenant == schema.tenants.c.row)
             .order_by(schema.tenants.c.id, _p.sequence)
         )
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             if tenant is not None:
                 query = query.where(_p.tenant == self._tenants.row(connection, tenant))
             return [PendingRecord(*row[:3], Place(*row[3:])) for row in connection.execute(query)]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import insert_or_ignore
+from staddle_server.catalog.database import insert_or_ignore, later
 from staddle_server.catalog.rows import dataset_row, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun
@@ -27,7 +27,7 @@ _FIRST_EPOCH: Final = 1
 
 
 class OvertakenError(Exception):
-    """The same request began an upload meanwhile: what this transaction did must be undone, and then it is a replay."""
+    """The same request began an upload meanwhile: roll this transaction back and begin again, as a replay."""
 
 
 def check_begin(spec: BeginUpload) -> None:
@@ -135,7 +135,8 @@ def _begins_ns(spec: BeginUpload) -> int:
 
 
 def _dataset_made(connection: Connection, tenant_row: int, spec: BeginUpload) -> Row[Any]:
-    connection.execute(
+    later(
+        connection,
         insert_or_ignore(connection, schema.datasets),
         {
             "tenant": tenant_row,
@@ -181,14 +182,15 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         _u.new_root == spec.new_root,
         _u.fingerprint == spec.fingerprint,
     )
-    rows = connection.execute(query.order_by(_u.begin_ns.desc(), _u.id).with_for_update()).all()
+    rows = connection.execute(query.order_by(_u.begin_ns.desc(), _u.id).with_for_update(key_share=True)).all()
     found = next((row for row in rows if row.asked_kind == spec.kind), None)
     if found is None and rows:
         kind, _ = _resolve(connection, dataset, spec)
         found = next((row for row in rows if row.kind == kind), None)
     if found is None:
         return None
-    connection.execute(
+    later(
+        connection,
         update(schema.uploads)
         .where(_u.id == found.id)
         .values(
@@ -196,7 +198,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
             principal=spec.principal.name,
             tags=pack_tags(spec.tags),
             **spec.terms.expiries(spec.now_ns),
-        )
+        ),
     )
     return bytes(found.id)
 
@@ -206,7 +208,8 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
 
 def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes:
     kind, base = _resolve(connection, dataset, spec)
-    connection.execute(
+    later(
+        connection,
         insert(schema.uploads),
         {
             "id": spec.upload,
@@ -248,10 +251,10 @@ def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tu
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
     newest = newest.order_by(_b.number.desc()).limit(1)
-    base = connection.execute(newest.with_for_update()).scalar()
+    base = connection.execute(newest.with_for_update(key_share=True)).scalar()
     while base is None and connection.execute(newest).scalar() is not None:
-        # The one that was waited for was deleted meanwhile; another one is the newest now.
-        base = connection.execute(newest.with_for_update()).scalar()
+        # The backup whose lock was awaited was deleted meanwhile: lock the one that is newest now.
+        base = connection.execute(newest.with_for_update(key_share=True)).scalar()
     if base is not None:
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:

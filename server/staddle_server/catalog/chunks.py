@@ -88,7 +88,7 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
     locked: set[int] = set()
     for some in batches(sorted(pack_rows)):
         query = select(_p.row).where(_p.row.in_(some), _p.state == schema.PACK_LIVE).order_by(_p.row)
-        locked.update(connection.execute(query.with_for_update()).scalars())
+        locked.update(connection.execute(query.with_for_update(key_share=True)).scalars())
     return locked
 
 

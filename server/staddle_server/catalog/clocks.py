@@ -46,7 +46,7 @@ class Clocks:
 
     def get(self) -> ClockSeen | None:
         """Return the last observation; None for none."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             return _last(connection)
 
     def put(self, seen: ClockSeen, before: ClockSeen | None, records: Iterable[PendingRecord] = ()) -> bool:

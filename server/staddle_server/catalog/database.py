@@ -50,10 +50,10 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def lock_schema(self, connection: Connection) -> None:
-        """Keep other processes from making or changing tables until the transaction ends."""
+        """Keep other processes from creating or changing tables until the transaction ends."""
 
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
-        """Execute a statement, at the latest before the next one or the commit, whose rows and count are not asked for."""
+        """Execute a statement whose outcome is not needed, no later than the next one or the commit."""
         connection.execute(statement, rows)
 
     @abstractmethod
@@ -135,8 +135,8 @@ class Database:
 
     @contextmanager
     def look_up(self) -> Iterator[Connection]:
-        """Open a connection for a single, frequent `rows_in`: half the time of `read`, but no consistent view
-        across statements.
+        """Open a connection for a single, frequent statement: less than half the time of `read`, but no
+        consistent view across statements.
         """
         with self._translated(), self.engine.connect() as connection:
             yield connection
@@ -232,12 +232,12 @@ def insert_or_ignore(connection: Connection, table: Table) -> Insert:
 
 
 def lock_schema(connection: Connection) -> None:
-    """Keeps other processes from making or changing tables until the transaction ends."""
+    """Keep other processes from making or changing tables until the transaction ends."""
     _kind_of(connection).lock_schema(connection)
 
 
 def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
-    """Executes a statement whose rows and count are not asked for: a database may send it together with the next one."""
+    """Execute a statement whose outcome is not needed: a database may send it with the next one."""
     _kind_of(connection).later(connection, statement, rows)
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Place, record_link
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import later
 from staddle_server.catalog.validation import check_id, rfc3339
 from staddle_server.catalog.values import Backup, DeletionRefusal, PendingRecord
 
@@ -29,7 +30,11 @@ def keep_pending(
     records = list(records)
     if not records:
         return
-    chain = select(_t.id, _t.records_sequence, _t.records_link).where(_t.row == tenant_row).with_for_update()
+    chain = (
+        select(_t.id, _t.records_sequence, _t.records_link)
+        .where(_t.row == tenant_row)
+        .with_for_update(key_share=True)
+    )
     tenant, sequence, link = connection.execute(chain).one()
     rows = []
     for record in records:
@@ -40,9 +45,9 @@ def keep_pending(
             {"id": record.id, "tenant": tenant_row, "body": record.body, "purges": purges, **place._asdict()}
         )
         link = record_link(tenant, record.id, place, record.body)
-    connection.execute(insert(schema.pending_records), rows)
+    later(connection, insert(schema.pending_records), rows)
     newest = {"records_sequence": sequence, "records_link": link}
-    connection.execute(update(schema.tenants).where(_t.row == tenant_row).values(**newest))
+    later(connection, update(schema.tenants).where(_t.row == tenant_row).values(**newest))
 
 
 def protection_of(backup: Backup, now_ns: int) -> DeletionRefusal | None:

@@ -1,8 +1,9 @@
 """Open the catalog by its place: the right database, current tables, and its parts on one object."""
 
 import secrets
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, Protocol
 
 from sqlalchemy import inspect
 
@@ -64,14 +65,21 @@ def _sqlite(url: str, busy_timeout_s: float) -> Database:
 
 
 def _postgres(url: str, busy_timeout_s: float) -> Database:
-    try:
-        # Imported here because it is an extra.
+    with _extra():
         from staddle_server.catalog.postgres import open_postgres
+    return open_postgres(url, busy_timeout_s)
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Import in the block what is installed only with an extra."""
+    try:
+        yield
     except ImportError as error:
         raise unavailable(
-            f"a catalog at postgresql:// needs the extra `postgres` ({error}): pip install 'staddle[server,postgres]'"
+            f"a catalog at postgresql:// needs the extra `postgres` ({error}): "
+            "pip install 'staddle[server,postgres]'"
         ) from error
-    return open_postgres(url, busy_timeout_s)
 
 
 DATABASES: Final[Mapping[str, Callable[[str, float], Database]]] = {
@@ -118,6 +126,49 @@ def open_database(place: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Databas
     if scheme not in DATABASES:
         raise UnknownSchemeError("catalog", scheme, DATABASES)
     return DATABASES[scheme](place, busy_timeout_s)
+
+
+class Replacement(Protocol):
+    """A new catalog that is built inside the database of another one, and takes its place at the end."""
+
+    @property
+    def place(self) -> str:
+        """What opens it while it is built."""
+
+    def prepare(self) -> None:
+        """Make room for it. What an interrupted rebuild left is dropped."""
+
+    def drop(self) -> None:
+        """Drop it, unless it was installed."""
+
+    def install(self, aside: str) -> str | None:
+        """Give it its place, and set an existing catalog aside under this name. Returns the name; None: there was none."""
+
+
+def replacement(url: str) -> Replacement:
+    """Return the replacement of the catalog at a URL of PostgreSQL. Raises as `open_catalog` does."""
+    with _extra():
+        from staddle_server.catalog.postgres_replace import PostgresReplacement
+    return PostgresReplacement(url)
+
+
+def has_catalog(url: str) -> bool:
+    """Whether the database that a URL names holds the tables of a catalog. Raises as `open_catalog` does."""
+    database = open_database(url)
+    try:
+        with database.read() as connection:
+            return inspect(connection).has_table("alembic_version")
+    finally:
+        database.close()
+
+
+def name_of(url: str) -> str:
+    """How messages name the catalog at a URL: without secrets. Raises as `open_catalog` does."""
+    database = open_database(url)
+    try:
+        return database.name
+    finally:
+        database.close()
 
 
 def bring_up_to_date(database: Database) -> None:

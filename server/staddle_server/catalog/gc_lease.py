@@ -34,11 +34,12 @@ class GcLease:
         """
         lease_ns = int(lease_s * NS)
         with self._database.write() as connection:
-            nobody = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
-            connection.execute(insert_or_ignore(connection, schema.collector), nobody)
-            row = connection.execute(select(schema.collector).with_for_update()).one()
-            # A lease that ends later than any can was taken before the clock was set back: ignore it.
-            if now_ns < row.expires_ns <= now_ns + lease_ns:
+            free = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
+            connection.execute(insert_or_ignore(connection, schema.collector), free)
+            row = connection.execute(select(schema.collector).with_for_update(key_share=True)).one()
+            # A lease that ends much later than any can was taken before the clock was set back: ignore it. A little
+            # later is a server whose clock is ahead of this one, or a transaction that waited for its turn.
+            if now_ns < row.expires_ns <= now_ns + 2 * lease_ns:
                 raise _held(row.holder, row.expires_ns)
             fence = int(row.fence) + 1
             connection.execute(
@@ -71,7 +72,7 @@ def require_fence(connection: Connection, fence: int) -> None:
 
     Locks the collector's row: a successor waits for this transaction.
     """
-    found = connection.execute(select(_g.fence).with_for_update()).scalar()
+    found = connection.execute(select(_g.fence).with_for_update(key_share=True)).scalar()
     if found != fence:
         raise errors.Conflict(
             "STALE_EPOCH",

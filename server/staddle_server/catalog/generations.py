@@ -36,7 +36,7 @@ class Generations:
 
     def get(self) -> Generation | None:
         """Return the row; None for a new or rebuilt catalog, which matches the store whatever its marks."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             return _last(connection)
 
     def require_unchanged(self, known: Generation) -> None:
@@ -56,7 +56,7 @@ class Generations:
         except DBAPIError:
             found = None  # the table does not exist
         if found is None or found.current != known.current:
-            path = self._database.engine.url.database
+            path = self._database.name
             raise self._database.give_up(
                 f"another catalog was written into {path} under the running server, which damages it, so all reads and writes are "
                 "refused. Stop the server, and rebuild the catalog from the store with `staddle-server rebuild --replace`"

@@ -366,7 +366,7 @@ def _condemn(
         .join_from(schema.packs, schema.mark_packs, and_(_mp.pack == _p.row, _mp.mark == mark))
         .where(_p.tenant == tenant_row, _p.id.in_(list(packs)), _p.state == schema.PACK_LIVE)
         .order_by(_p.row)
-        .with_for_update(of=schema.packs)
+        .with_for_update(key_share=True, of=schema.packs)
     ).all()
     if len(locked) != len(packs):
         return False
@@ -387,7 +387,9 @@ def _condemn(
 
 def _publish(connection: Connection, tenant_row: int, fence: int, summary: PackSummary) -> None:
     this = (_p.tenant == tenant_row, _p.id == summary.pack, _p.upload == _COLLECTORS_OWN, _p.epoch == fence)
-    pack_row = connection.execute(select(_p.row).where(*this, schema.IS_WRITING).with_for_update()).scalar()
+    pack_row = connection.execute(
+        select(_p.row).where(*this, schema.IS_WRITING).with_for_update(key_share=True)
+    ).scalar()
     if pack_row is None:
         raise errors.Fault("INTERNAL", f"pack {summary.pack.hex()} was not begun by this collector")
     connection.execute(

@@ -9,7 +9,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, later, rows_in
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import TenantRows, no_tenant
 from staddle_server.catalog.validation import batches, check_id
@@ -54,10 +54,9 @@ class Packs:
             )
             if made.rowcount != 1:
                 raise ValueError(f"pack {pack.hex()} was begun before: a pack id is used once")
-            pack_row = connection.execute(
-                select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
-            ).scalar_one()
-            connection.execute(insert(schema.claims), {"upload": upload, "pack": pack_row})
+            assert made.inserted_primary_key is not None
+            (pack_row,) = made.inserted_primary_key
+            later(connection, insert(schema.claims), {"upload": upload, "pack": pack_row})
 
     def mark_damaged(self, tenant: bytes, pack: bytes, segment_offset: int | None = None) -> None:
         """Mark the segment at this offset, or the whole pack, as damaged: its chunks count as missing from
@@ -67,7 +66,9 @@ class Packs:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            pack_row = connection.execute(
+                select(_p.row).where(*this).with_for_update(key_share=True)
+            ).scalar()
             if pack_row is None:
                 return
             mark_damage(connection, pack_row, schema.WHOLE_PACK if segment_offset is None else segment_offset)
@@ -81,7 +82,9 @@ class Packs:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            row = connection.execute(select(_p.row, _p.state).where(*this).with_for_update()).one_or_none()
+            row = connection.execute(
+                select(_p.row, _p.state).where(*this).with_for_update(key_share=True)
+            ).one_or_none()
             if row is None or not mark_damage(connection, row.row, segment_offset):
                 return False
             if row.state != schema.PACK_LIVE or not mark_damage(connection, row.row, schema.WHOLE_PACK):
@@ -93,7 +96,7 @@ class Packs:
         """Count only the marked segments of a doubted pack as damaged: every segment was read."""
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            row = connection.execute(select(_p.row).where(*this).with_for_update(key_share=True)).scalar()
             connection.execute(
                 delete(schema.pack_damage).where(_d.pack == row, _d.segment_offset == schema.WHOLE_PACK)
             )
@@ -108,7 +111,7 @@ class Packs:
             with self._database.write() as connection:
                 mine = _p.tenant == self._tenants.row(connection, tenant)
                 query = select(_p.row, _p.id).where(mine, _p.state == schema.PACK_LIVE, _p.id.in_(some))
-                for row in connection.execute(query.order_by(_p.row).with_for_update()).all():
+                for row in connection.execute(query.order_by(_p.row).with_for_update(key_share=True)).all():
                     mark_damage(connection, row.row, schema.WHOLE_PACK)
                     marked.append(row.id)
         return marked
@@ -120,7 +123,9 @@ class Packs:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            pack_row = connection.execute(
+                select(_p.row).where(*this).with_for_update(key_share=True)
+            ).scalar()
             if pack_row is None:
                 return False
             connection.execute(delete(schema.pack_damage).where(schema.pack_damage.c.pack == pack_row))
@@ -138,7 +143,7 @@ class Packs:
 
     def damaged_count(self, tenant: bytes) -> int:
         """Return how many segments, or whole packs, of the tenant's live packs are damaged."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(func.count()).select_from(schema.pack_damage).join(schema.packs)
             lost = (mine, _p.state == schema.PACK_LIVE, _d.segment_offset != schema.FOOTER)
@@ -146,7 +151,7 @@ class Packs:
 
     def damage_epoch(self, tenant: bytes) -> int:
         """Return a number that rises with every mark of damage in the tenant."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             rows = rows_in(connection, (_t.damage_epoch,), {}, _t.id, (tenant,))
         if not rows:
             raise no_tenant(tenant)
@@ -183,7 +188,11 @@ class Packs:
         """
         with self._database.write() as connection:
             row = self._tenants.row(connection, tenant)
-            now = select(schema.tenants.c.damage_epoch).where(schema.tenants.c.row == row).with_for_update()
+            now = (
+                select(schema.tenants.c.damage_epoch)
+                .where(schema.tenants.c.row == row)
+                .with_for_update(key_share=True)
+            )
             if connection.execute(now).scalar_one() != damage_epoch:
                 return False
             mine = select(_p.row).where(_p.tenant == row, _p.damaged)
@@ -212,7 +221,7 @@ class Packs:
             .join_from(schema.claims, schema.packs, schema.claims.c.pack == _p.row)
             .where(schema.claims.c.upload == upload, _p.state == schema.PACK_LIVE, _p.row.not_in(whole))
         )
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             return list(connection.execute(query.where(mine)).scalars())
 
@@ -381,7 +390,9 @@ def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSu
             _p.upload == upload.id,
             _p.epoch == upload.epoch,
         )
-        pack = connection.execute(select(_p.row, _p.state).where(*this).with_for_update()).one_or_none()
+        pack = connection.execute(
+            select(_p.row, _p.state).where(*this).with_for_update(key_share=True)
+        ).one_or_none()
         if pack is None or pack.state not in {schema.PACK_WRITING, schema.PACK_LIVE}:
             raise errors.Conflict(
                 "STALE_EPOCH",
@@ -391,9 +402,10 @@ def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSu
             )
         if pack.state == schema.PACK_LIVE:
             continue
-        connection.execute(
+        later(
+            connection,
             update(schema.packs)
             .where(_p.row == pack.row)
-            .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks))
+            .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks)),
         )
         index_pack(connection, upload.tenant, pack.row, summary)

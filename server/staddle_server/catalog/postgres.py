@@ -1,6 +1,7 @@
 """The catalog in PostgreSQL, which several servers share: connections, transactions, what its errors mean.
 
-Correct at READ COMMITTED with row locks, which `begin` sets for every transaction that writes (docs/decisions/2026-11-25-collection.md).
+Every transaction that writes runs at READ COMMITTED, for which the catalog's row locks are proven
+(docs/decisions/2026-11-25-collection.md).
 """
 
 import functools
@@ -37,18 +38,18 @@ from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, 
 from staddle_server.catalog.postgres_link import Link
 
 CONNECTIONS_MAX: Final = 16
-"""Of one server. Transactions are short; 150 threads share them."""
+"""Connections of one server. Transactions are short; 150 threads share them."""
 STATEMENT_TIMEOUT_S: Final = 600
 IDLE_TIMEOUT_S: Final = 60
-"""How long a transaction may do nothing: a server that was stopped in one must not keep its locks for ever."""
+"""How long a transaction may be idle: a server that is suspended must not keep its locks."""
 MIGRATION_LOCK: Final = 0x5374_6164_646C_6531
-"""The advisory lock under which tables are made and changed: the bytes of `Staddle1`."""
+"""The advisory lock for creating and changing tables: the bytes of `Staddle1`."""
 VERSION_MIN: Final = 150_000
 _CONNECT_DEFAULTS: Final[Mapping[str, object]] = {
     "application_name": "staddle-server",
     "connect_timeout": 10,
     "target_session_attrs": "read-write",
-    # A machine that vanished is noticed after half a minute, not after hours.
+    # A vanished machine is detected after half a minute, not after hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -56,11 +57,12 @@ _CONNECT_DEFAULTS: Final[Mapping[str, object]] = {
 }
 _WRITES: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _READS: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false),
-    set_config('idle_in_transaction_session_timeout', %s, false), set_config('client_encoding', 'UTF8', false),
-    set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false), current_setting('fsync')
+_SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false),
+    set_config('statement_timeout', %s, false), set_config('idle_in_transaction_session_timeout', %s, false),
+    set_config('client_encoding', 'UTF8', false),
+    set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false)
     FROM current_setting('synchronous_commit') AS old"""
-"""What was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
+"""A commit that was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
 _ARRAYS: Final = (
     (LargeBinary, "bytea[]"),
     (Boolean, "boolean[]"),
@@ -87,14 +89,14 @@ _READ_ONLY: Final = "25006"
 
 
 def open_postgres(url: str, busy_timeout_s: float) -> Database:
-    """Connects to the database that a URL of libpq names; it has to exist.
+    """Return the database that a libpq URL names. The database must exist.
 
-    postgresql://user@host1:5432,host2:5432/name: of several hosts, the one that takes writes is used. What the URL leaves out
-    comes from where libpq has it: PGPASSFILE and ~/.pgpass, PGSERVICEFILE, the variables PG...
+    postgresql://user@host1:5432,host2:5432/name: of several hosts, the one that accepts writes is used. libpq
+    supplies what the URL omits: from PGPASSFILE or ~/.pgpass, PGSERVICEFILE, and the variables PG...
 
     Raises:
-        ValueError: the URL is malformed; the message does not repeat it.
-        Unavailable: no host answers, refuses, or is older than version 15.
+        ValueError: The URL is malformed. The message does not repeat it.
+        Unavailable: The client library is too old.
 
     """
     if not psycopg.Pipeline.is_supported():
@@ -114,7 +116,7 @@ def open_postgres(url: str, busy_timeout_s: float) -> Database:
             raise
         return link
 
-    # The driver neither begins a transaction nor probes a connection by itself: both cost a round trip.
+    # Links are in autocommit mode, and are probed only where that costs no round trip.
     options: dict[str, Any] = {
         "creator": connect,
         "use_native_hstore": False,
@@ -140,10 +142,10 @@ def _parameters(url: str) -> dict[str, Any]:
     try:
         return conninfo_to_dict(url)
     except psycopg.Error:
-        # What libpq says repeats parts of the URL, which may be of the password.
+        # libpq's message repeats parts of the URL, possibly of the password.
         raise ValueError(
-            "the catalog's URL is malformed: write postgresql://user@host:5432/name, and characters such as @ / % in a "
-            "password as %40 %2F %25"
+            "the catalog's URL is malformed: use postgresql://user@host:5432/name, and write characters such "
+            "as @ / % in a password as %40 %2F %25"
         ) from None
 
 
@@ -159,12 +161,12 @@ def _prepare(link: Link, busy_timeout_s: float) -> None:
     version = link.info.server_version
     if version < VERSION_MIN:
         raise unavailable(
-            f"the catalog's PostgreSQL has version {version // 10_000}: version {VERSION_MIN // 10_000} or newer is needed"
+            f"the catalog's PostgreSQL has version {version // 10_000}: use {VERSION_MIN // 10_000} or newer"
         )
     if (encoding := link.info.parameter_status("server_encoding")) != "UTF8":
         raise unavailable(
-            f"the catalog's database has the encoding {encoding}: make one with CREATE DATABASE ... ENCODING 'UTF8' "
-            "TEMPLATE template0"
+            f"the catalog's database has the encoding {encoding}: create one with CREATE DATABASE ... "
+            "ENCODING 'UTF8' TEMPLATE template0"
         )
     link.execute(
         _SETTINGS, [str(int(1000 * s)) for s in (busy_timeout_s, STATEMENT_TIMEOUT_S, IDLE_TIMEOUT_S)]
@@ -172,9 +174,9 @@ def _prepare(link: Link, busy_timeout_s: float) -> None:
 
 
 def _check_alive(link: Any, _record: object, _proxy: object) -> None:
-    """Before a pooled connection is used: one on which something arrived meanwhile has most likely been closed.
+    """Probe a pooled connection on which something arrived while it was idle: most likely its end.
 
-    Costs no round trip, unlike a statement; a connection that breaks later fails its transaction, which the caller retries.
+    This costs no round trip. A connection that breaks later fails its transaction, which callers retry.
     """
     if not link.closed:
         poll = select.poll()
@@ -188,13 +190,13 @@ def _check_alive(link: Any, _record: object, _proxy: object) -> None:
 
 
 def _leave_standby(context: ExceptionContext) -> None:
-    """A server that became a standby keeps its connections: the next ones go to where writing is possible."""
+    """Close the connections to a server that became a standby: new ones find the one that accepts writes."""
     if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
         context.is_disconnect = True
 
 
 class Postgres(DatabaseKind):
-    """One database of PostgreSQL. Hot statements go to the driver as they stand, with arrays for lists of values."""
+    """One database. Hot statements bypass SQLAlchemy, with arrays for lists of values."""
 
     def __init__(self, name: str, password: str) -> None:
         self._name = name
@@ -222,13 +224,15 @@ class Postgres(DatabaseKind):
         return said.replace(self._password, "***") if self._password else said
 
     def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:  # noqa: ARG002
-        """Erasing is left to VACUUM, which overwrites what no transaction sees any more."""
+        """Begin in the round trip of the first statement. VACUUM erases what no transaction sees any more."""
         _link(connection).later(_WRITES if writes else _READS)
 
     def lock_schema(self, connection: Connection) -> None:
         _link(connection).later("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
 
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+        if isinstance(statement, Insert):
+            statement = statement.inline()  # without RETURNING
         with _link(connection).deferring():
             connection.execute(statement, rows)
 
@@ -238,7 +242,7 @@ class Postgres(DatabaseKind):
     def insert_rows(
         self, connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
     ) -> None:
-        """One statement for all rows, sent with the next one."""
+        """Insert all rows with one statement, which is sent together with the next one."""
         values = [list(column) for column in zip(*rows, strict=True)]
         if values:
             _link(connection).later(_insert_sql(tuple(columns)), values)
@@ -256,13 +260,13 @@ class Postgres(DatabaseKind):
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
 
     def check_place(self) -> None:
-        """Its files are the business of the database's own server."""
+        """Do nothing: its own server looks after its files."""
 
     def empty_log(self, connection: Connection) -> None:
-        """Its log, too."""
+        """Do nothing: its own server looks after its log."""
 
     def close(self) -> None:
-        """Nothing is held beside the connections."""
+        """Do nothing: the connections are the engine's."""
 
 
 def _link(connection: Connection) -> Link:
@@ -277,11 +281,13 @@ def _array(column: Column[Any]) -> str:
 def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
     names = ", ".join(f'"{column.name}"' for column in columns)
     arrays = ", ".join(f"%b::{_array(column)}" for column in columns)
-    return f'INSERT INTO "{columns[0].table.name}" ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING'  # noqa: S608 - names of our own
+    table = columns[0].table.name
+    return f'INSERT INTO "{table}" ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING'  # noqa: S608
 
 
 @functools.lru_cache(maxsize=64)
 def _rows_in_sql(columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any]) -> str:
     names = ", ".join(f'"{column.name}"' for column in columns)
     conditions = "".join(f'"{column.name}" = %b AND ' for column in equal)
-    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}"{among.name}" = ANY(%b::{_array(among)})'  # noqa: S608 - names of our own
+    listed = f'"{among.name}" = ANY(%b::{_array(among)})'
+    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}{listed}'  # noqa: S608

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that save round trips: what nobody waits for is sent together with the next statement."""
+"""Connections to PostgreSQL that save round trips: what has no result is sent with the next statement."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ Row = tuple[Any, ...]
 
 
 class Link(psycopg.Connection[Row]):
-    """A connection in autocommit mode, of one thread at a time, that begins transactions when it is told to.
+    """A connection in autocommit mode, for one thread at a time.
 
-    Statements given to `later`, and those executed inside `deferring`, wait for the next other statement or for the commit, and
-    share its round trip. They are executed in order; the error of one is raised by whatever sends it.
+    Statements given to `later` (such as BEGIN), and those executed inside `deferring`, wait for the next
+    other     statement or the commit, and share its round trip. They run in order. The call that sends them raises
+    their errors.
     """
 
     waiting: list[tuple[Any, Params | None]]
@@ -29,12 +30,12 @@ class Link(psycopg.Connection[Row]):
         self.adapters.register_dumper(str, _TextDumper)
 
     def later(self, query: Any, params: Params | None = None) -> None:
-        """Executes a statement no later than the next one."""
+        """Execute a statement together with the next one."""
         self.waiting.append((query, params))
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Statements that are executed meanwhile wait; they have no rows and no count."""
+        """Make statements that are executed in the block wait; they have no rows and no count."""
         self.defers = True
         try:
             yield
@@ -42,13 +43,13 @@ class Link(psycopg.Connection[Row]):
             self.defers = False
 
     def take_waiting(self) -> list[tuple[Any, Params | None]]:
-        """What waits, for whoever sends it now."""
+        """Return what waits, to be sent now."""
         waiting, self.waiting = self.waiting, []
         return waiting
 
     @contextmanager
     def after_waiting(self) -> Iterator[None]:
-        """Sends what waits in one round trip with the statement of the block."""
+        """Send what waits in one round trip with the statement of the block."""
         waiting = self.take_waiting()
         if not waiting:
             yield
@@ -59,7 +60,7 @@ class Link(psycopg.Connection[Row]):
             yield
 
     def commit(self) -> None:
-        """Commits; a transaction in which nothing was executed is not even begun."""
+        """Commit. A transaction in which nothing was executed is not even begun."""
         if len(self.waiting) < 2 and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             self.waiting.clear()
             return
@@ -67,18 +68,18 @@ class Link(psycopg.Connection[Row]):
             psycopg.Cursor(self).execute("COMMIT")
 
     def rollback(self) -> None:
-        """Rolls back; what still waits is dropped."""
+        """Roll back, and drop what waits."""
         self.waiting.clear()
         super().rollback()
 
     def close(self) -> None:
-        """Closes the connection, and drops what waits."""
+        """Close the connection, and drop what waits."""
         self.waiting.clear()
         super().close()
 
 
 class LinkCursor(psycopg.Cursor[Row]):
-    """Sends what waits on its connection together with its own statement."""
+    """A cursor that sends what waits on its connection together with its own statement."""
 
     def __init__(self, connection: Link, **named: Any) -> None:
         super().__init__(connection, **named)
@@ -108,7 +109,7 @@ class LinkCursor(psycopg.Cursor[Row]):
 
 
 class _TextDumper(StrDumperUnknown):
-    """Texts of PostgreSQL cannot hold NUL: a look-up of one finds nothing, and a message shows U+FFFD."""
+    """PostgreSQL's texts cannot hold NUL: it becomes U+FFFD, and look-ups find nothing."""
 
     def dump(self, obj: str) -> Any:
         return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)

@@ -82,8 +82,8 @@ class Purge:
             require_fence(connection, fence)
             tenant_row = self._tenants.row(connection, tenant)
             of_backup = select(_b.dataset).where(_b.id == backup, _b.tenant == tenant_row).scalar_subquery()
-            connection.execute(select(_d.row).where(_d.row == of_backup).with_for_update())
-            connection.execute(select(_b.id).where(_b.id == backup).with_for_update())
+            connection.execute(select(_d.row).where(_d.row == of_backup).with_for_update(key_share=True))
+            connection.execute(select(_b.id).where(_b.id == backup).with_for_update(key_share=True))
             may = _purgeable(tenant_row, now_ns, grace_s).where(_b.id == backup)
             if connection.execute(may).one_or_none() is None:
                 return False
@@ -189,7 +189,9 @@ class Purge:
         with self._database.write() as connection:
             require_fence(connection, fence)
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, schema.IS_CONDEMNED)
-            pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            pack_row = connection.execute(
+                select(_p.row).where(*this).with_for_update(key_share=True)
+            ).scalar()
             if pack_row is None:
                 return False
             connection.execute(delete(schema.claims).where(schema.claims.c.pack == pack_row))
@@ -202,8 +204,8 @@ class Purge:
     def orphans(self, prefix: str) -> dict[str, Orphan]:
         """Return the objects below a prefix that were seen without a row, and since when."""
         with self._database.read() as connection:
-            below = _o.name.between(f"{prefix}/", f"{prefix}0")  # "0" sorts right after "/"
-            rows = connection.execute(select(_o.name, _o.size_bytes, _o.seen_ns).where(below))
+            below = (_o.name >= f"{prefix}/", _o.name < f"{prefix}0")  # "0" sorts right after "/"
+            rows = connection.execute(select(_o.name, _o.size_bytes, _o.seen_ns).where(*below))
             return {row.name: Orphan(*row) for row in rows}
 
     def note_orphans(self, fence: int, sizes: Mapping[str, int], now_ns: int) -> None:

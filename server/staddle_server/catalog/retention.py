@@ -237,7 +237,7 @@ class Retentions:
             if known is not None:
                 return known
             of_dataset = select(_b.id).where(_b.dataset == row.row, _SHOWN, _KEPT).order_by(_b.id)
-            connection.execute(of_dataset.with_for_update())
+            connection.execute(of_dataset.with_for_update(key_share=True))
             present = _state(connection, row)
             if present.decisive() != expected.decisive():
                 raise plan_changed(dataset)
@@ -309,7 +309,10 @@ def _move_later(connection: Connection, row: Row[Any], minimum_ns: int) -> list[
     query = select(_b.id, _b.commit_ns).where(
         _b.dataset == row.row, _KEPT, _b.retain_until_ns < _b.commit_ns + minimum_ns
     )
-    moved = [(each.id, each.commit_ns + minimum_ns) for each in connection.execute(query.with_for_update())]
+    moved = [
+        (each.id, each.commit_ns + minimum_ns)
+        for each in connection.execute(query.with_for_update(key_share=True))
+    ]
     for some in batches([backup for backup, _ in moved]):
         connection.execute(
             update(schema.backups).where(_b.id.in_(some)).values(retain_until_ns=_b.commit_ns + minimum_ns)

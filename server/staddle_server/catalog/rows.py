@@ -25,7 +25,7 @@ _t = schema.tokens.c
 # Every step of an upload needs these, and building a statement takes as long as running it.
 _DATASET = select(schema.datasets).where(_d.tenant == bindparam("tenant"), _d.name == bindparam("name"))
 _THIS_UPLOAD = (_u.id == bindparam("upload"), _u.tenant == bindparam("tenant"))
-_UPLOAD = select(schema.uploads).where(*_THIS_UPLOAD).with_for_update()
+_UPLOAD = select(schema.uploads).where(*_THIS_UPLOAD).with_for_update(key_share=True)
 
 
 def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
@@ -97,7 +97,7 @@ def lock_backup(connection: Connection, tenant_row: int, backup: bytes) -> Backu
     # The dataset first, as everywhere; not its key, which a beginning upload refers to.
     of_backup = select(_d.row).join_from(schema.backups, schema.datasets, _b.dataset == _d.row).where(*this)
     connection.execute(of_backup.with_for_update(key_share=True, of=schema.datasets))
-    connection.execute(select(_b.id).where(*this).with_for_update())
+    connection.execute(select(_b.id).where(*this).with_for_update(key_share=True))
     row = connection.execute(select_backups().where(*this)).one_or_none()
     if row is None:
         raise backup_not_found(backup)

@@ -57,7 +57,7 @@ class Salvage:
                     select(_p.row)
                     .where(_p.tenant == tenant_row, _p.id.in_(some), _p.state == schema.PACK_LIVE)
                     .order_by(_p.row)
-                    .with_for_update()
+                    .with_for_update(key_share=True)
                 ).scalars()
             ]
             _mark_whole(connection, locked)
@@ -98,7 +98,7 @@ class Salvage:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             this = (_p.tenant == tenant_row, _p.id == pack, _p.state == schema.PACK_LIVE)
-            row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            row = connection.execute(select(_p.row).where(*this).with_for_update(key_share=True)).scalar()
             if row is None:
                 return False
             mine = (_c.tenant == tenant_row, _c.pack == row)

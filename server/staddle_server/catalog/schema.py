@@ -34,8 +34,8 @@ REVISION: Final = "r0003"
 """The newest migration, which every catalog must have."""
 
 metadata = MetaData()
-# Partial indexes say `sqlite_where`; catalog.postgres gives PostgreSQL the same condition, because `postgresql_where` in this module
-# would load SQLAlchemy's PostgreSQL dialects for every catalog.
+# catalog.postgres copies `sqlite_where` of partial indexes: `postgresql_where` here would load SQLAlchemy's
+# PostgreSQL dialects for every catalog.
 
 ROW = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite fills a primary key automatically only if its type is INTEGER."""

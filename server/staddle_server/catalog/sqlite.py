@@ -126,10 +126,10 @@ def open_sqlite(
         _set_journal(path, choice, busy_timeout_s)
         kind = Sqlite(path, choice)
     except Exception as error:
-        told = _translate_os(path, error) or _translate_driver(path, choice.module, error)
-        if told is None:
+        translated = _translate_os(path, error) or _translate_driver(path, choice.module, error)
+        if translated is None:
             raise
-        raise told from error
+        raise translated from error
     return Database(engine, kind, busy_timeout_s, uncached=uncached)
 
 
@@ -181,7 +181,7 @@ class Sqlite(DatabaseKind):
         driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def lock_schema(self, connection: Connection) -> None:
-        """A transaction that writes does that by itself."""
+        """Do nothing: a writing transaction locks the schema anyway."""
 
     def insert_or_ignore(self, table: Table) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing()

@@ -87,7 +87,7 @@ class TenantRows:
 
     def newest_record(self, tenant: bytes) -> int:
         """Return the number of the newest decided record."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             query = select(_t.records_sequence).where(_t.row == self.row(connection, tenant))
             return int(connection.execute(query).scalar_one())
 
@@ -114,7 +114,7 @@ class TenantRows:
 
     def _decide(self, tenant: bytes, now_ns: int) -> int:
         with self._database.write() as connection:
-            mine = select(_t.decided_ns).where(_t.id == tenant).with_for_update()
+            mine = select(_t.decided_ns).where(_t.id == tenant).with_for_update(key_share=True)
             decided_ns = max(now_ns, int(connection.execute(mine).scalar_one()) + 1)
             connection.execute(update(schema.tenants).where(_t.id == tenant).values(decided_ns=decided_ns))
         return decided_ns

@@ -92,7 +92,7 @@ class Tokens:
                 _t.revoked_ns.is_(None),
                 named if id_ is None else or_(named, _t.id == id_),
             )
-            row = connection.execute(query.with_for_update()).first()
+            row = connection.execute(query.with_for_update(key_share=True)).first()
             if row is None:
                 raise errors.BadRequest("BAD_FIELD", f"No token {token[:80]!r} to revoke", field="token")
             connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))
@@ -116,7 +116,7 @@ class Tokens:
     def valid(self, tokens: Iterable[bytes], now_ns: int) -> set[bytes]:
         """Return which of these tokens, given by id, are neither revoked nor expired."""
         found: set[bytes] = set()
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             for some in batches(tokens):
                 query = select(_t.id).where(_t.id.in_(some), token_is_valid(now_ns))
                 found.update(connection.execute(query).scalars())

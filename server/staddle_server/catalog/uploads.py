@@ -1,6 +1,7 @@
 """Uploads: begun, resumed, moved on by checkpoints, and closed by exactly one of commit, abort and expiry."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from msgspec import structs
@@ -10,7 +11,7 @@ from staddle._base.figures import counted
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, schema
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, later
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
@@ -78,19 +79,14 @@ class UploadRows:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
-        try:
-            return self._begin(spec)
-        except begin.OvertakenError:
-            return self._begin(spec)
-
-    def _begin(self, spec: BeginUpload) -> Begun:
-        with self._database.write(erase=True) as connection:
-            tenant_row = self._tenants.row(connection, spec.principal.tenant)
-            return begin.begin(connection, tenant_row, spec)
+        while True:
+            with suppress(begin.OvertakenError), self._database.write(erase=True) as connection:
+                tenant_row = self._tenants.row(connection, spec.principal.tenant)
+                return begin.begin(connection, tenant_row, spec)
 
     def get(self, tenant: bytes, upload: bytes) -> Upload:
         """Return the upload, in whatever state. UPLOAD_NOT_FOUND."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             return upload_value(connection, self._tenants.row(connection, tenant), upload)
 
     def get_by_request(self, tenant: bytes, request_id: str) -> Upload:
@@ -139,7 +135,8 @@ class UploadRows:
                 raise upload_closed(row.id, UploadState.EXPIRED)
             if row.token != principal.token and terms.holds(row.lease_expires_ns, now_ns):
                 raise lease_held(row)
-            connection.execute(
+            later(
+                connection,
                 update(schema.uploads)
                 .where(_u.id == upload)
                 .values(
@@ -147,7 +144,7 @@ class UploadRows:
                     token=principal.token,
                     principal=principal.name,
                     **terms.expiries(now_ns),
-                )
+                ),
             )
             return upload_value(connection, tenant_row, upload)
 
@@ -156,7 +153,7 @@ class UploadRows:
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             open_upload_row(connection, tenant_row, upload, epoch)
-            connection.execute(update(schema.uploads).where(_u.id == upload).values(**terms.expiries(now_ns)))
+            later(connection, update(schema.uploads).where(_u.id == upload).values(**terms.expiries(now_ns)))
             return upload_value(connection, tenant_row, upload)
 
     def set_failure(self, tenant: bytes, upload: bytes, epoch: int, text: str) -> bool:
@@ -198,7 +195,8 @@ class UploadRows:
             row = open_upload_row(connection, self._tenants.row(connection, tenant), upload, epoch)
             publish(connection, row, packs)
             _change_missing(connection, upload, missing_added, missing_removed)
-            connection.execute(
+            later(
+                connection,
                 update(schema.uploads)
                 .where(_u.id == upload)
                 .values(
@@ -208,7 +206,7 @@ class UploadRows:
                     data_bytes=durable.data_bytes,
                     authors=_authors(row, wrote=wrote),
                     **expiries,
-                )
+                ),
             )
         return expiries["lease_expires_ns"]
 
@@ -260,7 +258,8 @@ class UploadRows:
             _require_complete(connection, row)
             authors = _authors(row, wrote=wrote)
             _insert_backup(connection, row, backup, authors, now_ns)
-            connection.execute(
+            later(
+                connection,
                 update(schema.uploads)
                 .where(_u.id == upload)
                 .values(
@@ -270,7 +269,7 @@ class UploadRows:
                     data_bytes=accepted[1],
                     authors=authors,
                     **_OVER,
-                )
+                ),
             )
             made = _backup(connection, backup.id)
             keep_pending(connection, row.tenant, [PendingRecord(made.id, tenant, record(made))])
@@ -313,27 +312,28 @@ class UploadRows:
             if connection.execute(query).first() is None:
                 return []
         with self._database.write(erase=True) as connection:
-            over = connection.execute(query.with_for_update(of=schema.uploads)).all()
+            over = connection.execute(query.with_for_update(key_share=True, of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
             return [ExpiredUpload(row.tenant_id, row.id) for row in over]
 
 
 def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
-    connection.execute(delete(schema.claims).where(schema.claims.c.upload == upload))
-    connection.execute(delete(schema.upload_missing).where(_m.upload == upload))
-    connection.execute(update(schema.uploads).where(_u.id == upload).values(state=state.value, **_OVER))
+    later(connection, delete(schema.claims).where(schema.claims.c.upload == upload))
+    later(connection, delete(schema.upload_missing).where(_m.upload == upload))
+    later(connection, update(schema.uploads).where(_u.id == upload).values(state=state.value, **_OVER))
 
 
 def _change_missing(
     connection: Connection, upload: bytes, added: Iterable[MissingChunk], removed: Iterable[bytes]
 ) -> None:
     for digests in batches(removed):
-        connection.execute(delete(schema.upload_missing).where(_m.upload == upload, _m.digest.in_(digests)))
+        later(connection, delete(schema.upload_missing).where(_m.upload == upload, _m.digest.in_(digests)))
     any_added = False
     for some in batches(added):
         any_added = True
-        connection.execute(
+        later(
+            connection,
             insert_or_ignore(connection, schema.upload_missing),
             [{"upload": upload, "digest": digest, "length": length} for digest, length in some],
         )
@@ -372,10 +372,11 @@ def _insert_backup(
     connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
 ) -> None:
     dataset = connection.execute(
-        select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
+        select(schema.datasets).where(_d.row == upload.dataset).with_for_update(key_share=True)
     ).one()
     number = dataset.last_number + 1
-    connection.execute(
+    later(
+        connection,
         insert(schema.backups),
         {
             "id": new.id,
@@ -405,10 +406,11 @@ def _insert_backup(
         },
     )
     host, root = _remembered_root(dataset, upload)
-    connection.execute(
+    later(
+        connection,
         update(schema.datasets)
         .where(_d.row == upload.dataset)
-        .values(last_number=number, host=host, root=root)
+        .values(last_number=number, host=host, root=root),
     )
 
 

@@ -85,23 +85,11 @@ class Terms(NamedTuple):
         return now_ns < lease_expires_ns <= now_ns + 2 * int(self.lease_s * NS)
 
 
-@dataclass(frozen=True, slots=True)
-class BeginUpload:
-    """A caller's request to begin an upload.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadRequest:
+    """What a caller asks for when it begins an upload. Texts are empty if not given; `kind` may be AUTO."""
 
-    `upload` is a fresh id, used unless an upload is replayed or taken over. `request_id`, `host`, `root` and
-    `fingerprint` are empty if not given. `kind` may be AUTO.
-    """
-
-    upload: bytes
-    principal: Principal
     dataset: str
-    now_ns: int
-    terms: Terms
-    begin_ns: int | None = None
-    """When the backup begins; None means `now_ns`."""
-    alive_ns: int | None = None
-    """An upload whose life was over at this time is not taken over; None means `now_ns`."""
     request_id: str = ""
     kind: Kind = Kind.AUTO
     scope: Scope = Scope.WHOLE
@@ -111,6 +99,23 @@ class BeginUpload:
     new_root: bool = False
     take_over: bool = False
     fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeginUpload(UploadRequest):
+    """A request, with who makes it and when.
+
+    `upload` is a fresh id, used unless an upload is replayed or taken over.
+    """
+
+    upload: bytes
+    principal: Principal
+    now_ns: int
+    terms: Terms
+    begin_ns: int | None = None
+    """When the backup begins; None means `now_ns`."""
+    alive_ns: int | None = None
+    """An upload whose life was over at this time is not taken over; None means `now_ns`."""
 
 
 @dataclass(frozen=True, slots=True)

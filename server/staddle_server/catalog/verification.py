@@ -95,7 +95,7 @@ class Verification:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, _LIVE)
-            row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            row = connection.execute(select(_p.row).where(*this).with_for_update(key_share=True)).scalar()
             if row is None:
                 return
             for some in batches(sorted(cleared)):

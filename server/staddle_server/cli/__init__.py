@@ -11,7 +11,7 @@ SUPPORTED = ("x86_64", "aarch64")
 
 
 def refusal(system: str, machine: str) -> str | None:
-    """Why the server does not run here, in words; None where it does."""
+    """Return why the server cannot run here, in words; None if it can."""
     if system == "linux" and machine in SUPPORTED:
         return None
     return (
@@ -21,10 +21,11 @@ def refusal(system: str, machine: str) -> str | None:
 
 
 def main() -> None:
-    """Runs the command, or says what is missing to run it."""
+    """Run the command, or report what is missing."""
     open_standard_streams(late=True)
     if sys.argv[1:2] == ["serve"] and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        # Modules load for a second before the server listens to signals; what a SIGHUP asks for, the start does anyway.
+        # Modules load for a second before the server handles signals; the start does what a SIGHUP would ask
+        # for anyway.
         signal.signal(signal.SIGHUP, lambda *_: None)
     refused = refusal(sys.platform, platform.machine())
     if refused is not None:
@@ -37,7 +38,10 @@ def main() -> None:
 
 
 def missing(error: ModuleNotFoundError) -> None:
-    """Ends the process with the package to install, if what is missing is not ours. Raises the error if it is."""
+    """Exit with the name of the package to install, if the missing module is a third party's.
+
+    Raises the error otherwise.
+    """
     if (error.name or "").split(".")[0] in {"staddle", "staddle_server"}:
         raise error
     sys.exit(

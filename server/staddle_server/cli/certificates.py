@@ -41,8 +41,8 @@ from staddle_server.app.owner import act_as_owner
 def cert(directory: str, hosts: tuple[str, ...], clients: tuple[str, ...], days: int) -> None:
     """Create a private certificate authority and certificates.
 
-    The authority (ca.crt, ca.key) is created once and reused. Without --client, creates a server certificate; with --client
-    alone, only client certificates. Existing files are never overwritten.
+    The authority (ca.crt, ca.key) is created once and reused. Without --client, creates a server certificate;
+    with --client alone, only client certificates. Existing files are never overwritten.
     """
     path = Path(directory).expanduser().absolute()
     act_as_owner(path)

@@ -33,7 +33,7 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str | 
     except ValueError as error:
         raise click.BadParameter(f"{value!r}: {error}") from error
     if share == 0:
-        raise click.BadParameter("0 reads nothing: leave the option out")
+        raise click.BadParameter("0 reads nothing: omit the option")
     return share
 
 
@@ -60,17 +60,17 @@ def check(
 ) -> None:
     """Compare the catalog with the store.
 
-    Reports what is missing or damaged, and marks it as damaged, so that the next backup of the same data heals it. Runs beside
-    a server. Exit codes: 0: nothing is damaged; 1: something is.
+    Reports what is missing or damaged, and marks it as damaged, so that the next backup of the same data
+    heals it. Runs beside a server. Exit codes: 0: nothing is damaged; 1: something is.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
     plan = CheckPlan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
     with open_rooms(data, only_look=True) as rooms, Line() as line:
-        told = _Told(line, as_json=as_json)
-        checked = Check(rooms.kept(), plan, told, _progress(line))
+        printer = _FindingPrinter(line, as_json=as_json)
+        checked = Check(rooms.kept(), plan, printer, _progress(line))
         summary = checked.run(_tenants(rooms, tenant), all_tenants=tenant is None)
         summary.temporary = _temporary_files(data)
-    told.end()
+    printer.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(summary), "seed": seed}))
     else:
@@ -84,7 +84,7 @@ def check(
 @click.option(
     "--accept-lost-records",
     is_flag=True,
-    help="Give up records that a rebuild did not find, with the decisions in them. If there is a copy of them, put that back instead.",
+    help="Accept the loss of records that a rebuild did not find, and of their decisions. If a copy of them exists, restore that instead.",
 )
 @_tenant_option
 @data_option
@@ -94,17 +94,18 @@ def repair(
 ) -> None:
     """Repair what can be repaired.
 
-    Restores keys, records, the index, and what can still be read of damaged packs; discards nothing. Covers known damage and
-    what a look at each pack finds: run `check --read-data` first. Runs beside a server. Ends with a check, which names what is
-    left and how to mend it. Exit codes: 0: nothing is left; 1: something is.
+    Restores keys, records, the index, and what is still readable in damaged packs; discards nothing. Covers
+    known damage and what a look at each pack finds: run `check --read-data` first. Runs beside a server. Ends
+    with a check, which lists what is left and how to repair it. Exit codes: 0: nothing is left; 1: something
+    is.
     """
     with open_rooms(data) as rooms, Line() as line:
-        told = _Told(line, as_json=as_json)
+        printer = _FindingPrinter(line, as_json=as_json)
         repairing = Repair(
-            rooms.kept(), told, _progress(line), dry_run=dry_run, accept_lost_records=accept_lost_records
+            rooms.kept(), printer, _progress(line), dry_run=dry_run, accept_lost_records=accept_lost_records
         )
         done = repairing.run(_tenants(rooms, tenant), all_tenants=tenant is None)
-    told.end()
+    printer.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(done)}))
     else:
@@ -127,8 +128,10 @@ def _temporary_files(data: DataDirectory) -> int:
 # --- what is printed
 
 
-class _Told:
-    """Says findings: all of them as JSON; in words, of paths that are hurt so many, for one pack may hold thousands."""
+class _FindingPrinter:
+    """Prints findings: all of them as JSON; in words, a limited number of damaged paths, as one pack may hold
+    thousands.
+    """
 
     def __init__(self, line: Line, *, as_json: bool) -> None:
         self._line = line
@@ -136,7 +139,7 @@ class _Told:
         self._paths = 0
 
     def __call__(self, finding: Finding) -> None:
-        """The next finding."""
+        """Print the next finding."""
         if self._as_json:
             self._line.clear()
             click.echo(json.dumps(finding.as_json()))
@@ -150,54 +153,56 @@ class _Told:
         say(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
 
     def end(self) -> None:
-        """There are no more."""
+        """Print the summary after the last one."""
         self._line.clear()
         if self._paths > PATHS_SHOWN:
-            say(f"… and {counted(self._paths - PATHS_SHOWN, 'more path')}: --json names all of them.")
+            say(f"… and {counted(self._paths - PATHS_SHOWN, 'more path')}: --json lists all of them.")
 
 
 def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
     read = "" if read_data is None else f", {summary.packs_read} of them read ({size(summary.bytes_read)})"
     say(
-        f"Looked at {counted(summary.packs, 'pack')}{read}, {counted(summary.records, 'record')} and "
+        f"Checked {counted(summary.packs, 'pack')}{read}, {counted(summary.records, 'record')} and "
         f"{counted(summary.backups, 'backup')} of {counted(summary.tenants, 'tenant')}."
     )
     if read_data is not None and read_data < 100:
         say(f"The same packs again: --read-data={read_data:g} --seed {seed}")
     if summary.orphans:
         say(
-            f"{counted(summary.orphans, 'object')} ({size(summary.orphan_bytes)}) belong to nothing: what is being written now, "
-            "or what a crash has left, which the collector takes away."
+            f"{counted(summary.orphans, 'object')} ({size(summary.orphan_bytes)}) without an owner: being written now, "
+            "or left by a crash, and the collector removes them."
         )
     if summary.temporary:
         say(
             f"{counted(summary.temporary, 'temporary file')} in store/tmp: being written, or left by a crash."
         )
     if summary.healed:
-        say(f"{counted(summary.healed, 'damaged thing')} of no consequence: nothing needs it any more.")
+        say(f"{counted(summary.healed, 'damaged thing')} without consequence: nothing needs it any more.")
     if not summary.damage:
         unread = "" if read_data is not None else " (The data itself was not read: --read-data.)"
         say(f"No damage.{unread}")
         return
     paths = (
-        f" {counted(summary.paths, 'path')} in backups cannot be given back whole." if summary.paths else ""
+        f" {counted(summary.paths, 'path')} in backups cannot be restored completely."
+        if summary.paths
+        else ""
     )
     say(f"{counted(summary.damage, 'finding')} of damage.{paths}")
     say(
-        "Next: look at the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
+        "Next: check the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
     )
 
 
 def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
-    would = "Would mend" if dry_run else "Mended"
+    would = "Would repair" if dry_run else "Repaired"
     say(
         f"{would}: {counted(done.parity_packs, 'pack')} from parity, {counted(done.chunks, 'chunk')} saved ({size(done.bytes)}), the index of {counted(done.index_packs, 'pack')}, "
         f"{counted(done.records, 'record')}, keys of {counted(done.keys, 'tenant')}, {counted(done.cleared, 'wrong mark')}."
     )
     if done.damage:
         say(
-            f"{counted(done.damage, 'finding')} of damage left; {counted(done.paths, 'path')} in backups cannot be given back whole. "
-            "Each line above says what mends it. Lost data come back with the next FULL backup that still has them."
+            f"{counted(done.damage, 'finding')} of damage left; {counted(done.paths, 'path')} in backups cannot be restored completely. "
+            "Each line above says how to repair it. The next FULL backup that still has the lost data heals it."
         )
     else:
         say("No damage is left." if not dry_run else "Nothing would be left damaged.")

@@ -42,8 +42,9 @@ def gc(
 ) -> None:
     """Free space that no backup needs any more.
 
-    Purges deleted backups whose grace period is over, and collects garbage. Runs beside a server, backups and restores. The
-    server does the same every --gc-every. Exit codes: 0: done; 1: a tenant could not be collected, and the report says why.
+    Purges deleted backups whose grace period is over, and collects garbage. Runs beside a server, backups and
+    restores. The server does the same every --gc-every. Exit codes: 0: done; 1: a tenant could not be
+    collected, and the report says why.
     """
     grace_s = None if grace is None else int(duration("--grace", grace, GRACE_S_MAX))
     with open_rooms(data) as rooms, Line() as line:
@@ -67,7 +68,7 @@ def gc(
 
 
 def _ask(collector: Collector, rooms: Rooms, line: Line, grace_s: int | None, *, after_rebuild: bool) -> None:
-    """Asks before anything is ended early; does not ask where nothing is."""
+    """Ask before anything is ended early; do not ask if nothing is."""
     tenants = rooms.catalog.tenants.list_all()
     waiting = [tenant.name for tenant in tenants if tenant.gc_waits] if after_rebuild else []
     shortens = grace_s is not None and (
@@ -83,7 +84,7 @@ def _ask(collector: Collector, rooms: Rooms, line: Line, grace_s: int | None, *,
         ahead = collector.look_ahead(grace_s=grace_s)
         line.clear()
         say(
-            f"This purges {counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which can then not be brought back, and removes "
+            f"This purges {counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which then cannot be undeleted, and removes "
             f"{counted(ahead.sum_of('packs_reaped'), 'pack')} ({size(ahead.sum_of('bytes_freed'))}) now.",
             err=True,
         )
@@ -111,13 +112,13 @@ def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:
     t = tenant
     into = f"{t.packs_written} ({'about ' if dry_run else ''}{size(t.bytes_written)})"
     first = "" if t.purge_from_ns is None else f"; the first goes after {_minute(t.purge_from_ns)}"
-    hidden = f"{counted(t.backups_hidden, 'deleted backup')} can still be brought back{first}"
-    told = (
+    hidden = f"{counted(t.backups_hidden, 'deleted backup')} can still be undeleted{first}"
+    entries = (
         (t.backups_purged, f"{counted(t.backups_purged, 'deleted backup')} {would}purged"),
         (t.backups_hidden, hidden),
         (
             t.packs_condemned,
-            f"{counted(t.packs_condemned, 'pack')} with nothing alive ({size(t.bytes_condemned)}) {would}condemned",
+            f"{counted(t.packs_condemned, 'pack')} without live data ({size(t.bytes_condemned)}) {would}condemned",
         ),
         (
             t.packs_compacted,
@@ -128,10 +129,10 @@ def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:
             f"{counted(t.packs_left_over, 'pack')} that a dead upload or collector began {would}removed",
         ),
         (t.bytes_freed, f"{size(t.bytes_freed)} {would}freed now"),
-        (t.packs_waiting, f"{size(t.bytes_waiting)} {'would ' if dry_run else ''}come free {_when(t)}"),
+        (t.packs_waiting, f"{size(t.bytes_waiting)} {'would ' if dry_run else ''}become free {_when(t)}"),
         (
             t.orphans,
-            f"{counted(t.orphans, 'object')} ({size(t.bytes_orphaned)}) that the catalog does not name: kept for now",
+            f"{counted(t.orphans, 'object')} ({size(t.bytes_orphaned)}) unknown to the catalog: kept for now",
         ),
         (
             t.packs_absent,
@@ -143,7 +144,7 @@ def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:
         ),
         (t.failure, f"NOT COLLECTED: {t.failure}"),
     )
-    return [line for there, line in told if there] or ["nothing to collect"]
+    return [line for there, line in entries if there] or ["nothing to collect"]
 
 
 def _when(tenant: TenantReport) -> str:

@@ -16,9 +16,9 @@ from staddle_server.cli.options import duration, probe_options, settings_from
 from staddle_server.store.space import look
 
 READ_ONLY: Final = 3
-"""The exit code for a server that only restores: waiting does not mend that."""
+"""The exit code for a server that only restores: waiting does not fix that."""
 DAMAGE: Final = 4
-"""The exit code for a server that serves, and knows that something stored is damaged."""
+"""The exit code for a server that serves, and knows of damaged data."""
 
 
 @click.command(name="health")
@@ -41,8 +41,8 @@ DAMAGE: Final = 4
 def health_command(server: str | None, timeout: str, wait: str, **flags: str | None) -> None:
     """Check whether the server of DIR serves.
 
-    For containers and scripts; needs no token. Exit codes: 0: it serves; 1: it does not; 3: it only restores; 4: it serves and
-    knows of damage.
+    For containers and scripts; needs no token. Exit codes: 0: it serves; 1: it does not; 3: it only restores;
+    4: it serves and knows of damage.
     """
     settings = settings_from({**flags, "listen": LISTEN_DEFAULT})
     timeout_s, wait_s = duration("--timeout", timeout, bare=True), duration("--wait", wait, bare=True)
@@ -73,7 +73,7 @@ def _ask(settings: Settings, server: str | None, timeout_s: float) -> None:
 
 
 def _say_room(settings: Settings) -> None:
-    """What the disks have left, where they are this machine's and can be seen."""
+    """Print the free space of the disks, if they are local and readable."""
     for path in DataDirectory(settings.data).disks():
         with contextlib.suppress(OSError):
             free = look(str(path), settings.min_free)

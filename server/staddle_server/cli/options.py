@@ -21,7 +21,10 @@ _PROBE_FIELDS: Final = frozenset({"data", "min_free", "tls_cert", "tls_key", "tl
 
 
 def settings_options(*, only: frozenset[str] | None = None) -> Callable[[F], F]:
-    """Adds a flag for each setting (or for those fields), and `--config`. The values arrive as text, for `load`."""
+    """Add a flag for each setting (or for those fields), and `--config`.
+
+    The values arrive as text, for `load`.
+    """
 
     def decorate(command: F) -> F:
         flag = "--config"
@@ -45,12 +48,12 @@ def settings_options(*, only: frozenset[str] | None = None) -> Callable[[F], F]:
 
 
 def probe_options(command: F) -> F:
-    """The settings that a health probe needs."""
+    """Add the settings that a health probe needs."""
     return settings_options(only=_PROBE_FIELDS)(command)
 
 
 def data_option(command: F) -> F:
-    """`--data DIR`, else STADDLED_DATA: a data directory that was made. Arrives as DataDirectory."""
+    """Add `--data DIR`, else STADDLED_DATA: an existing data directory. Arrives as DataDirectory."""
     return click.option(
         "--data",
         metavar="DIR",
@@ -62,7 +65,7 @@ def data_option(command: F) -> F:
 
 
 def duration(flag: str, text: str, most_s: float = DURATION_S_MAX, *, bare: bool = False) -> float:
-    """The seconds of an option that is a duration. Raises SettingsError, which names it."""
+    """Return the seconds of a duration option. Raises SettingsError, which names it."""
     try:
         return duration_s(text, most_s=most_s, bare=bare)
     except ValueError as error:
@@ -85,14 +88,17 @@ def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> D
 
 
 def settings_from(flags: dict[str, str | None], *, again: bool = False) -> Settings:
-    """The settings of a command that has settings_options; `again`: read once more. Raises SettingsError."""
+    """Return the settings of a command that has settings_options; `again`: read once more.
+
+    Raises SettingsError.
+    """
     texts = dict(flags)
     file = texts.pop("config", None)
     return load(texts, os.environ, file, again=again)
 
 
 def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:
-    """A table with a heading, or one JSON object per line; in words if there is nothing."""
+    """Print a table with a heading, or one JSON object per line; in words if it is empty."""
     listed = list(rows)
     if as_json:
         for row in listed:

@@ -52,8 +52,8 @@ RANGES_SHOWN: Final = 5
 def parity(data: DataDirectory, percent: int, *, repair: bool, verify: bool, as_json: bool) -> None:
     """Create parity for packs, and copies of records and keys.
 
-    Handles the packs that have no parity yet. Can be stopped at any time and run again. With --repair, repairs what is damaged.
-    Exit code 1: something that it looked at is still damaged.
+    Handles the packs that have no parity yet. Can be stopped at any time and run again. With --repair,
+    repairs what is damaged. Exit code 1: something that was checked is still damaged.
     """
     if repair and verify:
         raise click.UsageError(
@@ -95,7 +95,7 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     else:
         _say_made(rooms, report, percent, names)
         if lost:
-            say(f"The parity of {counted(lost, 'pack')} was missing, cut off or damaged.")
+            say(f"The parity of {counted(lost, 'pack')} was missing, truncated or damaged.")
         if orphans:
             say(
                 f"Removed the parity of {counted(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."
@@ -105,7 +105,7 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
 
 
 class _ParityProgress:
-    """Says what has been done: each pack as JSON, or a line on the terminal that is written over."""
+    """Prints the progress: each pack as JSON, or a line on the terminal that is overwritten."""
 
     def __init__(self, names: dict[bytes, str], *, as_json: bool) -> None:
         self._names = names
@@ -146,7 +146,7 @@ def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[byte
     without = totals.packs - totals.with_parity - len(report.damaged)
     if without > 0:
         say(
-            f"{counted(without, 'pack')} {'were' if without > 1 else 'was'} marked as damaged before, or published meanwhile."
+            f"{counted(without, 'pack')} {'were' if without > 1 else 'was'} marked as damaged earlier, or published meanwhile."
         )
 
 
@@ -165,7 +165,9 @@ def _repair(rooms: Rooms, *, as_json: bool) -> bool:
     for tenant, name in _names(rooms).items():
         packs = rooms.catalog.packs.damaged(tenant)
         if packs and keys_damage(rooms.keys, tenant) is not None:
-            outcomes += [Outcome.BEYOND] * len(packs)  # the tenant's keys are, which is said with the copies
+            outcomes += [Outcome.BEYOND] * len(
+                packs
+            )  # the tenant's keys are, which is reported with the copies
             continue
         for pack in packs:
             report = repair_pack(tenants.get(tenant), rooms.catalog, pack, time.time_ns())
@@ -181,7 +183,7 @@ def _repair(rooms: Rooms, *, as_json: bool) -> bool:
             say("No pack is marked as damaged.")
         else:
             say(
-                f"{counted(len(outcomes), 'pack')} marked as damaged: {repaired} repaired, {sound} found sound, "
+                f"{counted(len(outcomes), 'pack')} marked as damaged: {repaired} repaired, {sound} found intact, "
                 f"{left} not repaired."
             )
     return not left and not copies.damaged
@@ -191,7 +193,7 @@ def _say_repair(report: RepairReport, tenant: str) -> None:
     where = f"tenant {tenant}, pack {report.pack.hex()}"
     match report.outcome:
         case Outcome.SOUND:
-            say(f"{where}: sound, its mark was removed")
+            say(f"{where}: intact, its mark was removed")
         case Outcome.REPAIRED:
             say(f"{where}: repaired, {_restored(report)}")
         case _:
@@ -199,7 +201,7 @@ def _say_repair(report: RepairReport, tenant: str) -> None:
 
 
 def _restored(report: RepairReport) -> str:
-    """What was done to the pack, in words."""
+    """Return in words what was done to the pack."""
     parts = [f"{counted(length, 'byte')} at {offset}" for offset, length in report.ranges[:RANGES_SHOWN]]
     if len(report.ranges) > RANGES_SHOWN:
         rest = report.ranges[RANGES_SHOWN:]
@@ -209,7 +211,7 @@ def _restored(report: RepairReport) -> str:
     if report.found_bytes is None:
         parts.append("the whole object was missing")
     elif report.found_bytes > report.pack_bytes:
-        parts.append(f"dropped {counted(report.found_bytes - report.pack_bytes, 'byte')} behind its end")
+        parts.append(f"dropped {counted(report.found_bytes - report.pack_bytes, 'byte')} after its end")
     return "; ".join(parts)
 
 
@@ -233,7 +235,7 @@ def _names(rooms: Rooms) -> dict[bytes, str]:
 
 
 def _name(names: dict[bytes, str], tenant: bytes) -> str:
-    """The tenant's name; its id if it was made a moment ago."""
+    """Return the tenant's name; its id if it was created a moment ago."""
     return names.get(tenant, tenant.hex())
 
 
@@ -243,7 +245,7 @@ def _say_copies(copies: CopiesReport) -> None:
     for name in copies.restored:
         say(f"{name}: restored from its copy")
     for why in copies.damaged:
-        say(f"NOT restored: {why}; no copy of it is right either", err=True)
+        say(f"NOT restored: {why}; its copy is not intact either", err=True)
 
 
 def _copies_fields(copies: CopiesReport) -> dict[str, object]:

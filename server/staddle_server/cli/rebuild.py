@@ -19,23 +19,23 @@ from staddle_server.upkeep.rebuild.run import RebuildReport
 
 
 @click.command()
-@settings_options(only=frozenset({"data", "store"}))
+@settings_options(only=frozenset({"data", "store", "catalog"}))
 @click.option("--replace", is_flag=True, help="Set an existing catalog aside, under a name with the time.")
 @click.option("--dry-run", is_flag=True, help="Report what a rebuild would find, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None) -> None:
     """Rebuild the catalog of DIR from its store and master.key.
 
-    No server may run on DIR. Exit codes: 0: everything in the store was used; 1: something could not be used and is named, and
-    everything else is in the catalog.
+    No server may run on DIR. Exit codes: 0: everything in the store was used; 1: something was unusable and
+    is listed, and everything else is in the catalog.
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
-    directory = DataDirectory(settings.data, settings.store)
+    directory = DataDirectory(settings.data, settings.store, settings.catalog)
     directory.require_rebuildable()
-    if directory.catalog.exists() and not (replace or dry_run):
+    if directory.catalog_place.is_there() and not (replace or dry_run):
         raise click.ClickException(
-            f"{directory.catalog} exists. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
+            f"{directory.catalog_place} exists. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
             "aside first; --dry-run shows what a rebuild would find"
         )
     give_up_at_start(directory.path, directory.store)
@@ -59,8 +59,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
 def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:
     report = asdict(rebuilt.report)
     problems = [{"what": each.what, "message": each.message} for each in rebuilt.report.problems]
-    aside = None if rebuilt.aside is None else str(rebuilt.aside)
-    return {**report, "problems": problems, "seconds": round(seconds, 3), "aside": aside}
+    return {**report, "problems": problems, "seconds": round(seconds, 3), "aside": rebuilt.aside}
 
 
 def _say_found(report: RebuildReport) -> None:
@@ -83,21 +82,21 @@ def _say_found(report: RebuildReport) -> None:
 
 
 def _of_these(report: RebuildReport) -> str:
-    deleted = f"; {report.deleted:,} of them deleted, and can be brought back" if report.deleted else ""
-    return deleted + (f"; {report.purged:,} more are gone for good" if report.purged else "")
+    deleted = f"; {report.deleted:,} of them deleted, and can be undeleted" if report.deleted else ""
+    return deleted + (f"; {report.purged:,} more are purged" if report.purged else "")
 
 
 def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> None:
     if dry_run:
         say("This was a dry run: nothing was changed.")
         return
-    say(f"Created {directory.catalog}.")
+    say(f"Created {directory.catalog_place}.")
     if rebuilt.aside is not None:
-        say(f"The previous catalog is {rebuilt.aside} now.")
+        say(f"The previous catalog is now {rebuilt.aside}.")
     own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""
     say(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
     say("Open uploads are gone: run those backups again; what they had stored is not sent again.")
-    say("Deleted backups can be brought back for their whole grace period, counted from now.")
+    say("Deleted backups can be undeleted for their whole grace period, counted from now.")
     say(
         "Garbage collection waits for you: check first that every backup exists, then run `staddle-server gc --after-rebuild`."
     )

@@ -1,4 +1,4 @@
-"""The list of commands. Each is loaded when it is used, so that a probe every few seconds costs little."""
+"""The list of commands. Each is loaded on use, so that a probe every few seconds costs little."""
 
 import contextlib
 import importlib
@@ -37,7 +37,9 @@ _ERROR: Final = "Error: "
 
 
 class Commands(click.Group):
-    """A group whose commands are imported by name, and whose errors are words: exit 1, or 2 for a wrong usage."""
+    """A group whose commands are imported by name, and whose errors are messages: exit 1, or 2 for wrong
+    usage.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return list(COMMANDS)
@@ -59,18 +61,18 @@ class Commands(click.Group):
         except SettingsError as error:
             raise click.UsageError(_fitted(error), ctx) from error
         except BrokenPipeError:
-            raise  # who read the output has gone (`| head`): click ends the command without a word
+            raise  # the reader of the output is gone (`| head`): click ends the command silently
         except (OperatorError, StaddleError, OSError) as error:
             raise click.ClickException(_fitted(error)) from error
         except (MemoryError, RuntimeError) as error:
-            told = shortage(error)
-            if told is None:
+            refused = shortage(error)
+            if refused is None:
                 raise
-            raise click.ClickException(_fitted(told)) from error
+            raise click.ClickException(_fitted(refused)) from error
 
 
 def _fitted(error: Exception) -> str:
-    """The message of an error, to be shown behind click's own word for it."""
+    """Return an error's message, to be shown after click's own prefix."""
     return fitted(f"{_ERROR}{error}", sys.stderr).removeprefix(_ERROR)
 
 
@@ -84,11 +86,12 @@ def run() -> None:
     try:
         group(prog_name="staddle-server")
     except SystemExit as end:
-        # The answer of `health` is its exit code, and a server serves whether or not it can say where. Their help is as any other's.
+        # The answer of `health` is its exit code, and a server serves even if it cannot print where. Their
+        # help is like any other's.
         is_help = not {"-h", "--help"}.isdisjoint(sys.argv[2:])
         failure = stdout_failure() if is_help or sys.argv[1:2] not in (["serve"], ["health"]) else None
         if failure is None or isinstance(failure, BrokenPipeError) or end.code:
-            raise  # what has failed has said so
+            raise  # the failure was already reported
         with contextlib.suppress(OSError):
             click.echo(f"Error: {failure}", err=True)
         sys.exit(1)

@@ -20,16 +20,16 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@settings_options(only=frozenset({"data", "store"}))
+@settings_options(only=frozenset({"data", "store", "catalog"}))
 def init(**flags: str | None) -> None:
     """Create a data directory.
 
-    It gets keys, a catalog, a store, the tenant "default", and an admin token in DIR/client.toml. `serve` does the same where
-    DIR is empty or missing.
+    It gets keys, a catalog, a store, the tenant "default", and an admin token in DIR/client.toml. `serve`
+    does the same where DIR is empty or missing.
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
-    directory = DataDirectory(settings.data, settings.store)
+    directory = DataDirectory(settings.data, settings.store, settings.catalog)
     if directory.is_complete():
         raise click.ClickException(f"{directory.path} is already a data directory; nothing was changed")
     with directory.claimed():
@@ -51,16 +51,19 @@ def serve(**flags: str | None) -> None:
     logs.never_block(1)
     logs.never_block(2)
     if unknown := unknown_variables(os.environ):
-        _log.warning("no such setting, and nothing is done about it: %s", ", ".join(unknown))
+        _log.warning("unknown setting, ignored: %s", ", ".join(unknown))
     run.run_server(settings, _announce, reread=lambda: settings_from(flags, again=True))
 
 
 def _announce(started: run.Started) -> None:
-    """Says where the server is. That nobody reads it (`staddle-server serve | head -1`), or a full disk, is no reason to stop."""
+    """Print where the server is.
+
+    No reader (`staddle-server serve | head -1`) or a full disk is no reason to stop.
+    """
     try:
         _say_started(started)
     except OSError:
-        # Nor is it one to complain at the end, when Python flushes what is left.
+        # Nor a reason to complain at the end, when Python flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -79,14 +82,16 @@ def _say_made(directory: DataDirectory) -> None:
     click.echo(
         f'Created {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
     )
+    if not directory.store.exists():
+        click.echo(f"The store is {directory.place}.")
     click.echo(
-        f"Keep a copy of {directory.master_key} somewhere else: without it nothing that is stored can ever be read."
+        f"Keep a copy of {directory.master_key} somewhere else: without it the stored data is unreadable."
     )
 
 
 def _transport(settings: Settings) -> str:
     if settings.tls_cert is None and isinstance(settings.listen, UnixAddress):
-        return f"without TLS: whoever may write the socket, mode {settings.socket_mode:04o}, can connect"
+        return f"without TLS: everyone with write access to the socket, mode {settings.socket_mode:04o}, can connect"
     if settings.tls_cert is None:
         return "without TLS: only this machine can connect"
     return "mutual TLS" if settings.tls_client_ca is not None else "TLS"

@@ -41,7 +41,7 @@ def create(name: str, data: DataDirectory) -> None:
     "--grace",
     metavar="DURATION",
     required=True,
-    help="How long deleted backups can be brought back. Also applies to backups that are already deleted.",
+    help="How long deleted backups can be undeleted. Also applies to backups that are already deleted.",
 )
 @data_option
 def set_(name: str, grace: str, data: DataDirectory) -> None:
@@ -49,7 +49,7 @@ def set_(name: str, grace: str, data: DataDirectory) -> None:
     grace_s = int(duration("--grace", grace, GRACE_S_MAX))
     with open_rooms(data) as rooms:
         set_grace(rooms, tenant_named(rooms, name), grace_s, time.time_ns())
-    click.echo(f"Deleted backups of the tenant {name} can be brought back for {figures.duration(grace_s)}.")
+    click.echo(f"Deleted backups of the tenant {name} can be undeleted for {figures.duration(grace_s)}.")
 
 
 @tenant.command("list")
@@ -71,4 +71,4 @@ def list_(data: DataDirectory, as_json: bool) -> None:
         }
         for each in tenants
     ]
-    print_rows(rows, as_json=as_json, empty="There is no tenant.")
+    print_rows(rows, as_json=as_json, empty="No tenant.")

@@ -1,4 +1,4 @@
-"""Lines that the commands print, and how far they are."""
+"""Output of the commands: lines and progress."""
 
 import sys
 import time
@@ -11,12 +11,15 @@ SHOW_S: Final = 0.2
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Prints a line, on a terminal broken between words."""
+    """Print a line, on a terminal wrapped between words."""
     click.echo(fitted(line, sys.stderr if err else sys.stdout), err=err)
 
 
 class Line:
-    """One line on standard error, written over a few times a second; nothing where that is no terminal. It goes at the context's end."""
+    """One line on standard error, updated a few times a second; nothing without a terminal.
+
+    Cleared when the context ends.
+    """
 
     def __init__(self, *, on: bool = True) -> None:
         self._on = on and sys.stderr.isatty()
@@ -30,16 +33,16 @@ class Line:
         self.clear()
 
     def show(self, text: str) -> None:
-        """Says how far it is now."""
+        """Show the progress."""
         now_s = time.monotonic()
         if self._on and now_s - self._shown_s >= SHOW_S:
             self._shown, self._shown_s = True, now_s
             self._write(
                 text[: columns(sys.stderr) - 1]
-            )  # one that the terminal breaks does not go away whole
+            )  # a line that the terminal wraps cannot be cleared completely
 
     def clear(self) -> None:
-        """The line goes, so that something can be said."""
+        """Clear the line before other output."""
         if self._shown:
             self._shown = False
             self._write("")

@@ -52,7 +52,7 @@ _tenant_option = click.option(
     "--role",
     required=True,
     type=click.Choice([role.name.lower() for role in TokenRole]),
-    help="reader: look and restore; writer: also back up; admin: also delete and undelete.",
+    help="reader: browse and restore; writer: also back up; admin: also delete and undelete.",
 )
 @click.option(
     "--name",
@@ -96,13 +96,16 @@ def create(
 
 
 def _believed_ns(rooms: Rooms) -> int:
-    """The time by which the server judges whether tokens have expired."""
+    """Return the time by which the server judges whether tokens have expired."""
     return ClockGuard(rooms.catalog, SystemClock()).look().believed_ns
 
 
 @contextlib.contextmanager
 def _revoked_unless_shown(rooms: Rooms, tenant: TenantRow, name: str) -> Iterator[None]:
-    """Revokes the token if the body, which shows it, does not come to its end. Raises OperatorError where that could not be written."""
+    """Revoke the token if the body, which shows it, fails.
+
+    Raises OperatorError if that could not be written.
+    """
     try:
         yield
     except BaseException as error:
@@ -163,7 +166,7 @@ def _state(token: Token, now_ns: int) -> str:
 
 
 def _life_ns(text: str) -> int:
-    """How long a token is good for. Raises SettingsError."""
+    """Return how long a token is valid. Raises SettingsError."""
     seconds = duration("--expires", text)
     if seconds <= 0:
         raise SettingsError(f"--expires is {text!r}: the token would never be valid")

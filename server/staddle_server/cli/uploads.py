@@ -21,15 +21,15 @@ _PAGE = 1000
     "--abort",
     metavar="ID",
     multiple=True,
-    help="Abort the upload with this id, or with the only id that begins so. Can be repeated.",
+    help="Abort the upload with this id, or this unique prefix of an id. Can be repeated.",
 )
 @data_option
 @json_option
 def uploads(*, tenant: str | None, abort: tuple[str, ...], data: DataDirectory, as_json: bool) -> None:
     """List open uploads of all tenants, or abort some.
 
-    The server refuses the writer of an aborted upload from then on, and the next collections free its space. Runs beside a
-    server.
+    The server refuses the writer of an aborted upload from then on, and the next collections free its space.
+    Runs beside a server.
     """
     with open_rooms(data) as rooms:
         listed = list(_open(rooms, tenant))
@@ -39,11 +39,11 @@ def uploads(*, tenant: str | None, abort: tuple[str, ...], data: DataDirectory, 
     if abort:
         for name, each in chosen:
             click.echo(
-                f"Gave up {each.id.hex()} of the dataset {each.dataset!r} of the tenant {name}.", err=as_json
+                f"Aborted {each.id.hex()} of the dataset {each.dataset!r} of the tenant {name}.", err=as_json
             )
     rows = [_row(name, each) for name, each in (chosen or listed)]
     if as_json or not abort:
-        print_rows(rows, as_json=as_json, empty="There is no open upload.")
+        print_rows(rows, as_json=as_json, empty="No open upload.")
 
 
 def _open(rooms: Rooms, tenant: str | None) -> Iterator[tuple[str, Upload]]:
@@ -60,7 +60,7 @@ def _picked(listed: list[tuple[str, Upload]], prefix: str) -> tuple[str, Upload]
     found = [each for each in listed if prefix and each[1].id.hex().startswith(prefix.lower())]
     if len(found) != 1:
         many = "more than one open upload has" if found else "no open upload has"
-        raise click.UsageError(f"--abort {prefix!r}: {many} an id that begins so; nothing was changed")
+        raise click.UsageError(f"--abort {prefix!r}: {many} an id with this prefix; nothing was changed")
     return found[0]
 
 

@@ -1,1 +1,1 @@
-"""One restore or one look from start to end."""
+"""One restore or one read-only query from start to end."""

@@ -1,4 +1,4 @@
-"""Looking: which backup, what is in it, what differs, and bytes of one file."""
+"""Browsing: which backup, its content, differences, and bytes of one file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from staddle_server.base.clock import Clock
-from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition
+from staddle_server.base.errors import BadRequest, Damaged, Precondition
 from staddle_server.base.limits import READ_RANGE_BYTES_MAX
 from staddle_server.base.types import Entry, EntryType, Role
 from staddle_server.catalog import Backup, Catalog, Principal
@@ -15,22 +15,23 @@ from staddle_server.manifest.compare import Changed, compare
 from staddle_server.manifest.content import chunks_of, read_attributes
 from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
-from staddle_server.restore.restore import Restore
+from staddle_server.restore.restore import Restore, path_not_found
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenants
 
 Check = Callable[[], None]
-"""Raises where the caller has gone, or may not read any more. Whatever reads many pages asks at each."""
+"""Raises once the caller is gone or may not read any more. Loops over many pages call it at each."""
 
 
 def unchecked() -> None:
-    """For who reads without a call."""
+    """Do nothing: for reads without a call."""
 
 
 class Selector(NamedTuple):
-    """Which backup of a dataset: an id, a unique prefix, or "latest"; or the newest begun at or before a moment.
+    """Selects a backup of a dataset: an id, a unique prefix, or "latest"; or the newest begun at or before a
+    time.
 
-    Nothing set: the newest one.
+    With nothing set, the newest one.
     """
 
     backup: str = ""
@@ -47,7 +48,7 @@ class FileRange(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An entry of a listing, with the attributes that it has in a chunk of their own, encoded."""
+    """An entry of a listing, with its separately stored attributes, encoded."""
 
     entry: Entry
     attributes: bytes | None
@@ -55,6 +56,13 @@ class Listed(NamedTuple):
 
 def _listed(entry: Entry, reader: ChunkReader) -> Listed:
     return Listed(entry, read_attributes(entry, reader))
+
+
+def _found(manifest: Manifest, path: bytes) -> Entry:
+    entry = manifest.find(path)
+    if entry is None:
+        raise path_not_found(path)
+    return entry
 
 
 class Reads:
@@ -67,7 +75,7 @@ class Reads:
         self._openers = openers
 
     def pick(self, principal: Principal, dataset: str, selector: Selector) -> Backup:
-        """The backup that a selector means.
+        """Return the selected backup.
 
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
@@ -78,7 +86,7 @@ class Reads:
         if selector.ago_ns is not None:
             at_ns = self._clock.now_ns() - selector.ago_ns
         if at_ns is not None:
-            at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time that the catalog cannot hold
+            at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time outside the catalog's range
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
 
     def restore(
@@ -91,7 +99,7 @@ class Reads:
         segments: bool = False,
         check: Check = unchecked,
     ) -> Restore:
-        """A restore of a backup; see Restore."""
+        """Return a restore of a backup; see Restore."""
         return Restore(
             self._tenants.get(principal.tenant),
             self._catalog,
@@ -113,30 +121,32 @@ class Reads:
         after: bytes | None,
         check: Check = unchecked,
     ) -> Iterator[Listed]:
-        """The entries in a directory, or all below it, or the one entry that is no directory, in order.
+        """Yield in order the entries in a directory, or all below it, or the single entry that is not a
+        directory.
 
         Raises:
             NotFound: PATH_NOT_FOUND.
-            Damaged: a part of the manifest cannot be read; raised where the listing comes to it.
+            Damaged: A part of the manifest is unreadable; raised where the listing reaches it.
 
         """
         check_path(path)
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        reader = self._reader(principal, check)
         manifest = Manifest(backup.root, reader)
         if path:
-            entry = manifest.find(path)
-            if entry is None:
-                raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+            entry = _found(manifest, path)
             if entry.type is not EntryType.DIRECTORY:
                 return iter([_listed(entry, reader)] if after is None else [])
         found = manifest.walk(path, after=after) if recursive else manifest.children(path, after=after)
         return self._whole(found, path, reader)
 
+    def _reader(self, principal: Principal, check: Check) -> ChunkReader:
+        return ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+
     def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Listed]:
         for entry in found:
             if isinstance(entry, Gap):
                 raise Damaged(
-                    f"the listing cannot go on behind {shown(entry.after or b'')}: {entry.message}; Restore gives the rest",
+                    f"the listing cannot continue after {shown(entry.after or b'')}: {entry.message}; Restore returns the rest",
                     path=shown(entry.after or b""),
                 )
             if entry.path != path:
@@ -145,12 +155,12 @@ class Reads:
     def chunks(
         self, principal: Principal, entry: Entry, limit: int, check: Check = unchecked
     ) -> Sequence[tuple[int, bytes]]:
-        """The first chunks of an entry's content, (length, digest)."""
+        """Return the first chunks of an entry's content, (length, digest)."""
         if entry.content is None:
             return ()
         if entry.content.root is None:
             return entry.content.chunks
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        reader = self._reader(principal, check)
         return [ref for _, (_, ref) in zip(range(limit), chunks_of(entry.content, reader), strict=False)]
 
     def changes(
@@ -161,8 +171,8 @@ class Reads:
         behind: bytes | None,
         check: Check = unchecked,
     ) -> Iterator[Changed]:
-        """What differs between two backups, in order; reads only the pages that differ."""
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        """Yield the differences between two backups in order; reads only the pages that differ."""
+        reader = self._reader(principal, check)
         return compare(before.root, after.root, reader, after=behind)
 
     def read_range(
@@ -175,24 +185,22 @@ class Reads:
         *,
         check: Check = unchecked,
     ) -> FileRange:
-        """Bytes of one file; fewer where it ends.
+        """Return bytes of one file; fewer at its end.
 
         Raises:
-            BadRequest: too many bytes were asked for.
+            BadRequest: More bytes requested than allowed.
             NotFound: PATH_NOT_FOUND.
             Precondition: NOT_A_FILE.
-            Damaged: a chunk in that range cannot be read.
+            Damaged: A chunk in that range is unreadable.
 
         """
         check_path(path)
         if length > READ_RANGE_BYTES_MAX:
             raise BadRequest(
-                "BAD_FIELD", f"one call reads at most {READ_RANGE_BYTES_MAX} bytes", field="length_bytes"
+                "BAD_FIELD", f"the limit is {READ_RANGE_BYTES_MAX} bytes a call", field="length_bytes"
             )
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
-        entry = Manifest(backup.root, reader).find(path)
-        if entry is None:
-            raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+        reader = self._reader(principal, check)
+        entry = _found(Manifest(backup.root, reader), path)
         content = entry.content
         if content is None:
             raise Precondition(

@@ -1,4 +1,6 @@
-"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest is restored."""
+"""A backup, or paths of it, as a stream of entries and verified bytes; damage is reported, and the rest
+restored.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +35,20 @@ from staddle_server.tenancy.prefetch import Ahead
 from staddle_server.tenancy.tenant import Tenant
 
 INLINE_BYTES_MAX: Final = 64 * KIB
-"""A file of one chunk up to this size comes in its entry."""
+"""A file of one chunk up to this size is sent in its entry."""
 WINDOW_STEPS: Final = 4096
 WINDOW_BYTES: Final = 32 * MIB
-"""Look-ups are made for so much at once, and it is seen how much of each segment is needed."""
+"""The window of lookups, over which the needed part of each segment is counted."""
 
 
 FOUND_MAX: Final = 4096
-"""So many entries that were looked up are kept until they are sent."""
+"""Entries looked up and kept until they are sent."""
 
 
 class SentEntry(NamedTuple):
-    """An entry; `data` is its whole content if it comes inline, or as a piece of a segment.
+    """An entry; `data` is its whole content if it is inline, or a piece of a segment.
 
-    `attributes` are those that it has in a chunk of their own, encoded: as objects they are made where they are sent.
+    `attributes` are its separately stored ones, encoded: they become objects where they are sent.
     """
 
     entry: Entry
@@ -55,7 +57,7 @@ class SentEntry(NamedTuple):
 
 
 class SentSegment(NamedTuple):
-    """What later pieces are taken from."""
+    """A segment for later pieces."""
 
     segment: StoredSegment
 
@@ -85,13 +87,13 @@ class SentRef(NamedTuple):
 
 
 class SentEnd(NamedTuple):
-    """The last entry is whole."""
+    """The last entry is complete."""
 
     content: Content
 
 
 class SentDamage(NamedTuple):
-    """The last entry, or what lies in a damaged part of the manifest, cannot be given back."""
+    """The last entry, or the content of a damaged part of the manifest, cannot be restored."""
 
     path: bytes
     message: str
@@ -112,7 +114,10 @@ Event = SentEntry | SentSegment | SentPiece | SentData | SentZeros | SentRef | S
 
 
 class _Step(NamedTuple):
-    """One thing to send: an entry, one chunk of the last one, or its end. `error`: its chunk list cannot be read."""
+    """One thing to send: an entry, one chunk of the last one, or its end.
+
+    `error`: its chunk list is unreadable.
+    """
 
     entry: Entry | None = None
     ref: ChunkRef | None = None
@@ -121,7 +126,7 @@ class _Step(NamedTuple):
 
 
 class Restore:
-    """One restore. Iterate `events`; `totals` is right at every moment."""
+    """One restore. Iterate `events`; `totals` is current at any time."""
 
     def __init__(
         self,
@@ -135,7 +140,9 @@ class Restore:
         segments: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check` raises where the caller has gone; `data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
+        """`check` raises once the caller is gone; `data`: with the bytes, as stored where possible with
+        `segments`; `refs`: with chunk references.
+        """
         self._tenant = tenant
         self._catalog = catalog
         self._manifest_reader = ChunkReader(tenant, catalog, check=check)
@@ -149,39 +156,35 @@ class Restore:
         self._data = data
         self._refs = refs
         self._found: dict[bytes, Entry] = {}
-        """Entries that were asked for, and in which nothing lies: their pages need not be read twice."""
+        """Requested entries without children: their pages need not be read twice."""
         self._path = b""
         self._offset = 0
         self._skipping = False
         """The rest of the last entry is not sent: it is damaged."""
         self._attributes: bytes | None = None
-        """Those of the last entry, until it is sent."""
+        """The chunks of the last entry, until it is sent."""
         self._held: Entry | None = None
         """An entry that waits for its only chunk."""
         self.totals = Totals()
 
     def select(self, paths: Sequence[bytes], *, exact: bool) -> list[bytes]:
-        """The paths in order, without those that lie below another one of them.
+        """Return the paths in order, without those below another one.
 
         Raises:
-            NotFound: PATH_NOT_FOUND, one of them is not there.
+            NotFound: PATH_NOT_FOUND, one of them does not exist.
 
         """
         chosen: list[bytes] = []
         for path in sorted(set(paths), key=sort_key):
             self._check()
             if path and not self._may_have(path):
-                raise NotFound(
-                    "PATH_NOT_FOUND",
-                    f"the backup has no path '{shown(path)}'",
-                    path=shown(path),
-                )
+                raise path_not_found(path)
             if exact or not chosen or not _below(path, chosen[-1]):
                 chosen.append(path)
         return chosen
 
     def _may_have(self, path: bytes) -> bool:
-        """Whether the backup has a path, as far as its manifest can be read: what is damaged is named in the stream."""
+        """Return whether the backup has a path, or may have it: damage is reported in the stream."""
         try:
             entry = self._manifest.find(path)
         except Damaged:
@@ -192,10 +195,10 @@ class Restore:
         return entry is not None
 
     def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:
-        """What to send, in order. With no paths: everything."""
+        """Yield what to send, in order. With no paths: everything."""
         steps = self._steps(self._entries(paths, exact=exact))
         window: list[_Step] = []
-        # Apart from what the pages take, so that a window never keeps the next page from being read.
+        # Separate from the pages' memory, so that a window never blocks the next page.
         held = self._tenant.decoded.held(self._tenant.id, self._check)
         size = memory = 0
         for step in steps:
@@ -204,7 +207,7 @@ class Restore:
             size += _size_of(step)
             memory += _memory_of(step)
             fits = True
-            if memory >= COUNTED_BYTES:  # where there is no room, a window is just shorter
+            if memory >= COUNTED_BYTES:  # without room, the window is only shorter
                 fits, memory = held.may_change(memory), 0
             if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES or not fits:
                 yield from self._send(window)
@@ -270,7 +273,7 @@ class Restore:
         firsts, ends = self._order(digests, places)
         ahead = Ahead(
             self._opener,
-            lambda ref: self._tenant.packs.segment(ref, ends[ref]),
+            lambda ref: self._tenant.cached.segment(ref, ends[ref]),
             lambda ref: not self._reader.has(ref),
             firsts,
         )
@@ -333,7 +336,7 @@ class Restore:
             segment = self._as_stored.segment_for(ref.digest)
             if segment is not None:
                 yield SentSegment(segment)
-                del segment  # it is not needed while what follows is sent
+                del segment  # not needed while the following data is sent
             piece = self._as_stored.piece(ref.digest, ref.length)
             if piece is not None:
                 yield self._sent_chunk(piece, ref.length)
@@ -354,16 +357,16 @@ class Restore:
         return SentPiece(data) if isinstance(data, Piece) else SentData(data)
 
     def _take(self, ahead: Ahead[Segment], digest: bytes) -> None:
-        """Puts a segment that was opened ahead where chunks are read from."""
+        """Put a prefetched segment where chunks are read from."""
         with suppress(
             Damaged, BlobUnreadable
-        ):  # the reader meets it again, notes it, and looks for another copy
+        ):  # the reader finds it again, records it, and searches for another copy
             taken = ahead.take(digest)
             if taken is not None:
                 self._reader.keep(*taken)
 
     def _give_up(self, damage: SentDamage) -> Iterator[Event]:
-        """The last entry, or a part of the manifest, cannot be given back. Of an entry that is said once."""
+        """Yield the damage of the last entry, or of a part of the manifest; once for each entry."""
         if self._skipping and not damage.subtree:
             return
         if self._held is not None:
@@ -385,7 +388,7 @@ class Restore:
     def _order(
         digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
     ) -> tuple[list[tuple[bytes, SegmentRef]], dict[SegmentRef, int]]:
-        """The segments that will be needed, each at the chunk that needs it first, and up to where."""
+        """Yield the needed segments, each at the chunk that needs it first, and up to where."""
         firsts: list[tuple[bytes, SegmentRef]] = []
         ends: dict[SegmentRef, int] = {}
         for digest in digests:
@@ -399,8 +402,15 @@ class Restore:
         return firsts, ends
 
 
+def path_not_found(path: bytes) -> NotFound:
+    """The error for a path that a backup does not have."""
+    return NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+
+
 def _size_of(step: _Step) -> int:
-    """What a window counts: bytes to come, and what the entry takes beside them, of which pages hold only a little."""
+    """Return what a window counts: bytes to come, and the entry's own memory, only a little of which is in
+    pages.
+    """
     if step.ref is not None:
         return step.ref.length
     attributes = None if step.entry is None else step.entry.attributes
@@ -411,18 +421,18 @@ def _size_of(step: _Step) -> int:
 
 
 _ITEM_BYTES: Final = 1024
-"""What a window counts for an attribute or hole in memory: more than the 150 bytes that it takes, for a window is large."""
+"""What a window counts for an attribute or hole: more than its 150 bytes, because a window is large."""
 
 
 COUNTED_BYTES: Final = 64 * KIB
-"""What windows take is counted in such portions."""
+"""The granularity in which windows count memory."""
 STEP_BYTES: Final = 256
 ENTRY_BYTES: Final = 768
 """A step, and an entry with a few chunks, as objects."""
 
 
 def _memory_of(step: _Step) -> int:
-    """What a step takes while it waits in a window."""
+    """Return what a step takes while it waits in a window."""
     entry = step.entry
     if entry is None:
         return STEP_BYTES

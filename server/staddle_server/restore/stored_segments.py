@@ -1,11 +1,13 @@
-"""Segments as they are stored, to callers who open them themselves: a restore then neither inflates nor hashes, and sends half the bytes.
+"""Segments sent as stored, to clients that open them: such a restore neither inflates nor hashes, and sends
+half the bytes.
 
-The seal says that the bytes are those that were stored, every chunk of which was checked when it came; the caller checks each file
-against its content id. A segment goes out this way only if
-- its pack was written for a backup that exists and is not deleted, so that whoever restores may read all of it; and
-- what is needed of it now is about as much as it is stored with, or the caller has it already.
+The seal proves that the bytes are the stored ones, whose chunks were all verified on arrival; the client
+    checks each file against its content id. A segment is sent this way only if
+- its pack was written for a backup that exists and is not deleted, so that the caller may read all of it; and
+- about as much of it is needed as is stored, or the client has it already.
 
-Everything else is inflated here, as is what cannot be opened: damage is then found, noted and named in one place.
+Everything else is inflated here, including segments that do not open: damage is then found and reported in
+one place.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from staddle_server.tenancy.prefetch import Ahead
 from staddle_server.tenancy.tenant import Tenant
 
 USED_PERCENT_MIN: Final = 80
-"""The share of a segment's stored length that has to be needed, in inflated bytes."""
+"""The share of a segment's stored length that must be needed, in inflated bytes."""
 PACKS_REMEMBERED: Final = 32_768
-"""Packs of which a restore remembers whether they may be read, at least; at most twice as many."""
+"""Packs whose readability a restore remembers, at least; at most twice as many."""
 
 
 class Piece(NamedTuple):
-    """A whole chunk: bytes of an inflated segment that was sent."""
+    """A whole chunk: bytes of an inflated segment sent earlier."""
 
     segment: int
     offset: int
@@ -40,7 +42,7 @@ class Piece(NamedTuple):
 
 
 class AsStored:
-    """What one restore sends as it is stored. Not thread-safe."""
+    """What one restore sends as stored. Not thread-safe."""
 
     def __init__(self, tenant: Tenant, catalog: Catalog, opener: Executor) -> None:
         self._tenant = tenant
@@ -49,14 +51,14 @@ class AsStored:
         self._may_be_read: Recent[bytes, bool] = Recent(PACKS_REMEMBERED)
         self._count = 0
         self._sent: OrderedDict[SegmentRef, tuple[int, int]] = OrderedDict()
-        """The segments that the caller still has: their numbers, and what they inflate to."""
+        """The segments that the client still has: their numbers, and their inflated sizes."""
         self._places: Mapping[bytes, ChunkPlace] = {}
         self._refused: set[SegmentRef] = set()
-        """Of this window: what could not be opened, and what would have to be sent twice."""
+        """In this window: segments that did not open, and segments that would be sent twice."""
         self._ahead: Ahead[StoredSegment] | None = None
 
     def choose(self, digests: Sequence[bytes], places: Mapping[bytes, Sequence[ChunkPlace]]) -> set[bytes]:
-        """Begins a window in which these chunks are needed, in this order. Those that may come as pieces; `close` ends it."""
+        """Begin a window of chunks in order of need. Return which may be sent as pieces; `close` ends it."""
         wanted = {digest: places[digest][0] for digest in digests if places.get(digest)}
         needed: Counter[SegmentRef] = Counter()
         for place in wanted.values():
@@ -75,14 +77,14 @@ class AsStored:
             order.setdefault(place.segment, digest)
         self._ahead = Ahead(
             self._opener,
-            self._tenant.packs.stored,
+            self._tenant.cached.stored,
             lambda ref: ref not in self._sent,
             ((digest, ref) for ref, digest in order.items()),
         )
         return set(self._places)
 
     def _readable(self, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of the packs that were written for a backup that exists."""
+        """Return which packs were written for a backup that exists."""
         known = self._may_be_read
         unknown = {pack for pack in packs if known.get(pack) is None}
         if unknown:
@@ -92,16 +94,16 @@ class AsStored:
         return {pack for pack in packs if known.get(pack)}
 
     def segment_for(self, digest: bytes) -> StoredSegment | None:
-        """The segment that has to be sent before the piece of this chunk, if the caller does not have it."""
+        """Return the segment to send before the piece of this chunk, unless the client has it."""
         place = self._places.get(digest)
         if place is None or place.segment in self._sent or place.segment in self._refused:
             return None
         ref = place.segment
-        self._refused.add(ref)  # unless all goes well; and if the caller forgets it, it is not sent again
+        self._refused.add(ref)  # unless all succeeds; and a segment that the client dropped is not sent again
         try:
             segment = self._opened(digest, ref)
         except (Damaged, BlobUnreadable):
-            return None  # inflating it meets the same error, and handles it
+            return None  # inflating it raises the same error, and handles it
         if segment.role is not Role.DATA:
             return None
         self._sent[ref] = (self._count, segment.raw_bytes)
@@ -112,10 +114,10 @@ class AsStored:
 
     def _opened(self, digest: bytes, ref: SegmentRef) -> StoredSegment:
         taken = self._ahead.take(digest) if self._ahead is not None else None
-        return taken[1] if taken is not None and taken[0] == ref else self._tenant.packs.stored(ref)
+        return taken[1] if taken is not None and taken[0] == ref else self._tenant.cached.stored(ref)
 
     def piece(self, digest: bytes, length: int) -> Piece | None:
-        """Where the caller finds a chunk of this length; None if it has to be sent."""
+        """Return where the client finds a chunk of this length; None if it must be sent."""
         place = self._places.get(digest)
         sent = None if place is None else self._sent.get(place.segment)
         if place is None or sent is None or place.length != length or place.offset + length > sent[1]:
@@ -123,7 +125,7 @@ class AsStored:
         return Piece(sent[0], place.offset, length)
 
     def close(self) -> None:
-        """Drops what was opened and not needed."""
+        """Drop opened segments that were not needed."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

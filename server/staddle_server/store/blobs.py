@@ -14,7 +14,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 def compact(data: bytes | memoryview) -> bytes | memoryview:
-    """Return `data` for keeping: a copy if it is a view that would keep alive over four times its own size."""
+    """Return `data` for keeping: a copy if it is a view that would keep alive over four times its
+    own size.
+    """
     sparse = isinstance(data, memoryview) and 4 * len(data) < memoryview(data.obj).nbytes
     return bytes(data) if sparse else data
 
@@ -117,7 +119,9 @@ class WritableBlobs(ReadableBlobs, Protocol):
 
     @property
     def failed(self) -> str | None:
-        """Why the store refuses writes until a restart; None while writes work or may work again without one."""
+        """Why the store refuses writes until a restart; None while writes work or may work again
+        without one.
+        """
 
     def check_writable(self) -> None:
         """Raise Unavailable if `failed`: for callers about to decide something that could not be written."""

@@ -105,10 +105,10 @@ def sync_directory(files: Files, path: str) -> None:
 
 
 def make_durable(path: str) -> None:
-    """Makes a directory and those above it that are missing, each name synced into its parent.
+    """Make a directory and those above it that are missing, each name synced into its parent.
 
-    The name of one that is there already is synced too, where that can be done: a start that was cut off may have made it.
-    Raises OSError.
+    The name of one that is there already is synced too, where that can be done: a start that was cut off may
+    have made it. Raises OSError.
     """
     files, parent = Files(), os.path.dirname(path) or "."
     if os.path.isdir(path):

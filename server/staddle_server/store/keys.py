@@ -1,4 +1,6 @@
-"""The master key, tenants' stored secrets, and what is derived from them (docs/format.md, "Tenant secrets")."""
+"""The master key, tenants' stored secrets, and what is derived from them (docs/format.md, "Tenant
+secrets").
+"""
 
 import codecs
 import contextlib
@@ -308,7 +310,9 @@ class KeyStore:
         return _tenant_keys(self._load(tenant))
 
     def opens(self, tenant: bytes, version: int, data: bytes) -> bool:
-        """Return whether `data` is this tenant's keys object of this version and opens with the master key."""
+        """Return whether `data` is this tenant's keys object of this version and opens with the
+        master key.
+        """
         try:
             return (
                 max(unwrap_keys(self._master, tenant, data, keys_name(tenant, version)).pack_keys) == version

@@ -79,18 +79,18 @@ def marks_in(blobs: Blobs) -> set[GenerationMark]:
 
 def put_mark(blobs: WritableBlobs, mark: GenerationMark, began: Began) -> None:
     """Write the mark durably. Raises what the blobs raise."""
-    told = {"host": began.host[:HOST_CHARS_MAX], "began": began.at}
-    blobs.put(mark.name, MARK_FIRST + json.dumps(told).encode() + b"\n")
+    content = {"host": began.host[:HOST_CHARS_MAX], "began": began.at}
+    blobs.put(mark.name, MARK_FIRST + json.dumps(content).encode() + b"\n")
 
 
 def read_mark(blobs: ReadableBlobs, mark: GenerationMark) -> Began:
     """Return the mark's content. It is informative only: an unreadable mark gives empty values."""
     try:
         size = min(blobs.size(mark.name), MARK_BYTES_MAX)
-        told = json.loads(blobs.read(mark.name, 0, size).removeprefix(MARK_FIRST))
+        content = json.loads(blobs.read(mark.name, 0, size).removeprefix(MARK_FIRST))
     except (StaddleError, ValueError, RecursionError):
         return Began("", "")
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         return Began("", "")
-    host, at = (str(told.get(key, ""))[:HOST_CHARS_MAX] for key in ("host", "began"))
+    host, at = (str(content.get(key, ""))[:HOST_CHARS_MAX] for key in ("host", "began"))
     return Began(*(text if text.isprintable() else "" for text in (host, at)))

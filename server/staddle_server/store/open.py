@@ -43,7 +43,10 @@ def open_blobs(place: str, environ: Environ = MappingProxyType({}), spool: str =
 
 
 def check_engine(url: str, environ: Environ, spool: str) -> None:
-    """Tries whether the object store at `url` does what backups need. Raises UnsafeStore, and as `open_blobs` does."""
+    """Try whether the object store at `url` does what backups need.
+
+    Raises UnsafeStore, and as `open_blobs` does.
+    """
     blobs = object_urls.open_object_url(url, environ, spool)
     from staddle_server.store.backends import object_probe
 

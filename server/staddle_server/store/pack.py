@@ -22,6 +22,7 @@ from staddle_server.store import packform as form
 from staddle_server.store.blobs import BlobShort, Buffer, ReadableBlobs
 from staddle_server.store.frame import Codec, FrameError, compress, inflate, inflate_start
 from staddle_server.store.keys import ID_BYTES, secrets_of
+from staddle_server.store.segment_cache import SegmentCache
 
 __all__ = [
     "Codec",
@@ -139,8 +140,10 @@ class PackReader:
     bytes, Unavailable if the store does not answer.
     """
 
-    def __init__(self, blobs: ReadableBlobs, keys: TenantKeys) -> None:
+    def __init__(self, blobs: ReadableBlobs, keys: TenantKeys, cache: SegmentCache | None = None) -> None:
+        """With `cache`, segments may come from there. Only for restores: a check for damage must read the store."""
         self._blobs = blobs
+        self._cache = cache
         self._keys = keys
         self._id_key = secrets_of(keys).id_key
         self._openers: OrderedDict[bytes, AESGCM] = OrderedDict()
@@ -250,14 +253,16 @@ class PackReader:
                 raise form.FormError("a segment cannot start there")
             if not form.SEGMENT_BYTES_MIN <= ref.length <= form.SEGMENT_BYTES_MAX:
                 raise form.FormError(f"a segment cannot have {ref.length} bytes")
+        if self._cache is not None and (kept := self._cache.get(ref)) is not None:
+            with suppress(PackDamaged):
+                return _open_body(ref, memoryview(kept), opener)
+            self._cache.drop(ref)
         # The sealed bytes are freed on return, before the payload is inflated, to save memory.
         data = memoryview(self._blobs.read(self._name(ref.pack), ref.offset, ref.length))
-        with _naming(ref.pack, ref.offset):
-            head = form.decode_head(data[: form.HEAD_BYTES])
-            if head.segment_bytes != ref.length:
-                raise form.FormError(f"the segment has {head.segment_bytes} bytes, not {ref.length}")
-            body = opener.decrypt(form.nonce(head.number), data[form.HEAD_BYTES :], data[: form.HEAD_BYTES])
-        return head, memoryview(body)
+        opened = _open_body(ref, data, opener)
+        if self._cache is not None:
+            self._cache.put(ref, data)
+        return opened
 
     def _open_footer(self, pack: bytes, size: int, opener: AESGCM) -> tuple[form.Trailer, bytes]:
         offset = max(0, size - form.TRAILER_BYTES)
@@ -334,6 +339,15 @@ class PackReader:
                     yield start + index, form.decode_head(block[index : index + form.HEAD_BYTES])
                 index = block.find(form.SEGMENT_MAGIC, index + 1)
             start += len(block) - form.HEAD_BYTES + 1
+
+
+def _open_body(ref: SegmentRef, data: memoryview, opener: AESGCM) -> tuple[form.SegmentHead, memoryview]:
+    with _naming(ref.pack, ref.offset):
+        head = form.decode_head(data[: form.HEAD_BYTES])
+        if head.segment_bytes != ref.length:
+            raise form.FormError(f"the segment has {head.segment_bytes} bytes, not {ref.length}")
+        body = opener.decrypt(form.nonce(head.number), data[form.HEAD_BYTES :], data[: form.HEAD_BYTES])
+    return head, memoryview(body)
 
 
 class _naming:  # noqa: N801 - a context manager

@@ -1,1 +1,1 @@
-"""What works inside one tenant: its secrets, its records, and reading and writing of its chunks."""
+"""What works inside one tenant: secrets, records, and reading and writing of chunks."""

@@ -1,4 +1,4 @@
-"""Chunks by digest: look-up, reading, checking, and what happens when one is damaged."""
+"""Chunks by digest: lookup, reading, verification, and the handling of damage."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from staddle_server.tenancy.suspect_packs import doubt
 from staddle_server.tenancy.tenant import Tenant
 
 PAGES_KEPT_BYTES: Final = MIB // 2
-"""What a reader of manifest pages keeps of inflated segments."""
+"""Inflated segments that a reader of manifest pages caches."""
 DATA_KEPT_BYTES: Final = 1 * MIB
-"""The same of a reader of data: the last segment, and what is expected of the ones before it."""
+"""The same for a reader of data: the last segment, and what is expected of earlier ones."""
 DECODED_FACTOR: Final = 8
-"""Bytes of memory of a decoded page for each of its encoded ones: 5 for files, 8 for the smallest entries."""
+"""Memory of a decoded page for each encoded byte: 5 for files, 8 for the smallest entries."""
 SAVED_BYTES_MAX: Final = 8 * MIB
-"""So much is kept of what is expected; the segments of the rest are opened once more."""
+"""The limit for expected chunks that are kept; the segments of others are opened again."""
 _ATTRIBUTES: Final = bytes([PageKind.ATTRIBUTES])
 
 
 class ChunkReader:
     """Reads one tenant's chunks for one call; not thread-safe.
 
-    Every chunk is checked against its digest before it is answered. A chunk of which one copy is damaged is read from another
-    one, and the damaged copy is marked in the catalog with all else that is damaged in its pack, so that the next upload of the same
-    bytes heals it.
+    Verifies every chunk against its digest. If one copy is damaged it reads another, and marks the damage in
+    the catalog with all other damage of that pack, so that the next upload of the same bytes heals it.
     """
 
     def __init__(
@@ -45,36 +44,36 @@ class ChunkReader:
         kept_bytes: int = PAGES_KEPT_BYTES,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """`check` raises once the caller has gone: every loop over what is stored comes through here.
+        """`check` raises once the caller is gone: every loop over stored data passes here.
 
-        What is read is going to be decoded, and counts for the tenant for as long as the reader lives. With `check`, reading waits where
-        the tenant's calls hold too much.
+        What is read will be decoded, and counts for the tenant as long as the reader lives. With `check`,
+        reads wait if the tenant's calls hold too much.
         """
         self._tenant = tenant
         self._catalog = catalog
         self._kept_bytes = kept_bytes
         self._check = check
         self.held = tenant.decoded.held(tenant.id, check)
-        """What is decoded of what was read, and what else its caller counts there."""
+        """The memory of the decoded data, and of what the caller counts there."""
         self._pages: deque[int] = deque()
-        """What the last pages take decoded: so many are kept by who walks over them."""
+        """The decoded sizes of the last pages, which a walk keeps."""
         self._segments: OrderedDict[SegmentRef, Segment] = OrderedDict()
         self._cached_bytes = 0
         self._marked: set[SegmentRef] = set()
         """Segments that this reader found damaged."""
         self._inside: dict[tuple[Role, bytes], tuple[SegmentRef, int, int]] = {}
-        """Where the chunks of the cached segments are."""
+        """The positions of chunks in the cached segments."""
         self._expected: Counter[tuple[Role, bytes]] = Counter()
         self._saved: dict[tuple[Role, bytes], memoryview] = {}
-        """Expected chunks of segments that are not cached any more."""
+        """Expected chunks of segments that have left the cache."""
         self._saved_bytes = 0
 
     def locate(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, list[ChunkPlace]]:
-        """Where chunks lie, undamaged copies first; those that are nowhere are left out."""
+        """Return where chunks lie, undamaged copies first; chunks without a place are left out."""
         return dict(self._places_of(role, digests, include_damaged=True))
 
     def sound(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, int]:
-        """Those of the chunks that have a copy that is not known to be damaged, and how many bytes they have."""
+        """Return which chunks have a copy without known damage, and their lengths."""
         found = self._places_of(role, digests, include_damaged=False)
         return {digest: places[0].length for digest, places in found}
 
@@ -90,19 +89,21 @@ class ChunkReader:
                 yield ids[chunk_id], places
 
     def expect(self, role: Role, digests: Iterable[bytes]) -> None:
-        """What is going to be read, each as often as it stands here: when its segment leaves the cache, it stays.
+        """Announce what will be read, as often as it is listed: such chunks stay when their segment leaves
+        the cache.
 
-        A segment that many places refer to is opened once for all of them. What was expected before is forgotten.
+        A segment that many places refer to is opened once for all of them. Earlier announcements are
+        forgotten.
         """
         self._expected = Counter((role, digest) for digest in digests)
         self._saved.clear()
         self._saved_bytes = 0
 
     def read(self, digest: bytes) -> bytes:
-        """A chunk of role manifest: what manifest pages, list chunks and attributes are read through.
+        """Return a chunk of role manifest: manifest pages, list chunks and attributes are read through this.
 
         Raises:
-            Damaged: no copy of it can be read.
+            Damaged: No copy of it is readable.
             Exhausted: TOO_MANY, the tenant's calls hold too much already.
 
         """
@@ -117,23 +118,23 @@ class ChunkReader:
         return data
 
     def data(self, ref: ChunkRef, places: Iterable[ChunkPlace] | None = None) -> memoryview:
-        """The bytes of a chunk of role data, as many as an entry says that it has; see `chunk`."""
+        """Return the bytes of a chunk of role data, with the length that an entry states; see `chunk`."""
         data = self.chunk(Role.DATA, ref.digest, places)
         if len(data) != ref.length:
-            raise Damaged(f"chunk {ref.digest.hex()} has {len(data)} bytes where {ref.length} should be")
+            raise Damaged(f"chunk {ref.digest.hex()} has {len(data)} bytes instead of {ref.length}")
         return data
 
     def chunk(self, role: Role, digest: bytes, places: Iterable[ChunkPlace] | None = None) -> memoryview:
-        """The bytes of a chunk, from wherever a good copy is.
+        """Return the bytes of a chunk from any intact copy.
 
         Args:
             role: What the chunk is for.
             digest: Its plain digest.
-            places: From `locate`, if that was asked already.
+            places: The result of `locate`, if known.
 
         Raises:
-            Damaged: no copy of it can be read.
-            Unavailable: the store does not answer, which says nothing about the chunk.
+            Damaged: No copy of it is readable.
+            Unavailable: The store does not answer, which says nothing about the chunk.
 
         """
         if self._check is not None:
@@ -169,21 +170,25 @@ class ChunkReader:
                 except BlobUnreadable as e:
                     error = self._unreadable(e)
             tried.update(fresh)
-            # Chunks move while a restore runs: a collection may have brought them into another pack since they were looked up.
+            # Chunks move during a restore: a collection may have moved them into another pack since the
+            # lookup.
             fresh = [place for place in self._places(role, digest) if place not in tried]
             if not fresh:
                 raise error or Damaged(f"chunk {digest.hex()} is missing from the store")
 
     def _unreadable(self, error: BlobUnreadable) -> Damaged:
-        """The error for one unreadable place of a disk that otherwise answers: lost to this call, but not marked, as it may be read again.
+        """Return the error for an unreadable place on a disk that otherwise works: lost to this call, but not
+        marked.
+
+        It may be readable again later.
 
         Raises:
-            Unavailable: it does not answer otherwise, either.
+            Unavailable: The disk does not answer otherwise, either.
 
         """
-        with suppress(Damaged):  # whatever it says, it answers
+        with suppress(Damaged):  # any answer will do
             self._tenant.blobs.read(keys_name(self._tenant.id, max(self._tenant.keys.pack_keys)), 0, 1)
-        return Damaged(f"{error.message}: a bad sector? Look at the disk; it was not marked as damaged")
+        return Damaged(f"{error.message}: a bad sector? Check the disk; the damage was not marked")
 
     def _places(self, role: Role, digest: bytes) -> list[ChunkPlace]:
         return self.locate(role, [digest]).get(digest, [])
@@ -206,19 +211,19 @@ class ChunkReader:
             raise
 
     def segment(self, ref: SegmentRef) -> Segment:
-        """A segment, opened and inflated; the last few are kept."""
+        """Return a segment, opened and inflated; the last few are cached."""
         segment = self._segments.get(ref)
         if segment is None:
-            segment = self._tenant.packs.segment(ref)
+            segment = self._tenant.cached.segment(ref)
             self.keep(ref, segment)
         return segment
 
     def has(self, ref: SegmentRef) -> bool:
-        """Whether a segment is in the cache."""
+        """Return whether a segment is in the cache."""
         return ref in self._segments
 
     def keep(self, ref: SegmentRef, segment: Segment) -> None:
-        """Puts an opened segment into the cache, and the oldest ones out."""
+        """Put an opened segment into the cache, and drop the oldest ones."""
         if ref in self._segments:
             return
         self._segments[ref] = segment
@@ -232,7 +237,7 @@ class ChunkReader:
             self._drop(next(iter(self._segments)))
 
     def _drop(self, ref: SegmentRef) -> None:
-        """Takes a segment out of the cache; what is expected of it is kept."""
+        """Drop a segment from the cache; keep what is expected of it."""
         segment = self._segments.pop(ref)
         self._cached_bytes -= len(segment.data)
         for chunk in segment.table:
@@ -245,6 +250,6 @@ class ChunkReader:
         _, offset, length = self._inside[key]
         if not self._expected.get(key) or key in self._saved or self._saved_bytes + length > SAVED_BYTES_MAX:
             return
-        with suppress(Damaged):  # it will be looked for when it is read
+        with suppress(Damaged):  # the read will search for it
             self._saved[key] = memoryview(bytes(segment.chunk(offset, length, key[1])))
             self._saved_bytes += length

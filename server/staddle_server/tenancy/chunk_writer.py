@@ -1,4 +1,6 @@
-"""Chunks on their way into packs: asked for, gathered into segments, compressed beside the next ones, appended in order."""
+"""The path of chunks into packs: looked up, gathered into segments, compressed in parallel, appended in
+order.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +32,29 @@ Compressed = tuple[int, Buffer]
 LOOK_UP_BYTES: Final = {Role.DATA: 1 * MIB, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
 SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
 COMPRESSING_MAX: Final = 1
-"""Segments that are being compressed at once, for one upload."""
+"""Segments compressed at once, for one upload."""
 KNOWN_MAX: Final = 8_192
 """Chunks that an upload remembers as stored, at least; at most twice as many."""
 
 
 _CHUNK_BYTES: Final = 512
-"""What a chunk takes beside its bytes: in the footer of its pack and twice in the catalog, whose log comes first."""
+"""A chunk's overhead beside its bytes: in its pack's footer, and twice in the catalog, whose log comes first.
+"""
 
 
 def _key(role: Role, digest: bytes) -> bytes:
-    """A chunk among those of all roles. Of data it is the digest itself: an upload holds thousands, and a pair would take more."""
+    """Return a chunk's key among all roles.
+
+    For data it is the digest: an upload holds thousands, and pairs take more memory.
+    """
     return digest if role is Role.DATA else bytes([role]) + digest
 
 
 class ChunkSink:
-    """Takes one upload's chunks and sees to it that each is in the store once, and claimed.
+    """Takes one upload's chunks, and stores each of them once, and claimed.
 
-    Not thread-safe: the upload's writer holds its lock around every call. A chunk that was taken is durable only when the
-    pack that it went into is published.
+    Not thread-safe: the upload's writer holds its lock around every call. A chunk becomes durable only when
+    its pack is published.
     """
 
     def __init__(
@@ -64,7 +70,7 @@ class ChunkSink:
         begin_pack: Callable[[], PackWriter],
         finish_pack: Callable[[PackWriter], Future[PackSummary]],
     ) -> None:
-        """Of packs that were last seen before `since_s` (monotonic) the sink looks itself whether they are there."""
+        """The sink checks the existence of packs last seen before `since_s` (monotonic) again."""
         self._tenant = tenant
         self._catalog = catalog
         self._upload = upload
@@ -72,7 +78,7 @@ class ChunkSink:
         self._presence = presence
         self._since_s = since_s
         self.damage_epoch = catalog.packs.damage_epoch(tenant.id)
-        """Damage that was found later is not known here."""
+        """Damage found later is unknown here."""
         self._compressors = compressors
         self._begin_pack = begin_pack
         self._finish_pack = finish_pack
@@ -83,39 +89,43 @@ class ChunkSink:
         self._asking_bytes = dict.fromkeys(Role, 0)
         self._table: dict[Role, list[ChunkRef]] = {role: [] for role in Role}
         self._segment: dict[Role, bytearray] = {role: bytearray() for role in Role}
-        """The chunks in the table, one behind the other: copies, for each was a view of all that it came with."""
+        """The chunks in the table, concatenated: copies, because a view would keep the whole message alive.
+        """
         self._compressing: deque[tuple[Role, list[ChunkRef], int, Future[Compressed]]] = deque()
         self._compressing_bytes = 0
         self._unpublished: dict[bytes, int] = {}
-        """Length of each chunk that went towards a pack that is not published yet."""
+        """The length of each chunk in a pack that is not published yet."""
         self._known: Recent[bytes, int] = Recent(KNOWN_MAX)
-        """Chunks that are stored, and their lengths: those that were put in or asked for last."""
+        """Stored chunks and their lengths: recently written or looked up."""
         self._announced: set[bytes] = set()
-        """Data chunks that were asked for, are not there, and have not come: they are not looked up again when they come."""
+        """Missing data chunks that were looked up and have not arrived: no second lookup when they do."""
 
     # ------------------------------------------------------------------ what is stored
 
     @property
     def full(self) -> bool:
-        """Whether a pack is full and waits to be published."""
+        """Whether a full pack waits to be published."""
         return bool(self._finished)
 
     @property
     def dirty(self) -> bool:
-        """Whether anything was taken that no published pack holds."""
+        """Whether anything taken is not in a published pack."""
         return bool(self._unpublished)
 
     @property
     def unwritten_bytes(self) -> int:
-        """What was taken and is in no file yet, with what tables, footers and the catalog need for it. Asked from any thread."""
+        """Bytes taken and not yet in a file, with their tables, footers and catalog rows.
+
+        Callable from any thread.
+        """
         waiting = sum(self._asking_bytes.values()) + sum(map(len, self._segment.values()))
         return waiting + self._compressing_bytes + len(self._unpublished) * _CHUNK_BYTES
 
     def present(self, role: Role, digests: Sequence[bytes]) -> dict[bytes, int]:
-        """The lengths of those chunks that are there; they are claimed for the upload, and stay.
+        """Return the lengths of existing chunks; they are claimed for the upload, and stay.
 
-        The first claim on a pack checks that its object exists, so that its chunks are stored again if it does not: the bytes of
-        a stream come only once.
+        The first claim on a pack checks that its object exists; if not, its chunks are stored again: a stream
+        sends its bytes only once.
         """
         self.heed_damage()
         here: dict[bytes, int] = {}
@@ -141,14 +151,14 @@ class ChunkSink:
                 return claimed
 
     def _lost(self, packs: Iterable[bytes]) -> bool:
-        """Whether a pack is gone; then nothing is taken for present that was not looked up since."""
+        """Return whether a pack is gone; then every chunk looked up earlier counts as unknown."""
         lost = bool(self._presence.lost(self._tenant, packs, self._since_s))
         if lost:
             self.forget()
         return lost
 
     def heed_damage(self) -> bool:
-        """Whether damage was found since this was last asked; then what is taken from now on is looked up again."""
+        """Return whether damage was found since the last call; then chunks are looked up again."""
         now = self._catalog.packs.damage_epoch(self._tenant.id)
         if now == self.damage_epoch:
             return False
@@ -157,16 +167,16 @@ class ChunkSink:
         return True
 
     def look_for_packs(self) -> None:
-        """Looks whether the packs are there that the upload relies on; those that are gone are marked as damaged.
+        """Check that the packs that the upload relies on exist; mark missing ones as damaged.
 
         Raises:
-            Unavailable: the store does not answer.
+            Unavailable: The store does not answer.
 
         """
         self._lost(self._catalog.packs.claimed(self._tenant.id, self._upload))
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """The positions of those data chunks that are not there and must be sent; the others are claimed."""
+        """Return the positions of missing data chunks, which must be sent; the others are claimed."""
         here = self.present(Role.DATA, digests)
         if len(self._announced) >= KNOWN_MAX:
             self._announced.clear()
@@ -174,10 +184,10 @@ class ChunkSink:
         return [index for index, digest in enumerate(digests) if digest not in here]
 
     def absent(self, refs: Sequence[ChunkRef], field: str) -> set[bytes]:
-        """Which of these data chunks are not there; the others are claimed.
+        """Return which of these data chunks are missing; the others are claimed.
 
         Raises:
-            BadRequest: BAD_FIELD for `field`, a chunk is there with another length.
+            BadRequest: BAD_FIELD for `field`, a chunk exists with another length.
 
         """
         here = self.present(Role.DATA, [ref.digest for ref in refs])
@@ -198,26 +208,28 @@ class ChunkSink:
         return self._unpublished.get(key) or self._known.get(key)
 
     def forget(self) -> None:
-        """Forgets what is stored, since damage was found: chunks are looked up again, and damaged ones are stored again."""
+        """Forget what is stored, after damage was found: chunks are looked up again, and damaged ones stored
+        again.
+        """
         self._known.clear()
 
     # ------------------------------------------------------------------ taking
 
     def take(self, role: Role, digest: bytes, data: bytes | memoryview) -> None:
-        """Takes a chunk whose digest is known to be right."""
+        """Take a chunk whose digest is verified."""
         if self._length(role, digest) is not None:
             return
         self._announced.discard(digest)
         asking = self._asking[role]
-        # Of a large message with one new chunk in it the rest may go.
+        # If only one chunk of a large message is new, free the rest.
         asking[digest] = compact(data)
         self._asking_bytes[role] += len(data)
         if self._asking_bytes[role] >= LOOK_UP_BYTES[role] or len(asking) >= CHUNKS_PER_CALL_MAX:
             self._look_up(role)
 
     def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Buffer, raw_length: int) -> int:
-        """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
-        # If another upload has stored one since it was announced, it is stored twice, which the index may say.
+        """Take a verified segment of data chunks unchanged; return the number of new chunks."""
+        # If another upload has stored one since the announcement, it is stored twice, which the index allows.
         new = {ref.digest for ref in table if ref.digest in self._announced}
         new |= self.absent([ref for ref in table if ref.digest not in new], "chunks")
         self._announced -= new
@@ -251,7 +263,7 @@ class ChunkSink:
         self._compressing_bytes += len(payload)
 
     def _drain(self, leave: int) -> None:
-        """Appends compressed segments, oldest first, until so many are left."""
+        """Append compressed segments, oldest first, until `leave` are left."""
         while len(self._compressing) > leave:
             role, table, raw_length, future = self._compressing.popleft()
             codec, payload = future.result()
@@ -274,9 +286,9 @@ class ChunkSink:
     # ------------------------------------------------------------------ packs
 
     def flush(self) -> tuple[list[Future[PackSummary]], list[bytes]]:
-        """Brings everything that was taken into packs, and gives these away to be published, with all that is in them.
+        """Put everything taken into packs, and hand these over to be published, with all their chunks.
 
-        What the publication before this one published must have been told to `published`.
+        First pass the result of the previous publication to `published`.
         """
         for role in Role:
             if self._asking[role]:
@@ -288,12 +300,12 @@ class ChunkSink:
         return packs, list(self._unpublished)
 
     def published(self, chunks: Iterable[bytes]) -> None:
-        """The packs with these chunks are published: the catalog knows them from now on."""
+        """Record that the packs with these chunks are published: the catalog knows them from now on."""
         for key in chunks:
             del self._unpublished[key]
 
     def abort(self) -> None:
-        """Drops everything that is not published."""
+        """Drop everything that is not published."""
         for *_, future in self._compressing:
             future.cancel()
         self._compressing.clear()
@@ -303,13 +315,13 @@ class ChunkSink:
 
 
 class ManifestSink:
-    """Where manifest pages go: an upload's chunks of role manifest."""
+    """The sink for manifest pages: an upload's chunks of role manifest."""
 
     def __init__(self, chunks: ChunkSink) -> None:
         self._chunks = chunks
 
     def write(self, data: bytes) -> bytes:
-        """Takes a page; gives its digest."""
+        """Take a page; return its digest."""
         digest = blake3(data).digest()
         self._chunks.take(Role.MANIFEST, digest, data)
         return digest

@@ -1,10 +1,11 @@
-"""Whether the wall clock can be believed: what cannot be undone waits until it can.
+"""Whether the wall clock can be trusted: irreversible work waits until it can.
 
-The guard compares the wall clock with the time that really passes (a clock that only rises, and also counts while the
-machine sleeps). The catalog keeps what it last saw, so a restart changes nothing. After a reboot nothing has counted the
-time that the machine was off, so an absence of up to ABSENCE_MAX_S is believed, and a longer one is not.
+The guard compares the wall clock with the real passage of time (a clock that only rises, and also counts
+while the machine sleeps). The catalog keeps the last observation, so a restart changes nothing. After a
+reboot the time that the machine was off is unknown, so an absence of up to ABSENCE_MAX_S is accepted, and a
+longer one is not.
 
-A jump is believed once an administrator confirms it, once the clock returns, or once as much time has really passed.
+A jump is accepted once an administrator confirms it, the clock returns, or as much time has really passed.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from staddle_server.catalog import Catalog, ClockSeen, PendingRecord
 
 NS: Final = 1_000_000_000
 JUMP_S: Final = 3 * 3600
-"""A difference of up to this is a correction, not a jump."""
+"""A difference up to this is a correction, not a jump."""
 ABSENCE_MAX_S: Final = 3 * 86_400
-"""A machine that was off this long, by its clock after the reboot, is believed."""
+"""An absence up to this, by the clock after a reboot, is accepted."""
 SAVE_S: Final = 60
-"""How often the catalog learns that the clock is still right."""
+"""How often the catalog records that the clock is still right."""
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ClockInDoubt(Unavailable):
-    """The wall clock has jumped, and the jump is not confirmed: nothing is done that cannot be undone."""
+    """The wall clock has jumped, and the jump is not confirmed: irreversible work is refused."""
 
     def __init__(self, words: str) -> None:
         super().__init__("STORE_UNAVAILABLE", words)
 
 
 class Standing(NamedTuple):
-    """What the guard thinks of the clock.
+    """The guard's view of the clock.
 
     Attributes:
         wall_ns: What the wall clock says.
-        expected_ns: What it should say, by the time that has really passed.
-        jump_ns: How far the clock has jumped; negative: back. 0: it can be believed.
-        left_ns: How much time has to pass before the jump is believed without a confirmation.
+        expected_ns: What it should say, by the real passage of time.
+        jump_ns: How far the clock has jumped; negative: back. 0: it is trusted.
+        left_ns: How much time must pass until the jump is accepted without confirmation.
 
     """
 
@@ -57,36 +58,43 @@ class Standing(NamedTuple):
 
     @property
     def earliest_ns(self) -> int:
-        """The earlier of the times that it may be: what protects until a time still does while the clock is in doubt."""
+        """The earlier of the two possible times: protection until a time still holds while the clock is in
+        doubt.
+        """
         return min(self.wall_ns, self.expected_ns) if self.jump_ns else self.wall_ns
 
     @property
     def latest_ns(self) -> int:
-        """The later of the times that it may be: a grace that begins while the clock is in doubt is not cut short."""
+        """The later of the two possible times: a grace period that begins while the clock is in doubt is not
+        shortened.
+        """
         return max(self.wall_ns, self.expected_ns) if self.jump_ns else self.wall_ns
 
     @property
     def believed_ns(self) -> int:
-        """What the server goes by: the expected time while the clock is in doubt, and the wall clock's if it is not."""
+        """The time that the server uses: the expected time while the clock is in doubt, else the wall
+        clock's.
+        """
         return self.expected_ns if self.jump_ns else self.wall_ns
 
     @property
     def words(self) -> str:
-        """What is wrong, what follows, and what to do; "" for a clock that can be believed."""
+        """What is wrong, its consequence, and what to do; "" for a trusted clock."""
         if not self.jump_ns:
             return ""
         way = "forward" if self.jump_ns > 0 else "back"
         return (
             f"the clock jumped {way} by {_amount(self.jump_ns)}: it says {_utc(self.wall_ns)}, and {_utc(self.expected_ns)} was "
             "expected. Nothing is purged, expired, collected or deleted by policy until the clock is set right, or "
-            f"`staddle-server clock --confirm` says that it is right, or another {_amount(self.left_ns)} have passed"
+            f"`staddle-server clock --confirm` confirms it, or another {_amount(self.left_ns)} have passed"
         )
 
 
 class ClockGuard:
-    """Watches one clock for one catalog. Any number of guards, in any number of processes, agree: the catalog has the state.
+    """Watches one clock for one catalog.
 
-    Every method raises what the catalog raises.
+    Guards in any number of processes agree: the catalog holds the state. Every method raises what the catalog
+    raises.
     """
 
     def __init__(self, catalog: Catalog, clock: Clock) -> None:
@@ -94,10 +102,10 @@ class ClockGuard:
         self._clock = clock
         self._boot = _boot_id()
         self._offset_ns: int | None = None
-        """What the last look found between the time that really passes and the right time."""
+        """The difference between the real passage of time and the right time at the last look."""
 
     def look(self) -> Standing:
-        """Compares the clocks now, and remembers what it saw."""
+        """Compare the clocks now, and store the observation."""
         wall_ns, uptime_ns = self._clock.now_ns(), self._uptime_ns()
         before = self._catalog.clock.get()
         if before is None:
@@ -106,27 +114,28 @@ class ClockGuard:
         else:
             after = _next(before, self._boot, wall_ns, uptime_ns)
             if _is_news(before, after):
-                # Another process may have looked, or confirmed, meanwhile: then its result stands, and the next look starts from it.
+                # Another process may have looked or confirmed meanwhile: its result stands, and the next look
+                # starts from it.
                 self._catalog.clock.put(after, before)
         self._offset_ns = after.offset_ns
         return _standing(after, wall_ns, uptime_ns)
 
     def believed_ns(self) -> int:
-        """As `Standing.believed_ns`, by the last look of this guard: for what is asked all the time, as it reads nothing."""
+        """Return `Standing.believed_ns` as of this guard's last look: for frequent use, without a read."""
         if self._offset_ns is None:
             return self.look().believed_ns
         wall_ns, expected_ns = self._clock.now_ns(), self._uptime_ns() + self._offset_ns
         return wall_ns if abs(wall_ns - expected_ns) <= JUMP_S * NS else expected_ns
 
     def require(self) -> int:
-        """The wall time, in ns, if it can be believed. ClockInDoubt if not."""
+        """Return the wall time, in ns, if it is trusted. ClockInDoubt if not."""
         standing = self.look()
         if standing.jump_ns:
             raise ClockInDoubt(standing.words)
         return standing.wall_ns
 
     def confirm(self, records: Sequence[PendingRecord] = ()) -> Standing:
-        """An administrator says that the clock is right now. Answers what was thought of it before.
+        """Confirm that the clock is right now. Returns the view before that.
 
         Keeps `records` as pending in the same transaction.
         """
@@ -138,7 +147,7 @@ class ClockGuard:
                 return standing
 
     def _uptime_ns(self) -> int:
-        """Real time since the machine started, as the injected clock counts it, with the time that the machine slept."""
+        """Return the real time since the machine's start, by the injected clock, sleep included."""
         asleep_s = 0.0
         if hasattr(time, "CLOCK_BOOTTIME"):
             asleep_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
@@ -146,23 +155,23 @@ class ClockGuard:
 
 
 class BelievedClock:
-    """A clock for what cannot be undone: it gives the time only while the guard believes it."""
+    """A clock for irreversible work: it returns the time only while the guard trusts it."""
 
     def __init__(self, guard: ClockGuard, clock: Clock) -> None:
         self._guard = guard
         self._clock = clock
 
     def now_ns(self) -> int:
-        """The wall time. ClockInDoubt."""
+        """Return the wall time. ClockInDoubt."""
         return self._guard.require()
 
     def monotonic_s(self) -> float:
-        """Seconds that only ever rise."""
+        """Return seconds that only ever rise."""
         return self._clock.monotonic_s()
 
 
 def _boot_id() -> str:
-    """Names this run of the machine; where the system does not, this process alone."""
+    """Return the id of this boot; of this process alone if the system has none."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -170,14 +179,14 @@ def _boot_id() -> str:
 
 
 def _first(boot: str, wall_ns: int, uptime_ns: int, newest_ns: int) -> ClockSeen:
-    """What is known without anything seen before: the newest time in the catalog, of a rebuilt one."""
+    """Return the first observation: based on the newest time in the catalog, if it was rebuilt."""
     if not newest_ns:
         return ClockSeen(boot, wall_ns - uptime_ns, uptime_ns, wall_ns, 0, 0)
     return _next(ClockSeen("", 0, 0, newest_ns, 0, 0), boot, wall_ns, uptime_ns)
 
 
 def _next(before: ClockSeen, boot: str, wall_ns: int, uptime_ns: int) -> ClockSeen:
-    """What is seen now, after what was seen before."""
+    """Return the new observation, after an earlier one."""
     offset_ns, passed_ns = before.offset_ns, max(0, uptime_ns - before.uptime_ns)
     if before.boot != boot:
         absent_ns, passed_ns = wall_ns - before.seen_ns, 0
@@ -193,12 +202,12 @@ def _next(before: ClockSeen, boot: str, wall_ns: int, uptime_ns: int) -> ClockSe
 
 
 def _is_same(before_ns: int, now_ns: int) -> bool:
-    """Whether it is the jump that was seen before, give or take a correction."""
+    """Return whether this is the jump seen before, give or take a correction."""
     return before_ns != 0 and abs(now_ns - before_ns) <= JUMP_S * NS
 
 
 def _is_news(before: ClockSeen, after: ClockSeen) -> bool:
-    """Whether the catalog has to learn it now."""
+    """Return whether the catalog must record it now."""
     if before.boot != after.boot or bool(before.jump_ns) != bool(after.jump_ns):
         return True
     if after.jump_ns and not _is_same(before.jump_ns, after.jump_ns):

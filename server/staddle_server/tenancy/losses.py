@@ -1,4 +1,6 @@
-"""What a backup refers to and no sound copy holds, by what the catalog knows: the one answer to whether a backup is whole."""
+"""What a backup refers to without an intact copy in the catalog: the one test of whether a backup is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ LISTED_CHUNKS_AT_ONCE: Final = 1024
 
 
 class LostChunk(NamedTuple):
-    """A chunk without a sound copy.
+    """A chunk without an intact copy.
 
     Attributes:
-        ref: Its digest and length; a page of the manifest has length 0 here, since nothing states its length.
-        places: Where its damaged copies lie, if there are any.
-        wrong: Why a sound chunk with this digest is not this one: it has another length. Else empty.
+        ref: Its digest and length; 0 for a page of the manifest, whose length is stated nowhere.
+        places: The places of its damaged copies, if any.
+        wrong: Why an intact chunk with this digest does not count: it has another length. Else empty.
 
     """
 
@@ -36,14 +38,15 @@ _Lost = dict[ChunkRef, LostChunk]
 
 
 class Loss(NamedTuple):
-    """Something of a manifest that is lost. Several losses in a row may belong to the same entry.
+    """A lost part of a manifest. Several consecutive losses may belong to the same entry.
 
     Attributes:
-        where: The entry that needs it; the gap that an unreadable page leaves; None: a page that is known to be damaged, but could be read.
+        where: The entry that needs it; the gap of an unreadable page; None: a page with known damage that was
+            readable.
         data: Lost chunks of the entry's content.
         manifest: The lost chunk of the entry's attributes, or the page.
-        message: Why the page, or the entry's list of chunks, cannot be read, or that a chunk has another length than the entry says;
-            else empty.
+        message: Why the page or the entry's list of chunks is unreadable, or that a chunk's length differs
+            from the entry's; else empty.
 
     """
 
@@ -54,17 +57,19 @@ class Loss(NamedTuple):
 
 
 class Losses:
-    """Walks manifests and looks up what they refer to. Reads pages and lists of chunks, no data. Not thread-safe.
+    """Walks manifests and looks up their references. Reads pages and lists of chunks, no data.
+
+    Not thread-safe.
 
     Attributes:
-        chunks: Look-ups so far; a chunk that several pages name counts for each.
+        chunks: Lookups so far; a chunk that several pages name counts for each.
 
     """
 
     def __init__(
         self, reader: ChunkReader, *, share: bool = False, tick: Callable[[], None] = lambda: None
     ) -> None:
-        """`share`: remembers what is whole, so that pages that several manifests share are read once.
+        """`share`: remember what is intact, so that pages shared by several manifests are read once.
 
         `tick` is called every few pages, and may raise to stop the walk.
         """
@@ -73,23 +78,25 @@ class Losses:
         self._share = share
         self._tick = tick
         self._whole: set[bytes] = set()
-        """Places of pages and list chunks of which nothing is lost, and nothing below them. Pages are remembered only with `share`."""
+        """Places of intact pages and list chunks, with everything below. Pages are remembered only with
+        `share`.
+        """
 
     def is_whole(self, root: Root) -> bool:
-        """Whether nothing of a manifest is lost. Raises Unavailable where the store does not answer."""
+        """Return whether a manifest is intact. Raises Unavailable if the store does not answer."""
         return next(self.of(root), None) is None
 
     def is_content_whole(self, entry: Entry) -> bool:
-        """Whether nothing of an entry's content is lost; its attributes do not matter."""
+        """Return whether an entry's content is intact, without its attributes."""
         return next(self._of_content(entry), None) is None
 
     def of(self, root: Root, *, after: bytes | None = None) -> Iterator[Loss]:
-        """All losses of a manifest in the order of its entries; with `after`, only those behind that path."""
+        """Yield all losses of a manifest in entry order, with `after` only those after that path."""
         share = self._share and after is None
         index_pages: list[bytes] = []
         whole = True
         pages = Manifest(root, self._reader).pages(after=after, skip=self._whole.__contains__)
-        # The reader counts the memory of so many decoded pages.
+        # The reader counts the memory of this many decoded pages.
         while batch := list(islice(pages, PAGES_KEPT)):
             batch_whole = True
             for loss in self._of_pages(batch):
@@ -131,7 +138,9 @@ class Losses:
                 yield from self._of_entry(entry, data, manifest)
 
     def _of_entry(self, entry: Entry, data: _Lost, manifest: _Lost) -> Iterator[Loss]:
-        """The losses of an entry; `data` and `manifest` have those of the chunks that it names itself."""
+        """Yield the losses of an entry; `data` and `manifest` have those of the chunks that it
+        names itself.
+        """
         content, attributes = entry.content, entry.attributes_ref
         refs = () if content is None else content.chunks
         own = [data[ref] for ref in refs if ref in data]
@@ -142,7 +151,7 @@ class Losses:
             yield from self._of_list(entry, content)
 
     def _of_list(self, entry: Entry, content: Content) -> Iterator[Loss]:
-        """The losses of the chunks that an entry's list of chunks names."""
+        """Yield the losses of the chunks in an entry's list of chunks."""
         walked: set[bytes] = set()
         whole = True
         try:
@@ -157,10 +166,10 @@ class Losses:
             self._whole |= walked
 
     def _listed(self, content: Content, walked: set[bytes]) -> Iterator[list[ChunkRef]]:
-        """The chunks of a list, some at a time; what was read is added to `walked`, and not read again.
+        """Yield the chunks of a list in batches; what is read is added to `walked`, and not read again.
 
         Raises:
-            Damaged: behind all that can be read.
+            Damaged: After everything readable.
 
         """
         refs: list[ChunkRef] = []
@@ -180,7 +189,7 @@ class Losses:
         yield refs
 
     def _look_up(self, role: Role, refs: Collection[ChunkRef]) -> _Lost:
-        """Those of the chunks without a sound copy of their length."""
+        """Return which of the chunks have no intact copy of their length."""
         wanted = dict.fromkeys(refs)
         if not wanted:
             return {}
@@ -196,14 +205,12 @@ class Losses:
 
 
 def _fits(ref: ChunkRef, length: int | None) -> bool:
-    """Whether a sound chunk of this length is the one that is meant; None: there is none."""
+    """Return whether an intact chunk of this length matches the reference; None for no chunk."""
     return length is not None and ref.length in (0, length)
 
 
 def _wrong(ref: ChunkRef, length: int | None) -> str:
-    return (
-        "" if length is None else f"chunk {ref.digest.hex()} has {length} bytes where {ref.length} should be"
-    )
+    return "" if length is None else f"chunk {ref.digest.hex()} has {length} bytes instead of {ref.length}"
 
 
 def _loss(entry: Entry, data: Collection[LostChunk], manifest: Collection[LostChunk] = ()) -> Loss:

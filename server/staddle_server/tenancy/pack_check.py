@@ -1,4 +1,7 @@
-"""Compares one pack with the catalog, at a glance or in every byte. Damage is marked, and wrong marks are cleared."""
+"""Compare one pack with the catalog, by its footer or in every byte.
+
+Damage is marked, and wrong marks are cleared.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,17 @@ from staddle_server.store.pack import PackDamaged, Segment, pack_name
 from staddle_server.tenancy.tenant import Tenant
 
 Pace = Callable[[int, int], None]
-"""Receives how many bytes were read, and how many chunks they were; may wait, and may raise to stop."""
+"""Receives the numbers of bytes and chunks read; may wait, and may raise to stop."""
 READS: Final = 2
-"""What looks damaged is read so often before it is believed: memory and cables err, too."""
+"""How often apparent damage is read before it counts: memory and cables fail too."""
 
 
 class PackFault(NamedTuple):
-    """Something wrong with a pack.
+    """A fault of a pack.
 
-    `kind`: pack (the object is missing), footer (header or footer: it does not describe itself any more), segment, index
-    (the catalog does not say of it what it says of itself), or unanswered (the store does not answer, which says nothing about it).
+    `kind`: pack (the object is missing), footer (header or footer is damaged), segment, index (the catalog
+    differs from the pack's footer), or unanswered (the store does not answer, which says nothing about the
+    pack).
     """
 
     kind: str
@@ -39,7 +43,7 @@ class PackFault(NamedTuple):
 
 @dataclass
 class Examined:
-    """What became of a pack. `gone`: it is not live any more, and nothing of this counts."""
+    """The result for a pack. `gone`: it is not live any more, and the rest does not count."""
 
     pack: LivePack
     faults: list[PackFault] = field(default_factory=list)
@@ -47,7 +51,7 @@ class Examined:
     read_bytes: int = 0
     gone: bool = False
     all_tried: bool = False
-    """Whether every segment was looked at; some may not have been answered."""
+    """Whether every segment was checked; some may have been unanswered."""
 
     @property
     def unanswered(self) -> bool:
@@ -55,15 +59,15 @@ class Examined:
         return any(fault.kind in {"pack", "unanswered"} for fault in self.faults)
 
     def marks(self) -> set[int]:
-        """The offsets that are marked as damaged."""
+        """Return the offsets marked as damaged."""
         marks = {fault.segment for fault in self.faults if fault.kind in {"pack", "segment"}}
         return marks | {FOOTER for fault in self.faults if fault.kind == "footer"}
 
 
 class Inspector:
-    """Looks at one tenant's packs and marks what is damaged. Not thread-safe.
+    """Inspects one tenant's packs and marks damage. Not thread-safe.
 
-    `mark_damage`: whether what is found changes the catalog; without it, nothing is written at all.
+    `mark_damage`: whether findings change the catalog; without it, nothing is written.
     """
 
     def __init__(
@@ -80,16 +84,18 @@ class Inspector:
         self._mark_damage = mark_damage
 
     def glance(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
-        """Looks whether the object is there with its size, and whether its footer opens and says what the index says.
+        """Check that the object exists with its size, and that its footer opens and agrees with the index.
 
-        `indexed_count` is how many chunks the index has in it, where that is known.
+        `indexed_count` is how many chunks the index has in it, if known.
         """
         return self._glance(pack, indexed_count)[0]
 
     def _glance(
         self, pack: LivePack, indexed_count: int | None
     ) -> tuple[Examined, Sequence[StoredChunk] | None]:
-        """With the chunks that the footer names, if it opens: thousands of objects, which nothing that lasts may hold."""
+        """Check, and also return the chunks in the footer: thousands of objects, which no lasting object may
+        hold.
+        """
         seen = Examined(pack)
         try:
             size = self._tenant.blobs.size(pack_name(self._tenant.id, pack.id))
@@ -107,9 +113,9 @@ class Inspector:
         return self._certain(seen), chunks
 
     def inspect(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
-        """Looks as `glance` does, then reads every segment, opens and inflates it, and checks every digest.
+        """Check as `glance` does, then read, open and inflate every segment, and check every digest.
 
-        Notes in the catalog what is damaged.
+        Marks the damage in the catalog.
         """
         seen, named = self._glance(pack, indexed_count)
         if seen.gone or seen.unanswered:
@@ -158,8 +164,8 @@ class Inspector:
             seen.faults.append(
                 PackFault(
                     "index",
-                    f"the index lacks {missing} of its {counted(len(chunk_ids), 'chunk')}, has {wrong} in another place, and names "
-                    f"{more} that it does not have",
+                    f"of its {counted(len(chunk_ids), 'chunk')}, the index lacks {missing}, has {wrong} in another place, and names "
+                    f"{more} that the pack does not have",
                     chunks=missing + wrong + more,
                 )
             )
@@ -167,7 +173,7 @@ class Inspector:
     def _segments(
         self, pack: LivePack, named: Sequence[StoredChunk] | None
     ) -> list[tuple[SegmentRef, list[StoredChunk]]]:
-        """The segments, from what the footer names, or where that is gone from the index."""
+        """Return the segments, from the footer or, if it is damaged, from the index."""
         chunks = self._catalog.verification.all_indexed(self._tenant.id, pack.id) if named is None else named
         return [(ref, list(group)) for ref, group in groupby(chunks, key=lambda chunk: chunk.place.segment)]
 
@@ -195,10 +201,13 @@ class Inspector:
             offset += length
         for chunk in chunks:
             if at.get((chunk.chunk_id, chunk.place.offset)) != chunk.place.length:
-                raise PackDamaged(ref.pack, ref.offset, "the segment has not the chunks that it should have")
+                raise PackDamaged(ref.pack, ref.offset, "the segment does not have its chunks")
 
     def _certain(self, seen: Examined) -> Examined:
-        """A pack that was condemned meanwhile is no finding: its object may rightly be gone. Marks what is certain."""
+        """Return the result unless the pack was condemned meanwhile: its object may then rightly be gone.
+
+        Marks certain damage.
+        """
         if not seen.faults:
             return seen
         now = self._catalog.verification.live_pack(self._tenant.id, seen.pack.id)
@@ -211,7 +220,7 @@ class Inspector:
 
 
 class Examiner(Inspector):
-    """Inspects packs, and also notes which marks were wrong and which packs were verified. Not thread-safe."""
+    """Inspects packs, and also records wrong marks and verified packs. Not thread-safe."""
 
     def __init__(
         self,
@@ -226,12 +235,12 @@ class Examiner(Inspector):
         self._clock = clock
 
     def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
-        """Inspects a pack, clears the marks that were wrong, and notes that the pack was verified."""
+        """Inspect a pack, clear wrong marks, and record that the pack was verified."""
         seen = self.inspect(pack, indexed_count)
         if seen.gone or not seen.all_tried:
             return seen
         wrong = any(fault.kind != "index" for fault in seen.faults)
-        # A segment that could not be read is none that is sound.
+        # An unread segment does not count as intact.
         unsound = {fault.segment for fault in seen.faults if fault.kind != "index"} | seen.marks()
         seen.cleared = sorted(seen.pack.marks - unsound)
         if self._mark_damage and (seen.cleared or not wrong):
@@ -242,7 +251,7 @@ class Examiner(Inspector):
 
 
 def check_digests(segment: Segment) -> None:
-    """Hashes every chunk of a segment. Raises PackDamaged."""
+    """Hash every chunk of a segment. Raises PackDamaged."""
     number = first_unsound(segment.table, memoryview(segment.data))
     if number is not None:
         digest = segment.table[number].digest

@@ -1,4 +1,4 @@
-"""Checks that the pack objects exist that an upload relies on; what was seen is remembered for minutes."""
+"""Check that the pack objects that an upload relies on exist; results are cached for minutes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from staddle_server.tenancy.tenant import Tenant
 log = logging.getLogger(__name__)
 
 SEEN_S: Final = 300.0
-"""How long a pack that was seen is not looked for again."""
+"""How long a seen pack is not checked again."""
 REMEMBERED_MAX: Final = 65_536
-"""Packs that are remembered at least; at most twice as many."""
+"""Packs that are remembered, at least; at most twice as many."""
 AT_ONCE: Final = 16
-"""Up to this many packs are looked for one after another; more are shared among this many threads."""
+"""Up to this many packs are checked in sequence; more are shared among this many threads."""
 
 
 class Presence:
@@ -38,19 +38,19 @@ class Presence:
         """When each pack of a tenant was seen, by the monotonic clock."""
 
     def saw(self, tenant: bytes, packs: Iterable[bytes]) -> None:
-        """Notes that these packs were seen, or written, just now."""
+        """Record that these packs were seen, or written, just now."""
         now_s = self._clock.monotonic_s()
         with self._lock:
             for pack in packs:
                 self._seen.put((tenant, pack), now_s)
 
     def lost(self, tenant: Tenant, packs: Iterable[bytes], since_s: float) -> list[bytes]:
-        """Finds the live packs whose object is gone or has another size, and marks them as damaged.
+        """Find the live packs whose object is gone or has another size, and mark them as damaged.
 
-        A pack that was seen after `since_s` (monotonic), and within SEEN_S, is not looked for.
+        Packs seen after `since_s` (monotonic), and within SEEN_S, are not checked.
 
         Raises:
-            Unavailable: the store does not answer, which says nothing about the packs.
+            Unavailable: The store does not answer, which says nothing about the packs.
 
         """
         since_s = max(since_s, self._clock.monotonic_s() - SEEN_S)
@@ -72,7 +72,7 @@ class Presence:
         marked = self._catalog.packs.mark_lost(tenant.id, gone)
         if marked:
             log.error(
-                "%s gone on which an upload of tenant %s relied; it stores their chunks again. Run "
+                "%s missing on which an upload of tenant %s relied; it stores their chunks again. Run "
                 "`staddle-server check`",
                 counted(len(marked), "pack is", "packs are"),
                 tenant.name,
@@ -85,7 +85,7 @@ class Presence:
 
 
 def stored_size(tenant: Tenant, pack: bytes) -> int | None:
-    """The bytes of a pack's object; None: there is none. Raises Unavailable."""
+    """Return the bytes of a pack's object; None if it is missing. Raises Unavailable."""
     try:
         return tenant.blobs.size(pack_name(tenant.id, pack))
     except BlobMissing:

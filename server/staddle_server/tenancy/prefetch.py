@@ -1,4 +1,4 @@
-"""Segments that are opened on other threads, shortly before they are needed."""
+"""Segments opened on other threads, shortly before they are needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from staddle_server.base.types import SegmentRef
 S = TypeVar("S")
 
 AHEAD: Final = 2
-"""Segments that are opened before they are needed."""
+"""Segments opened before they are needed."""
 
 
 class Ahead(Generic[S]):
-    """Opens segments in their order, a few before they are needed. One thread uses it; close it at the end."""
+    """Opens segments in order, a few before they are needed. For one thread; close it at the end."""
 
     def __init__(
         self,
@@ -25,7 +25,9 @@ class Ahead(Generic[S]):
         is_needed: Callable[[SegmentRef], bool],
         order: Iterable[tuple[bytes, SegmentRef]],
     ) -> None:
-        """`order` has each segment at the chunk that needs it first; those that are not needed when their turn comes are left out."""
+        """`order` has each segment at the chunk that needs it first; segments no longer needed at their turn
+        are skipped.
+        """
         self._opener = opener
         self._open_segment = open_segment
         self._is_needed = is_needed
@@ -40,7 +42,7 @@ class Ahead(Generic[S]):
                 self._opening.append((digest, ref, self._opener.submit(self._open_segment, ref)))
 
     def take(self, digest: bytes) -> tuple[SegmentRef, S] | None:
-        """Before the chunk is read: the segment that it needs first, if it is one that was opened for it.
+        """Return the prefetched segment that a chunk needs first; call before the chunk is read.
 
         Raises what opening it raised.
         """
@@ -53,6 +55,6 @@ class Ahead(Generic[S]):
             self._fill()
 
     def close(self) -> None:
-        """Drops what was not needed."""
+        """Drop what was not needed."""
         for *_, future in self._opening:
             future.cancel()

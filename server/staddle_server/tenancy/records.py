@@ -1,4 +1,4 @@
-"""Writes what was decided in the catalog to the store, as records, before the caller gets an answer."""
+"""Write the catalog's decisions to the store as records, before the caller gets an answer."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from staddle_server.tenancy.tenant import Tenant, Tenants
 log = logging.getLogger(__name__)
 
 STEP_RECORDS: Final = 64
-"""After so many records the catalog is told that they are durable."""
+"""How many records are written before the catalog marks them as durable."""
 
 
 def as_pending(tenant: bytes, record: Record) -> PendingRecord:
-    """A decision's record, to be kept in the transaction that decides."""
+    """Return a decision's record, to keep in the transaction that decides."""
     return PendingRecord(new_record_id(record), tenant, encode_record(record))
 
 
 def as_noted(tenant: bytes, what: str) -> PendingRecord:
-    """What tells the store that something was decided which only the catalog keeps.
+    """Return a record that a decision exists which only the catalog keeps.
 
-    The decision comes first, with this record as pending, and the record second. After a kill between them the catalog is
-    ahead of its store, and the next start writes the record. The other order would leave a good catalog that its store
-    calls older.
+    The decision comes first, with this record as pending, and the record second. After a kill between them
+    the catalog is ahead of its store, and the next start writes the record. In the other order, a good
+    catalog would look outdated.
     """
     return as_pending(tenant, NotedRecord(what))
 
 
 def finish_record(tenant: Tenant, catalog: Catalog, record_id: bytes) -> int:
-    """Writes the record with this id, unless it is durable, and before it those that come before it in the chain.
+    """Write the record with this id, unless it is durable, after those that precede it in the chain.
 
-    Durable on return; gives how many it wrote.
+    Durable on return; returns how many it wrote.
 
-    Raises:
-        Unavailable, Exhausted: what the records say is decided all the same; a replay of the call, or a restart, writes them.
+    Raises: Unavailable, Exhausted: The decisions stand all the same; a replay of the call, or a restart,
+        writes the records.
 
     """
     return _finish(tenant, catalog, record_id)
 
 
 def finish_missing(tenant: Tenant, catalog: Catalog) -> int:
-    """Writes every record of a tenant that was decided on and is not durable; gives how many. Raises as `finish_record` does."""
+    """Write every pending record of a tenant; return how many. Raises as `finish_record` does."""
     return _finish(tenant, catalog, None)
 
 
 def finish_all(tenants: Tenants, catalog: Catalog) -> int:
-    """Writes every record that is decided on and not durable; gives how many. A start does this before it serves.
+    """Write every pending record of all tenants; return how many. A start does this before it serves.
 
-    A tenant whose keys are damaged, or a full disk, does not keep a server from its other work, above all from
-    restoring, or a token from being revoked: the record stays pending, the log names the reason, and the next start,
-    command or replay tries again.
+    Damaged keys of a tenant, or a full disk, must not keep a server from other work, such as restores or the
+    revocation of tokens: the record stays pending, the log names the reason, and the next start, command or
+    replay retries.
     """
     written = 0
     for tenant in sorted({record.tenant for record in catalog.backups.pending_records()}):
@@ -68,7 +68,7 @@ def finish_all(tenants: Tenants, catalog: Catalog) -> int:
             written += finish_missing(tenants.get(tenant), catalog)
         except StaddleError as e:
             log.error(  # noqa: TRY400 - no fault of ours
-                "records of tenant %s could not be written, and the next start tries again: %s",
+                "records of tenant %s could not be written, and the next start retries: %s",
                 tenant.hex(),
                 e.message,
             )
@@ -76,7 +76,7 @@ def finish_all(tenants: Tenants, catalog: Catalog) -> int:
 
 
 def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
-    """Writes pending records in the order of their chain, so that a record is durable only with all before it."""
+    """Write pending records in chain order, so that a record is durable only with all before it."""
     with tenant.recording:
         pending = catalog.backups.pending_records(tenant.id)
         if upto is not None:
@@ -84,7 +84,7 @@ def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
             pending = pending[: ids.index(upto) + 1] if upto in ids else []
         if not pending:
             return 0
-        # In steps, so that a disk that fills up loses the last one alone.
+        # In steps, so that a disk that fills up loses only the last one.
         for some in batches(pending, STEP_RECORDS):
             for record in some:
                 tenant.records.put(record.body, record.place, record.id)
@@ -94,7 +94,7 @@ def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
 
 
 def committed_record(backup: Backup) -> CommittedRecord:
-    """The record of a backup."""
+    """Return the record of a backup."""
     return CommittedRecord(
         backup=backup.id,
         dataset=backup.dataset,
@@ -121,5 +121,5 @@ def committed_record(backup: Backup) -> CommittedRecord:
 
 
 def encode_committed(backup: Backup) -> bytes:
-    """The same, encoded: what the catalog keeps in the transaction that commits."""
+    """Return the backup's record encoded, as the catalog keeps it in the commit's transaction."""
     return encode_record(committed_record(backup))

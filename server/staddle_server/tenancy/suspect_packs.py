@@ -1,4 +1,4 @@
-"""Damage that was found by chance: nothing else of its pack is relied upon until all of the pack was read."""
+"""Damage found by chance: nothing else in its pack is trusted until all of the pack was read."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def doubt(tenant: Tenant, catalog: Catalog, pack: bytes, segment_offset: int) -> None:
-    """Marks a segment as damaged; reads the rest of its pack, once, and marks what else is damaged in it.
+    """Mark a segment as damaged; read the rest of its pack, once, and mark all other damage in it.
 
-    Until the pack was read, all of it counts as damaged. If it cannot be read now, that lasts until the scrubber or a check has read
-    it. `segment_offset` may be any offset above 0: where no segment begins, it stands for what lies between them.
+    Until then, the whole pack counts as damaged. If it cannot be read now, that lasts until the scrubber or a
+    check has read it. `segment_offset` may be any offset above 0: outside any segment, it stands for the
+    space between segments.
 
     Raises:
-        Unavailable: the catalog does not answer.
+        Unavailable: The catalog does not answer.
 
     """
     if not catalog.packs.doubt(tenant.id, pack, segment_offset):

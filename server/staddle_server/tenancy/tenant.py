@@ -1,4 +1,4 @@
-"""What a call needs to work inside one tenant: its keys, its cutter, its packs, its records."""
+"""What a call needs to work inside one tenant: its keys, chunker, packs and records."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore, Secrets, chunk_id, secrets_of
 from staddle_server.store.pack import PackReader
 from staddle_server.store.records import Records
+from staddle_server.store.segment_cache import SegmentCache
 
 INSPECTED_AT_ONCE: Final = 2
-"""So many doubted packs are read at once; each takes up to STORED_MEMORY_MAX, and the disk has other work."""
+"""Doubted packs read at once; each takes up to STORED_MEMORY_MAX, and the disk has other work."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tenant:
-    """One tenant, opened. Shared by all calls, so everything in it is thread-safe."""
+    """One opened tenant. Shared by all calls, so everything in it is thread-safe."""
 
     id: bytes
     name: str
@@ -33,23 +34,28 @@ class Tenant:
     cutter: Cutter
     blobs: Blobs
     packs: PackReader
+    """Reads the store."""
+    cached: PackReader
+    """Reads the same, but may take segments from the server's cache: for the data, not for checks of the store."""
     records: Records
     recording: threading.Lock = field(default_factory=threading.Lock)
-    """Held while records are written: they become durable in the order of their chain."""
+    """Held while records are written: they become durable in chain order."""
     decoded: DecodedBytes = field(default_factory=DecodedBytes)
-    """The server's memory for what its calls hold decoded."""
+    """The server's memory for its calls' decoded data."""
     inspecting: Semaphore = field(default_factory=lambda: Semaphore(INSPECTED_AT_ONCE))
-    """Held while a pack is read in which damage was found."""
+    """Held while a pack with new damage is read."""
     large: threading.Lock = field(default_factory=threading.Lock)
-    """Held while an entry with large attributes becomes a message: as objects these take many times what they have encoded."""
+    """Held while an entry with large attributes becomes a message: as objects they take many times their
+    encoded size.
+    """
 
     def chunk_id(self, role: Role, digest: bytes) -> bytes:
-        """The chunk's name at rest."""
+        """Return the chunk's stored name."""
         return chunk_id(self.secrets.id_key, role, digest)
 
 
 def keys_damage(keys: KeyStore, tenant: bytes) -> Damaged | None:
-    """Why a tenant's keys in the store do not open; None: they do. Raises Unavailable."""
+    """Return why a tenant's keys in the store do not open; None if they do. Raises Unavailable."""
     try:
         keys.load(tenant)
     except Damaged as error:
@@ -61,12 +67,15 @@ class Tenants:
     """Opens tenants and keeps them open.
 
     Attributes:
-        decoded: What their calls hold decoded.
+        decoded: The decoded data that their calls hold.
 
     """
 
-    def __init__(self, blobs: Blobs, catalog: Catalog, keys: KeyStore) -> None:
+    def __init__(
+        self, blobs: Blobs, catalog: Catalog, keys: KeyStore, cache: SegmentCache | None = None
+    ) -> None:
         self._blobs = blobs
+        self._cache = cache
         self._catalog = catalog
         self._keys = keys
         self.decoded = DecodedBytes()
@@ -75,10 +84,10 @@ class Tenants:
         self._lock = threading.Lock()
 
     def get(self, tenant: bytes) -> Tenant:
-        """The tenant with this id.
+        """Return the tenant with this id.
 
         Raises:
-            NotFound, Damaged, Unavailable: its row or its keys cannot be read.
+            NotFound, Damaged, Unavailable: Its row or its keys are unreadable.
 
         """
         with self._lock:
@@ -87,10 +96,10 @@ class Tenants:
             return self._open[tenant]
 
     def require_recording(self, tenant: bytes) -> None:
-        """Before something is decided: whether it can be recorded.
+        """Check, before a decision, that it can be recorded.
 
         Raises:
-            Unavailable: the store takes no more writes.
+            Unavailable: The store refuses writes.
 
         """
         self.get(tenant).blobs.check_writable()
@@ -101,6 +110,7 @@ class Tenants:
             raise Fault("INTERNAL", f"the catalog has no tenant {tenant.hex()}")
         keys = self._keys.load(tenant)
         secrets = secrets_of(keys)
+        packs = PackReader(self._blobs, keys)
         return Tenant(
             id=tenant,
             name=row.name,
@@ -108,7 +118,8 @@ class Tenants:
             secrets=secrets,
             cutter=Cutter(ChunkerParameters(seed=secrets.chunker_seed)),
             blobs=self._blobs,
-            packs=PackReader(self._blobs, keys),
+            packs=packs,
+            cached=packs if self._cache is None else PackReader(self._blobs, keys, self._cache),
             records=Records(self._blobs, keys),
             decoded=self.decoded,
             inspecting=self._inspecting,

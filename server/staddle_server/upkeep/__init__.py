@@ -1,1 +1,1 @@
-"""What looks after stored backups: retention, garbage collection, scrubbing, repair, rebuilding."""
+"""Upkeep of stored backups: retention, garbage collection, scrubbing, repair, rebuilding."""

@@ -1,4 +1,4 @@
-"""Watches the clock, and logs when it jumps, and again every hour while it is in doubt."""
+"""Watches the clock, and logs a jump, and again every hour while the clock is in doubt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 
 LOOK_S: Final = 10.0
 AGAIN_S: Final = 3600.0
-"""How often the log says again that the clock is in doubt."""
+"""How often the log repeats that the clock is in doubt."""
 
 
 class ClockWatch:
-    """Looks at the clock on its own thread. `in_doubt` is true within LOOK_S of a jump."""
+    """Checks the clock on its own thread. `in_doubt` is true within LOOK_S of a jump."""
 
     def __init__(self, guard: ClockGuard) -> None:
         self._guard = guard
@@ -25,19 +25,19 @@ class ClockWatch:
         self._said_ns: int | None = None
         self.in_doubt = False
         self.standing: Standing | None = None
-        """What the guard found at the last look."""
+        """The guard's last result."""
 
     def start(self) -> None:
-        """Looks once, and then every LOOK_S."""
+        """Check once, and then every LOOK_S."""
         self.look()
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends."""
+        """Stop the thread."""
         self._thread.stop()
 
     def look(self) -> None:
-        """Compares the clocks now, and logs what has changed."""
+        """Compare the clocks now, and log changes."""
         try:
             standing = self._guard.look()
         except StaddleError as e:
@@ -50,7 +50,7 @@ class ClockWatch:
     def _say(self, standing: Standing) -> None:
         if not standing.jump_ns:
             if self._said_ns is not None:
-                log.warning("the clock is believed again: purging, expiry and policies resume")
+                log.warning("the clock is trusted again: purging, expiry and policies resume")
             self._said_ns = None
             return
         if self._said_ns is None or abs(standing.expected_ns - self._said_ns) >= AGAIN_S * 1e9:

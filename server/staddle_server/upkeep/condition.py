@@ -1,4 +1,4 @@
-"""The condition of a running server as data: whether it takes backups, its clock, and known damage."""
+"""The condition of a running server as data: whether it accepts backups, its clock, and known damage."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Condition(NamedTuple):
     """The condition of a server, for one tenant.
 
     Attributes:
-        takes_backups: The store takes writes, and the disks have room.
-        clock: Whether the clock can be believed; None: it was not looked at yet.
+        takes_backups: The store accepts writes, and the disks have space.
+        clock: Whether the clock is trusted; None if not checked yet.
         damage: The known damage of the tenant.
 
     """
@@ -29,7 +29,7 @@ class Condition(NamedTuple):
 
 
 class Conditions:
-    """The condition as the watches have last seen it. Costs nothing to ask for."""
+    """The condition as of the watches' last look. Free to ask for."""
 
     def __init__(self, clock: ClockWatch, integrity: Integrity, takes_backups: Callable[[], bool]) -> None:
         self._clock = clock
@@ -37,6 +37,6 @@ class Conditions:
         self._takes_backups = takes_backups
 
     def of(self, tenant: bytes) -> Condition:
-        """For the tenant with this id."""
+        """Return the condition for the tenant with this id."""
         damage = self._integrity.known.get(tenant, NO_DAMAGE)
         return Condition(self._takes_backups(), self._clock.standing, damage)

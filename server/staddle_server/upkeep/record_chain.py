@@ -1,4 +1,4 @@
-"""The chain of a tenant's records: which of them are missing, and whether each follows the one before it."""
+"""The chain of a tenant's records: which are missing, and whether each follows its predecessor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from staddle_server.base.types import NO_LINK
 from staddle_server.store.records import ForgottenRecord, Stored, sequence_of
 
 BREAKS_MAX: Final = 100
-"""Breaks that are named; one history that was put beside another has as many as it has records."""
+"""The most breaks reported; two mixed histories have one for each record."""
 
 
 class Span(NamedTuple):
@@ -22,25 +22,25 @@ class Span(NamedTuple):
         return f"record {self.first}" if self.first == self.last else f"records {self.first} to {self.last}"
 
     def missing_of(self, tenant: str) -> str:
-        """In words: that a tenant's records with these numbers are missing."""
+        """Return in words that a tenant's records with these numbers are missing."""
         return f"{self} of tenant {tenant} {'is' if self.first == self.last else 'are'} missing"
 
 
 class Chain:
-    """Takes the records of one tenant in the order of their names. Memory grows with the gaps, not with the records."""
+    """Takes the records of one tenant in name order. Memory grows with the gaps, not with the records."""
 
     def __init__(self) -> None:
         self.newest = 0
-        """The number of the last record that was taken."""
+        """The number of the last record taken."""
         self.link = NO_LINK
-        """Its link; NO_LINK where it cannot be read."""
+        """Its link; NO_LINK if it is unreadable."""
         self.breaks: list[str] = []
-        """Records that do not follow the one before them, in words."""
+        """Records that do not follow their predecessor, in words."""
         self._gaps: list[Span] = []
         self._forgotten: list[Span] = []
 
     def take(self, name: str, stored: Stored | None) -> None:
-        """Adds the next record; None: its object exists and cannot be read. A name that no record has is skipped."""
+        """Add the next record; None for an unreadable object. Skips names that no record has."""
         sequence = sequence_of(name)
         if sequence is None:
             return
@@ -61,11 +61,11 @@ class Chain:
             self.forget(stored.record.spans)
 
     def forget(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Records with these numbers may be absent."""
+        """Permit records with these numbers to be absent."""
         self._forgotten += [Span(*span) for span in spans]
 
     def missing(self, upto: int) -> list[Span]:
-        """The numbers up to `upto` of which there is no record, and that may not be absent."""
+        """Return the numbers up to `upto` without a record that may not be absent."""
         gaps = [*self._gaps, Span(self.newest + 1, upto)]
         return subtract([Span(gap.first, min(gap.last, upto)) for gap in gaps], merge_spans(self._forgotten))
 
@@ -75,7 +75,7 @@ class Chain:
 
 
 def merge_spans(spans: Iterable[tuple[int, int]]) -> list[Span]:
-    """The same numbers in as few spans as possible, in order."""
+    """Return the same numbers in as few spans as possible, in order."""
     merged: list[Span] = []
     for first, last in sorted(spans):
         if merged and first <= merged[-1].last + 1:
@@ -86,7 +86,7 @@ def merge_spans(spans: Iterable[tuple[int, int]]) -> list[Span]:
 
 
 def subtract(spans: Iterable[Span], without: list[Span]) -> list[Span]:
-    """The numbers in `spans` (in order, apart) that are not in `without` (merged)."""
+    """Return the numbers in `spans` (in order, apart) that are not in `without` (merged)."""
     left: list[Span] = []
     at = 0
     for first, last in spans:

@@ -1,4 +1,4 @@
-"""What a tenant's records come to, in whatever order they are read."""
+"""The combined content of a tenant's records, in whatever order they are read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Latest(Generic[T]):
-    """The value of the latest decision. Of two at the same time the one that `keeps` more counts, so that none is lost."""
+    """The value of the latest decision.
+
+    Of two at the same time the one that `keeps` more counts, to lose nothing.
+    """
 
     key: tuple[int, bool, str]
     value: T
@@ -48,7 +51,7 @@ _NOT_HELD = _HoldDecision(None, "")
 
 
 class _Commit(NamedTuple):
-    """A committed backup, its record as bytes: a third of what the values take."""
+    """A committed backup, its record as bytes: a third of the memory of its values."""
 
     number: int
     commit_ns: int
@@ -67,9 +70,10 @@ class Renumbered(NamedTuple):
 
 @dataclass
 class History:
-    """The records of one tenant. A later decision replaces an earlier one, `purged` is for ever, and retention only grows.
+    """The records of one tenant.
 
-    Takes about 500 bytes of memory for each backup.
+    A later decision replaces an earlier one, `purged` is final, and retention only grows. Takes about 500
+    bytes of memory for each backup.
     """
 
     _grace: _Latest[int] | None = None
@@ -88,13 +92,13 @@ class History:
     """When the newest decision was made."""
 
     newest_ns: int = 0
-    """The latest time in any record: a clock that is behind it is wrong, or was."""
+    """The latest time in any record: a clock that is behind it is or was wrong."""
 
     tenant_made: bool = False
-    """There is the record that the tenant was made. (Its keys say the same, and more.)"""
+    """Whether the record of the tenant's creation exists. (Its keys say the same, and more.)"""
 
     def add(self, record: Record, name: str) -> None:
-        """Takes a record, by the name of its object."""
+        """Take a record, by the name of its object."""
         if isinstance(record, CommittedRecord):
             self.newest_ns = max(self.newest_ns, record.commit_ns)
         elif not isinstance(record, TenantRecord | NotedRecord):
@@ -104,7 +108,7 @@ class History:
             case TenantRecord():
                 self.tenant_made = True
             case ForgottenRecord() | NotedRecord():
-                pass  # of no backup, and of no dataset: only the chain needs them
+                pass  # about no backup or dataset: only the chain needs them
             case TenantSettingsRecord():
                 key = (record.at_ns, True, name)
                 if self._grace is None or key > self._grace.key:
@@ -121,51 +125,52 @@ class History:
 
     @property
     def grace_s(self) -> int:
-        """How long a deleted backup can be brought back."""
+        """Return how long a deleted backup can be undeleted."""
         return GRACE_S if self._grace is None else self._grace.value
 
     @property
     def purged(self) -> int:
-        """Backups of which only records are left."""
+        """Return the number of backups of which only records are left."""
         return len(self._purged & self._known)
 
     @property
     def committed(self) -> AbstractSet[bytes]:
-        """Backups that were committed, purged ones too."""
+        """Return backups that were committed, purged ones included."""
         return self._known
 
     def is_purged(self, backup: bytes) -> bool:
-        """Whether the backup is gone for good."""
+        """Return whether the backup is purged."""
         return backup in self._purged
 
     def is_deleted(self, backup: bytes) -> bool:
-        """Whether the backup is deleted, softly."""
+        """Return whether the backup is deleted, softly."""
         deleted = self._deleted.get(backup)
         return deleted is not None and deleted.value
 
     def retain_until_ns(self, backup: bytes) -> int:
-        """Until when the backup cannot be deleted; 0: nothing was said."""
+        """Return until when the backup cannot be deleted; 0 if never set."""
         return self._retained_ns.get(backup, 0)
 
     def hold(self, backup: bytes, dataset: str) -> str | None:
-        """The reason of the hold on a backup or (`backup` empty) on a dataset; None: there is none."""
+        """Return the reason of the hold on a backup or (`backup` empty) on a dataset; None for no hold."""
         hold = _value(self._held.get(backup) if backup else self._datasets_held.get(dataset))
         return None if hold.since_ns is None else hold.reason
 
     def retention(self, dataset: str) -> tuple[str, int]:
-        """A dataset's policy ("": none) and minimum retention in seconds."""
+        """Return a dataset's policy ("" for none) and minimum retention in seconds."""
         policy = self._policies.get(dataset)
         return ("", 0) if policy is None else (policy.value.policy, policy.value.min_retention_s)
 
     def orphans(self) -> set[bytes]:
-        """Backups about which something was decided, and of which there is no record that they were committed."""
+        """Return backups with decisions, but without a record of their commit."""
         decided = self._deleted.keys() | self._retained_ns.keys() | self._held.keys()
         return decided - self._known - self._purged
 
     def datasets(self, now_ns: int) -> Iterator[RebuiltDataset]:
-        """The datasets, by name: those with a committed backup, also a purged one, and those about which something was decided.
+        """Yield the datasets by name: those with a committed backup, even a purged one, and those with a
+        decision.
 
-        Times of decisions only say which one was later. Where the clock counts, none of them lies ahead of it.
+        Times of decisions only order them. Where the clock counts, none of them lies ahead of it.
         """
         for name in sorted(self._commits.keys() | self._decided_ns.keys()):
             dataset = self._dataset(name)
@@ -179,7 +184,10 @@ class History:
     def backups(
         self, dataset: str, now_ns: int, renumbered: Callable[[Renumbered], None]
     ) -> Iterator[RebuiltBackup]:
-        """The backups of a dataset that are not purged. The grace of those that are deleted begins again at `now_ns`."""
+        """Yield the unpurged backups of a dataset.
+
+        The grace period of deleted ones begins again at `now_ns`.
+        """
         uploads: set[bytes] = set()
         for commit, number in _numbered(self._commits.get(dataset, {}).values()):
             if commit.backup in self._purged:
@@ -187,7 +195,7 @@ class History:
             if number != commit.number:
                 renumbered(Renumbered(dataset, commit.backup, commit.number, number))
             record = _record(commit)
-            # An upload becomes two backups where a catalog is put back from a copy in which it was open.
+            # An upload becomes two backups if a catalog is restored from a copy in which it was open.
             upload = record.backup if record.upload in uploads else record.upload
             uploads.add(upload)
             yield self._backup(record, upload, number, now_ns)
@@ -212,7 +220,7 @@ class History:
                 self._retain(record.backup, record.until_ns)
 
     def _retain(self, backup: bytes, until_ns: int) -> None:
-        """Such a time is only ever moved later."""
+        """Move the time later, never earlier."""
         if until_ns > self._retained_ns.get(backup, 0):
             self._retained_ns[backup] = until_ns
 
@@ -240,7 +248,7 @@ class History:
         created_ns = [self._decided_ns[name]] if name in self._decided_ns else []
         for commit, number in _numbered(self._commits.get(name, {}).values()):
             record = _record(commit)
-            # What the newest one said; what it did not say stays.
+            # As the newest one stated; unstated values stay.
             host, root = record.host or host, record.source_root or root
             created_ns = [min([record.begin_ns, *created_ns])]
             last = number
@@ -306,10 +314,10 @@ def _record(commit: _Commit) -> CommittedRecord:
 
 
 def _numbered(commits: Iterable[_Commit]) -> Iterator[tuple[_Commit, int]]:
-    """The backups of a dataset with their numbers, in the order of these.
+    """Yield the backups of a dataset with their numbers, in number order.
 
-    Where a catalog was put back from a copy, numbers were given twice. Then each backup has its own number or, if that is
-    taken, the next one, in the order in which they were committed: the newest stays the newest.
+    After a catalog was restored from a copy, numbers were given twice. Then each backup has its own number
+    or, if that is taken, the next one, in order of commit: the newest stays the newest.
     """
     ordered = sorted(commits)
     if len({commit.number for commit in ordered}) == len(ordered):

@@ -17,25 +17,28 @@ log = logging.getLogger(__name__)
 
 NS: Final = 1_000_000_000
 LOOK_S: Final = 10.0
-"""How often the schedule looks what is due."""
+"""How often the schedule checks what is due."""
 
 Stopping = Callable[[], bool]
-"""Whether the server is about to end: a task asks now and then, and ends soon when it is."""
+"""Whether the server is about to end: tasks call it from time to time, and then end soon."""
 
 
 class StoppedError(Exception):
-    """The server is about to end: the task that raises this to itself stops where it is, and what it left half done counts for nothing."""
+    """The server is about to end: a task raises this to stop where it is, and its unfinished work does not
+    count.
+    """
 
 
 class Task(NamedTuple):
-    """One thing to do again and again.
+    """One recurring task.
 
     Attributes:
-        name: What the catalog and the log call it.
-        every_s: How long after its last beginning it is due again; 0: never by itself.
-        run: Does it; gives in a few words what it did, "" for nothing worth a line.
-        patience_s: When it is due it waits so long for a moment in which no client is at work.
-        first_after_s: How long after the schedule's start it is not due: the server's start did its work already.
+        name: Its name in the catalog and the log.
+        every_s: The period from one start to the next; 0: never automatically.
+        run: Runs it; returns a short summary, "" for nothing worth a line.
+        patience_s: How long a due task waits for a moment without active clients.
+        first_after_s: How long after the schedule's start it is not due, because the server's start has done
+            its work.
 
     """
 
@@ -47,10 +50,11 @@ class Task(NamedTuple):
 
 
 class Schedule:
-    """Runs tasks when they are due. The catalog keeps when each last ran, so a restart does not run everything at once.
+    """Runs tasks when they are due.
 
-    A task that fails is logged and is due again at its time; a clock that was set back makes no task wait longer than
-    its period, give or take a correction of the clock.
+    The catalog keeps when each last ran, so a restart does not run everything at once. A failed task is
+    logged and is due again at its time; a clock that was set back delays no task beyond its period, give or
+    take a correction of the clock.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Schedule:
         *,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`busy` says whether clients are at work."""
+        """`busy` returns whether clients are active."""
         self._busy = busy
         self._due_since_s: dict[str, float] = {}
         self._started_s = clock.monotonic_s()
@@ -74,19 +78,19 @@ class Schedule:
         self._stopping = False
 
     def start(self) -> None:
-        """Begins; the first look is after LOOK_S. A task that takes hours keeps no other waiting."""
+        """Start; the first look is after LOOK_S. A task that takes hours does not delay the others."""
         self._started_s = self._clock.monotonic_s()
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ends; a task that is at work is waited for, and knows that it shall end."""
+        """Stop, and wait for the running task, which is asked to end."""
         self._stopping = True
         for thread in self._threads:
             thread.stop()
 
     def look(self) -> None:
-        """Runs what is due now, one after the other."""
+        """Run what is due now, one after the other."""
         for task in self._tasks:
             if not self._stopping:
                 self._look(task)
@@ -117,7 +121,7 @@ class Schedule:
         return since_s >= task.every_s or since_s <= -min(task.every_s, JUMP_S)
 
     def _waits(self, task: Task) -> bool:
-        """Whether a task that is due lets clients go first."""
+        """Return whether a due task lets clients go first."""
         now_s = self._clock.monotonic_s()
         since_s = self._due_since_s.setdefault(task.name, now_s)
         if self._busy() and now_s - since_s < task.patience_s:
@@ -129,4 +133,4 @@ class Schedule:
         try:
             self._catalog.tasks.end(task.name, self._clock.now_ns(), f"failed: {what}")
         except StaddleError as e:
-            log.warning("the end of %s could not be put down: %s", task.name, e.message)
+            log.warning("the end of %s could not be recorded: %s", task.name, e.message)

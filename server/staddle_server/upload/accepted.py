@@ -1,6 +1,7 @@
-"""What an upload has accepted, chunks and entries, and how that becomes durable.
+"""The accepted chunks and entries of an upload, and how they become durable.
 
-The order is the promise: chunks in a pack → pack durable → pack published together with the durable point (one transaction).
+The order is the promise: chunks in a pack → pack durable → pack published together with the durable point
+(one transaction).
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from staddle_server.upload.received import Received
 
 
 class Accepted:
-    """One upload's chunks, entries and missing chunks, and their durable point. Under the lock of the upload's writer.
+    """One upload's chunks, entries and missing chunks, and their durable point.
+
+    Under the lock of the upload's writer.
 
     Attributes:
-        chunks: Where data chunks go.
-        pages: Where pages, lists of chunks and attributes go.
+        chunks: The sink for data chunks.
+        pages: The sink for pages, lists of chunks and attributes.
         received: The entries and removals.
-        missing: The chunks that entries refer to and that are still to come.
+        missing: The chunks that entries refer to and that have not arrived.
         wrote: Whether the upload's holder has sent something in this epoch, and so is an author.
 
     """
@@ -58,10 +61,12 @@ class Accepted:
             upload=upload.id,
             epoch=upload.epoch,
             presence=presence,
-            # A FULL trusts nothing that was seen before it.
+            # A FULL backup trusts nothing seen before it.
             since_s=clock.monotonic_s() if upload.kind is Kind.FULL else -math.inf,
             compressors=compressors,
-            begin_pack=lambda: publisher.begin(tenant),  # not of `self`: the cycle would stay for a while
+            begin_pack=lambda: publisher.begin(
+                tenant
+            ),  # not a method of `self`: the reference cycle would keep the memory
             finish_pack=publisher.finish,
         )
         self.pages = ManifestSink(self.chunks)
@@ -73,12 +78,12 @@ class Accepted:
 
     @property
     def durable(self) -> Progress:
-        """The durable point, as far as is known; see `reap`."""
+        """The last known durable point; see `reap`."""
         return self._publisher.durable
 
     @property
     def unwritten_bytes(self) -> int:
-        """What was accepted and is not on the disk yet, with what it takes there besides. Asked from any thread."""
+        """Bytes accepted and not yet on disk, with their overhead there. Callable from any thread."""
         return self.chunks.unwritten_bytes + self.received.unwritten_bytes
 
     @property
@@ -90,7 +95,7 @@ class Accepted:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether anything was accepted that is not durable."""
+        """Whether anything accepted is not durable yet."""
         durable, received = self.durable, self.received
         offset = durable.open_entry.size_bytes if durable.open_entry is not None else 0
         return (
@@ -101,14 +106,17 @@ class Accepted:
         )
 
     def note_author(self) -> None:
-        """Notes whether the holder has sent something. Call it before the server writes a manifest, which must not count."""
+        """Record whether the holder has sent something.
+
+        Call it before the server writes a manifest, which must not count.
+        """
         self.wrote = self.wrote or self.is_waiting
 
     def checkpoint(self) -> None:
-        """Seals the open pack and the run of entries so far, and begins to publish both beside what comes next.
+        """Seal the open pack and the run of entries so far, and begin to publish both in the background.
 
         Raises:
-            Damaged: an earlier run of the upload cannot be read; the upload's writer must end.
+            Damaged: An earlier run of the upload is unreadable; the upload's writer must end.
 
         """
         self._checkpoint_s = self._clock.monotonic_s()
@@ -118,30 +126,30 @@ class Accepted:
         self._publish(self.received.progress)
 
     def publish_chunks(self) -> None:
-        """Makes chunks durable, and what is missing; the durable point stays where it was."""
+        """Make chunks and the list of missing chunks durable, without moving the durable point."""
         durable = self.durable
         self._publish(lambda: durable)
         self.reap(wait=True)
 
     def _publish(self, progress: Callable[[], Progress]) -> None:
-        """Publishes what was accepted, under a durable point that is asked for when everything is in packs."""
+        """Publish what was accepted, under a durable point that is computed once everything is in packs."""
         packs, chunks = self.chunks.flush()
         change = self.missing.take_change()
         self._publisher.publish(progress(), packs, chunks, change, wrote=self.wrote)
 
     def reap(self, *, wait: bool) -> None:
-        """Learns what became of the last publication.
+        """Get the result of the last publication.
 
         Raises:
-            StaddleError: it failed; the upload's writer must end.
+            StaddleError: It failed; the upload's writer must end.
 
         """
         self.chunks.published(self._publisher.reap(wait=wait))
 
     def close(self) -> None:
-        """Drops what is not published."""
+        """Drop what is not published."""
         try:
-            with suppress(Exception):  # its outcome is in the catalog, whatever it was
+            with suppress(Exception):  # its result is in the catalog, whatever it was
                 self.reap(wait=True)
             self.chunks.abort()
         finally:

@@ -1,4 +1,4 @@
-"""The backup that an upload starts from, as far as its writer looks into it."""
+"""The backup that an upload starts from, as read by its writer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staddle_server.tenancy.tenant import Tenant
 
 
 class Base:
-    """Its manifest; under the writer's lock."""
+    """The base's manifest; under the writer's lock."""
 
     def __init__(self, tenant: Tenant, catalog: Catalog, root: Root) -> None:
         self.root = root
@@ -22,14 +22,14 @@ class Base:
         self._manifest = Manifest(root, ChunkReader(tenant, catalog))
 
     def damage_known(self) -> bool:
-        """Whether anything that is stored is known to be damaged."""
+        """Return whether any stored data is known to be damaged."""
         return bool(self._catalog.packs.damaged_count(self._tenant.id))
 
     def content(self, path: bytes, *, check: bool) -> Content:
-        """The content at a path; with `check`, only one of which no chunk is known to be damaged.
+        """Return the content at a path; with `check`, only if no chunk of it is known to be damaged.
 
         Raises:
-            Precondition: NOT_IN_BASE, there is none, or it cannot be given back.
+            Precondition: NOT_IN_BASE, it does not exist or cannot be restored.
 
         """
         try:
@@ -38,7 +38,7 @@ class Base:
         except Damaged:
             entry, whole = None, False
         if entry is None or entry.content is None or not whole:
-            what = "the base has no file" if whole else "damage: the base cannot give back"
+            what = "the base has no file" if whole else "damage: the base cannot restore"
             raise Precondition("NOT_IN_BASE", f"{what} {shown(path)}; send it", path=shown(path))
         return entry.content
 

@@ -1,4 +1,4 @@
-"""Which entries of a backup cannot be restored whole, so that the next upload sends them again."""
+"""The entries of a backup that cannot be restored completely, so that the next upload sends them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LISTED_MAX: Final = 1000
 
 
 class DamagedEntries(NamedTuple):
-    """Some of them, and whether there are more."""
+    """Some damaged entries, and whether more exist."""
 
     entries: list[Entry]
     more: bool
@@ -33,11 +33,11 @@ def damaged_entries(
     *,
     check: Callable[[], None] = lambda: None,
 ) -> DamagedEntries:
-    """The entries of a manifest, behind `after`, whose content or attributes lack chunks.
+    """Return the entries of a manifest after `after` whose content or attributes lack chunks.
 
-    A page that cannot be read is answered as a directory at its last path, so that no caller takes what lies there for whole. Costs
-    nothing while no damage is known in this tenant; else it reads the manifest, and calls `check` at each page, which raises where the
-    caller has gone.
+    An unreadable page is returned as a directory at its last path, so that no caller counts its entries as
+    intact. Free without known damage in this tenant; else reads the manifest, and calls `check` at each page,
+    which raises once the caller is gone.
     """
     if not root.digest or not catalog.packs.damaged_count(tenant.id):
         return DamagedEntries([], more=False)

@@ -1,4 +1,6 @@
-"""Makes the backup of an upload out of what was accepted: writes its manifest, compares it with the base, checks that nothing is missing."""
+"""Turn what an upload accepted into a backup: write its manifest, compare it with the base, check that it is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,18 @@ class Finishing:
         self._base = base
         self._accepted = accepted
         self._damage_epoch = accepted.chunks.damage_epoch
-        """Damage that was known when this writer began."""
+        """The damage known when this writer began."""
 
     def new_backup(self, checkpoint: Callable[[], None]) -> NewBackup:
-        """The backup, with its manifest durable, of which nothing is known to be missing. `checkpoint` makes durable what was accepted.
+        """Return the backup, with its manifest durable, and nothing known to be missing.
+
+        `checkpoint` makes accepted data durable.
 
         Raises:
-            Precondition: MISSING_CHUNKS, with all that is missing noted for GetUpload; the upload stays open.
+            Precondition: MISSING_CHUNKS, with all that is missing listed for GetUpload; the upload stays
+                open.
             BadRequest: PATH_CONFLICT.
-            Damaged: a page of the base cannot be read.
+            Damaged: A page of the base is unreadable.
 
         """
         self._forget_arrived()
@@ -63,10 +68,10 @@ class Finishing:
                 return new
 
     def _is_suspected(self, damage_epoch: int) -> bool:
-        """Whether the backup may rely on what is known to be damaged.
+        """Return whether the backup may rely on known damage.
 
-        What this writer accepted was looked up with the damage in mind that was known when it began. A base, or an earlier writer of the
-        upload, may still have brought damaged chunks.
+        This writer's lookups avoided the damage known when it began. But a base, or an earlier writer of the
+        upload, may have brought damaged chunks.
         """
         if damage_epoch != self._damage_epoch:
             return True
@@ -81,7 +86,7 @@ class Finishing:
         missing.arrived(refs)
 
     def _check_whole(self, root: Root, checkpoint: Callable[[], None]) -> None:
-        """Looks up everything that the backup refers to. Raises as `new_backup` does."""
+        """Look up everything that the backup refers to. Raises as `new_backup` does."""
         lost = lacking(self._tenant, self._catalog, root)
         self._accepted.missing.only(lost.chunks)
         if not lost.total:
@@ -97,11 +102,11 @@ class Finishing:
         if lost.chunks:
             what.append(
                 f"{counted(len(lost.chunks), 'chunk')} that entries refer to are missing or damaged; GetUpload lists them, PutChunks "
-                "brings them"
+                "sends them"
             )
         if lost.paths:
             what.append(
-                f"of {counted(len(lost.paths), 'entry', 'entries')} the list of chunks or the attributes are damaged, the first is "
+                f"the list of chunks or the attributes of {counted(len(lost.paths), 'entry', 'entries')} are damaged, the first is "
                 f"{shown(lost.paths[0])}; send these entries again"
             )
         raise Precondition(
@@ -112,16 +117,19 @@ class Finishing:
         )
 
     def _compared(self, *, rewrite: bool) -> NewBackup:
-        """The backup, compared with its base. `rewrite`: every page of its manifest is written, also those that the upload's runs have."""
+        """Return the backup, compared with its base.
+
+        `rewrite`: write every page of its manifest, even those in the upload's runs.
+        """
         merged = self._write_manifest(rewrite=rewrite)
         counts = _changes(
             self._upload, self._base.root, merged.root, ChunkReader(self._tenant, self._catalog)
         )
         if counts is None:
-            # Pages of this backup may lie where the base was found damaged just now: they are written once more.
+            # Pages of this backup may lie where the base was just found damaged: write them once more.
             self._accepted.chunks.forget()
             merged = self._write_manifest(rewrite=True)
-            # It needs nothing of its base, and counts as a FULL does.
+            # It needs nothing of its base, and counts as FULL.
             counts = Counts(merged.root.entries, 0, 0, 0)
         return NewBackup(
             id=os.urandom(16),
@@ -137,7 +145,7 @@ class Finishing:
         )
 
     def _write_manifest(self, *, rewrite: bool) -> Merged:
-        """Makes the backup's manifest, and makes it durable."""
+        """Build the backup's manifest and make it durable."""
         merged = _merged(
             self._upload,
             self._base.root,
@@ -147,13 +155,13 @@ class Finishing:
             page_key=self._tenant.secrets.page_key,
             rewrite=rewrite,
         )
-        # The entries in memory are in the manifest, but in no run: so the durable point cannot move.
+        # The entries in memory are in the manifest, but in no run: the durable point cannot move.
         self._accepted.publish_chunks()
         return merged
 
 
 def check_counts(received: Received, entry_count: int, data_bytes: int) -> None:
-    """Whether all has arrived that was announced.
+    """Check that everything announced has arrived.
 
     Raises:
         BadRequest: BAD_SEQUENCE, a file is open.
@@ -166,7 +174,7 @@ def check_counts(received: Received, entry_count: int, data_bytes: int) -> None:
         raise Precondition(
             "COUNT_MISMATCH",
             f"{counted(entry_count, 'entry', 'entries')} with {counted(data_bytes, 'byte')} were announced, {counted(received.entry_count, 'entry', 'entries')} with "
-            f"{counted(received.data_bytes, 'byte')} have arrived; the upload stays open",
+            f"{counted(received.data_bytes, 'byte')} arrived; the upload stays open",
             entry_count=str(received.entry_count),
             data_bytes=str(received.data_bytes),
         )
@@ -182,13 +190,13 @@ def _merged(
     page_key: bytes,
     rewrite: bool,
 ) -> Merged:
-    """Writes the backup's manifest: what was received, newest first, over the base or over nothing.
+    """Write the backup's manifest: what was received, newest first, over the base or over nothing.
 
-    `rewrite`: every page is written, also those that the runs have already.
+    `rewrite`: write every page, even those that the runs have already.
 
     Raises:
         BadRequest: PATH_CONFLICT.
-        Damaged: a page that it needs cannot be read; the upload is as it was.
+        Damaged: A required page is unreadable; the upload is unchanged.
 
     """
     try:
@@ -209,13 +217,13 @@ def _merged(
         )
     except Damaged as e:
         raise Damaged(
-            f"upload {upload.id.hex()} cannot become a backup, for a page that it starts from is damaged: {e.message}; "
-            "a backup of the kind FULL needs nothing of it"
+            f"upload {upload.id.hex()} cannot become a backup, because a page that it starts from is damaged: {e.message}; "
+            "a FULL backup does not need it"
         ) from e
 
 
 def _changes(upload: Upload, base: Root, root: Root, source: PageSource) -> Counts | None:
-    """How the backup differs from its base; None: the base cannot be read."""
+    """Return how the backup differs from its base; None if the base is unreadable."""
     try:
         return count(base, root, source)
     except Damaged as e:

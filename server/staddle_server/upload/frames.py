@@ -1,4 +1,4 @@
-"""What clients send compressed: checked before anything of it is kept."""
+"""Compressed client data: checked before any of it is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from staddle_server.store.frame import Codec, FrameError, inflate
 
 
 class CheckedChunks(NamedTuple):
-    """Chunks of which every digest was checked, as they go into a segment."""
+    """Chunks with verified digests, ready for a segment."""
 
     table: Sequence[ChunkRef]
     codec: int
@@ -28,14 +28,14 @@ class CheckedChunks(NamedTuple):
 
 
 def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> CheckedChunks:
-    """Inflates what a client sent, within limits, and checks every chunk of it.
+    """Inflate a client's data within limits, and check every chunk in it.
 
     Raises:
         BadRequest: BAD_FIELD, BAD_FRAME or DIGEST_MISMATCH; nothing of the frame may be kept.
 
     """
     if not 1 <= len(table) <= CHUNKS_PER_CALL_MAX:
-        raise BadRequest("BAD_FIELD", f"a call carries 1 to {CHUNKS_PER_CALL_MAX} chunks", field="chunks")
+        raise BadRequest("BAD_FIELD", f"a call must carry 1 to {CHUNKS_PER_CALL_MAX} chunks", field="chunks")
     if len(data) > PUT_CHUNKS_BYTES_MAX:
         raise BadRequest("BAD_FIELD", f"data is over {PUT_CHUNKS_BYTES_MAX} bytes", field="data")
     if not all(map(is_ref, table)):
@@ -45,7 +45,7 @@ def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> Checke
     if total > PUT_CHUNKS_INFLATED_BYTES_MAX:
         raise BadRequest(
             "BAD_FIELD",
-            f"the chunks of a call are at most {PUT_CHUNKS_INFLATED_BYTES_MAX} bytes together, these are {total}",
+            f"the limit is {PUT_CHUNKS_INFLATED_BYTES_MAX} bytes for all chunks of a call, these are {total}",
             field="chunks",
         )
     codec = Codec.RAW if raw else Codec.ZSTD
@@ -57,25 +57,25 @@ def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> Checke
     if unsound is not None:
         raise BadRequest(
             "DIGEST_MISMATCH",
-            f"chunks[{unsound}]: its bytes do not have the digest {table[unsound].digest.hex()}; nothing of this call was kept",
+            f"chunks[{unsound}]: its bytes do not match the digest {table[unsound].digest.hex()}; nothing of this call was kept",
             field=f"chunks[{unsound}]",
         )
     return CheckedChunks(table, codec, data, total)
 
 
 def is_ref(ref: ChunkRef) -> bool:
-    """Whether a chunk reference may exist; `check_ref` says why not."""
+    """Return whether a chunk reference is valid; `check_ref` says why not."""
     return len(ref.digest) == 32 and 1 <= ref.length <= CHUNK_BYTES_MAX
 
 
 def check_ref(ref: ChunkRef, field: str) -> None:
-    """A chunk reference that may exist.
+    """Check a chunk reference.
 
     Raises:
         BadRequest: BAD_FIELD.
 
     """
     if len(ref.digest) != 32:
-        raise BadRequest("BAD_FIELD", f"{field}: a digest has 32 bytes", field=field)
+        raise BadRequest("BAD_FIELD", f"{field}: a digest must be 32 bytes", field=field)
     if not 1 <= ref.length <= CHUNK_BYTES_MAX:
-        raise BadRequest("BAD_FIELD", f"{field}: a chunk has 1 to {CHUNK_BYTES_MAX} bytes", field=field)
+        raise BadRequest("BAD_FIELD", f"{field}: a chunk must be 1 to {CHUNK_BYTES_MAX} bytes", field=field)

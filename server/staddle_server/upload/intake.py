@@ -1,4 +1,4 @@
-"""Entries as clients send them: with their bytes, by reference, from the base, or with the bytes to follow."""
+"""Entries from clients: with their bytes, by reference, from the base, or with the bytes to follow."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
-    """One entry as it was sent.
+    """One entry as sent.
 
     Attributes:
         entry: Path and metadata, without content and file digest.
         data: The whole content.
         refs: The content by reference, or a part of it.
         from_base: The content is the base's.
-        size: Size of the content that the client states; None: it does not.
-        content_id: Content id that the client states; empty: it does not.
-        profile: How the content was cut, or is to be cut.
+        size: The content size that the client states; None if not stated.
+        content_id: The content id that the client states; empty if not stated.
+        profile: How the content was chunked, or is to be chunked.
         continue_at: Continues the open entry at this byte.
-        digest: Digest of the whole file that the client states; empty: it does not.
+        digest: The whole file's digest that the client states; empty if not stated.
         more: A later message continues the list of references.
 
     """
@@ -50,7 +50,7 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing follows: no Data parts."""
+        """Whether no Data parts follow."""
         return (
             self.entry.type is not EntryType.FILE
             or self.data is not None
@@ -60,7 +60,7 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
 
 
 class Removed(NamedTuple):
-    """A removal as it was sent."""
+    """A removal as sent."""
 
     path: bytes
 
@@ -84,37 +84,37 @@ _Prepared = Removed | _Whole | _Small | _LongList
 
 
 class _SizeSoFar(NamedTuple):
-    """The file whose list of chunks is not complete, and its bytes so far."""
+    """The file with an incomplete list of chunks, and its bytes so far."""
 
     entry: Entry | None
     size: int
 
 
 class Intake:
-    """Takes entries for one upload: everything that can be wrong is found before anything is taken."""
+    """Takes entries for one upload: finds every error before it takes anything."""
 
     def __init__(self, writer: UploadWriter, tenant: Tenant) -> None:
         self._writer = writer
         self._tenant = tenant
         self._damage: bool | None = None
-        """Whether any damage is known; asked for once."""
+        """Whether any damage is known; determined once."""
 
     def put_entries(self, number: int, changes: Sequence[Sent | Removed]) -> list[int]:
-        """Takes one PutEntries call, whole or not at all; a number that was taken before changes nothing.
+        """Take one PutEntries call, all or nothing; a known number changes nothing.
 
         Returns:
-            The positions of entries that refer to chunks that are not there yet.
+            The positions of entries that refer to missing chunks.
 
         Raises:
             BadRequest: BAD_FIELD, BAD_SEQUENCE, DIGEST_MISMATCH.
             Precondition: ENTRIES_OUT_OF_ORDER, NOT_IN_BASE.
             Conflict: UPLOAD_BUSY.
-            AlreadyExists: REQUEST_ID_REUSED, the number was taken with other changes.
+            AlreadyExists: REQUEST_ID_REUSED, the number was used with other changes.
 
         """
         if len(changes) > ENTRIES_PER_CALL_MAX:
             raise BadRequest(
-                "BAD_FIELD", f"a call carries at most {ENTRIES_PER_CALL_MAX} changes", field="changes"
+                "BAD_FIELD", f"the limit is {ENTRIES_PER_CALL_MAX} changes a call", field="changes"
             )
         with self._writer.together():
             self._writer.check_free()
@@ -122,7 +122,7 @@ class Intake:
             if not 1 <= number <= expected:
                 raise Precondition(
                     "ENTRIES_OUT_OF_ORDER",
-                    f"PutEntries call {number} came, {expected} is expected",
+                    f"received PutEntries call {number}, expected {expected}",
                     expected=str(expected),
                 )
             digest = blake3(_encoder.encode(changes)).digest()
@@ -142,7 +142,7 @@ class Intake:
         return [i for i, change in enumerate(changes) if any(ref.digest in absent for ref in _refs(change))]
 
     def put(self, sent: Sent | Removed) -> None:
-        """Takes one entry that is complete, or a removal."""
+        """Take one complete entry, or a removal."""
         self._check_refs([sent])
         refs = _refs(sent)
         with self._writer.together():
@@ -180,10 +180,10 @@ class Intake:
         return prepared
 
     def _prepare(self, sent: Sent | Removed, opened: _SizeSoFar) -> _Prepared:
-        """What is to be done for one entry.
+        """Return the steps for one entry.
 
         Raises:
-            BadRequest, Precondition: it cannot be taken.
+            BadRequest, Precondition: The entry is refused.
 
         """
         if isinstance(sent, Removed):
@@ -195,7 +195,7 @@ class Intake:
             check_entry(sent.entry)
             return _Whole(sent.entry)
         if (sent.data is not None) + (sent.refs is not None) + sent.from_base != 1:
-            raise _bad(sent, "a file has one of content, data and content_from_base here")
+            raise _bad(sent, "a file must have one of content, data and content_from_base here")
         if sent.data is not None:
             return self._prepare_data(sent, sent.data)
         if sent.refs is not None:
@@ -238,7 +238,7 @@ class Intake:
         return _Whole(entry)
 
     def _take_all(self, prepared: Sequence[_Prepared]) -> None:
-        """Takes one after another; what is whole, many at a time."""
+        """Take one after another; complete ones in batches."""
         whole: list[Entry] = []
         for step in prepared:
             if isinstance(step, _Whole):
@@ -272,7 +272,7 @@ def _refs(change: Sent | Removed) -> Sequence[ChunkRef]:
 
 
 def _continued(sent: Sent, opened: _SizeSoFar) -> Entry:
-    """The open entry, if this goes on with it.
+    """Return the open entry, if this continues it.
 
     Raises:
         BadRequest: BAD_SEQUENCE.
@@ -281,9 +281,9 @@ def _continued(sent: Sent, opened: _SizeSoFar) -> Entry:
     entry = opened.entry
     if entry is None or (entry.path, opened.size) != (sent.entry.path, sent.continue_at):
         path = shown(sent.entry.path)
-        found = "no entry is open" if entry is None else f"{shown(entry.path)} is, at {opened.size}"
+        found = "no entry is open" if entry is None else f"{shown(entry.path)} is open, at {opened.size}"
         raise BadRequest(
-            "BAD_SEQUENCE", f"{path} cannot go on at byte {sent.continue_at}: {found}", path=path
+            "BAD_SEQUENCE", f"{path} cannot continue at byte {sent.continue_at}: {found}", path=path
         )
     return entry
 
@@ -294,7 +294,7 @@ def _bad(sent: Sent, what: str) -> BadRequest:
 
 
 def cut_whole(tenant: Tenant, data: bytes, profile: Profile) -> list[Cut]:
-    """The chunks of a whole small file."""
+    """Return the chunks of a whole small file."""
     if not data:
         return []
     parameters = tenant.cutter.parameters
@@ -306,7 +306,7 @@ def cut_whole(tenant: Tenant, data: bytes, profile: Profile) -> list[Cut]:
 
 
 def check_stated(sent: Sent, size: int, identity: bytes) -> None:
-    """What the client states about its content, against what is true.
+    """Check what the client states about its content.
 
     Raises:
         BadRequest: DIGEST_MISMATCH.
@@ -315,7 +315,7 @@ def check_stated(sent: Sent, size: int, identity: bytes) -> None:
     if sent.size is not None and sent.size != size:
         path = shown(sent.entry.path)
         raise BadRequest(
-            "DIGEST_MISMATCH", f"{path}: {sent.size} bytes were announced, {size} came", path=path
+            "DIGEST_MISMATCH", f"{path}: {sent.size} bytes were announced, {size} arrived", path=path
         )
     if sent.content_id and sent.content_id != identity:
         path = shown(sent.entry.path)
@@ -327,7 +327,7 @@ def check_stated(sent: Sent, size: int, identity: bytes) -> None:
 
 
 def check_file(entry: Entry, size: int, *, more: bool = False) -> None:
-    """Whether a file of this size, or of this size and more, may be kept with what its entry says.
+    """Check a file of this size (`more`: at least this size) against its entry.
 
     Raises:
         BadRequest: BAD_FIELD.
@@ -337,7 +337,7 @@ def check_file(entry: Entry, size: int, *, more: bool = False) -> None:
     if size > FILE_BYTES_MAX:
         path = shown(entry.path)
         raise BadRequest(
-            "BAD_FIELD", f"{path}: a file has at most {FILE_BYTES_MAX} bytes", field="size", path=path
+            "BAD_FIELD", f"{path}: the limit of a file is {FILE_BYTES_MAX} bytes", field="size", path=path
         )
     holes = entry.attributes.holes if entry.attributes is not None else ()
     if holes and not more and holes[-1].offset + holes[-1].length > size:
@@ -346,12 +346,12 @@ def check_file(entry: Entry, size: int, *, more: bool = False) -> None:
 
 
 def claimed(entry: Entry, digest: bytes) -> Entry:
-    """The entry with a whole-file digest that the server did not check."""
+    """Return the entry with a whole-file digest that the server did not check."""
     return msgspec.structs.replace(entry, file_digest=digest) if digest else entry
 
 
 def verified(entry: Entry, digest: bytes, actual: bytes) -> Entry:
-    """The entry with a whole-file digest that was checked.
+    """Return the entry with a verified whole-file digest.
 
     Raises:
         BadRequest: DIGEST_MISMATCH.

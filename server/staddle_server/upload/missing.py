@@ -1,4 +1,4 @@
-"""Chunks that an upload's entries refer to and that have not come."""
+"""Chunks that an upload's entries refer to and that have not arrived."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from staddle_server.base.types import ChunkRef
 DIGEST_BYTES: Final = 32
 _ITEM: Final = Struct(f"<{DIGEST_BYTES}sI")
 RECENT_MAX: Final = 4096
-"""So many changes are kept as objects before they are packed."""
+"""Changes kept as objects before they are packed."""
 
 
 class MissingChange(NamedTuple):
-    """What a publication adds to the missing chunks, and takes from them."""
+    """What a publication adds to the missing chunks, and removes from them."""
 
     added: Mapping[bytes, int]
     removed: Iterable[bytes]
 
 
 class Missing(Mapping[bytes, int]):
-    """The length of each, as entries said it; of one upload, under its writer's lock.
+    """The missing chunks of one upload, with the lengths that entries stated; under its writer's lock.
 
-    Packed, 36 bytes each, in order of digest: as objects, tens of thousands of them would take 11 MiB for as long as the upload is
-    open.
+    Packed, 36 bytes each, in order of digest: as objects, tens of thousands would take 11 MiB as long as the
+    upload is open.
     """
 
     def __init__(self, known: Iterable[tuple[bytes, int]]) -> None:
         self._packed = b"".join(_ITEM.pack(*item) for item in sorted(known))
         self._recent: dict[bytes, int] = {}
-        """Lengths that differ from what is packed; 0: it is not missing any more."""
+        """Lengths that differ from the packed ones; 0 for no longer missing."""
         self._count = len(self._packed) // _ITEM.size
         self._unpublished: dict[bytes, int] = {}
-        """The same against what is published."""
+        """The same compared with what is published."""
 
     def __getitem__(self, digest: bytes) -> int:
         length = self._recent.get(digest)
@@ -72,7 +72,7 @@ class Missing(Mapping[bytes, int]):
         return chain(packed, ((digest, length) for digest, length in recent.items() if length))
 
     def _set(self, digest: bytes, length: int) -> None:
-        """From now on this is missing with this length; 0: it is not."""
+        """Mark a digest as missing with this length; 0: no longer missing."""
         before = self.get(digest, 0)
         if before == length:
             return
@@ -83,34 +83,34 @@ class Missing(Mapping[bytes, int]):
             self._recent = {}
 
     def take_change(self) -> MissingChange:
-        """What has changed since this was last asked: what the next publication makes durable."""
+        """Return the changes since the last call: what the next publication makes durable."""
         changed, self._unpublished = self._unpublished, {}
         added = {digest: length for digest, length in changed.items() if length}
         return MissingChange(added, [digest for digest, length in changed.items() if not length])
 
     def expect(self, refs: Iterable[ChunkRef]) -> None:
-        """Entries refer to these, and they are not there: all are waited for, or none.
+        """Add missing chunks that entries refer to, all or none.
 
         Raises:
-            BadRequest: BAD_FIELD, there are too many, or a chunk was said to have another length.
+            BadRequest: BAD_FIELD, too many, or a chunk stated with another length earlier.
 
         """
         more: dict[bytes, int] = {}
         for ref in refs:
             said = self.get(ref.digest) or more.setdefault(ref.digest, ref.length)
-            # The chunk can only have one length: the other entry would be a file that nobody can restore.
+            # A chunk has only one length: the other entry could never be restored.
             _check_length(ref, said)
         if more and len(self) + len(more) > MISSING_CHUNKS_MAX:
             raise BadRequest(
                 "BAD_FIELD",
-                f"over {MISSING_CHUNKS_MAX} chunks are referred to and not there; send chunks before the entries",
+                f"more than {MISSING_CHUNKS_MAX} chunks are referred to and missing; send chunks before the entries",
                 field="content.chunks",
             )
         for digest, length in more.items():
             self._set(digest, length)
 
     def only(self, lengths: Mapping[bytes, int]) -> None:
-        """These are waited for and no others: as many of them as may be."""
+        """Replace the missing chunks by these, up to the limit."""
         wanted = dict(islice(lengths.items(), MISSING_CHUNKS_MAX))
         for digest in [digest for digest in self if digest not in wanted]:
             self._set(digest, 0)
@@ -118,17 +118,17 @@ class Missing(Mapping[bytes, int]):
             self._set(digest, length)
 
     def check(self, refs: Iterable[ChunkRef]) -> None:
-        """Whether these may be the chunks that entries wait for.
+        """Check that these match the chunks that entries wait for.
 
         Raises:
-            BadRequest: BAD_FIELD, an entry said another length.
+            BadRequest: BAD_FIELD, an entry stated another length.
 
         """
         for ref in refs:
             _check_length(ref, self.get(ref.digest, ref.length))
 
     def arrived(self, refs: Iterable[ChunkRef]) -> None:
-        """These are there now; they were checked."""
+        """Remove chunks that arrived and were verified."""
         for ref in refs:
             self._set(ref.digest, 0)
 
@@ -137,6 +137,6 @@ def _check_length(ref: ChunkRef, said: int) -> None:
     if said != ref.length:
         raise BadRequest(
             "BAD_FIELD",
-            f"an entry refers to chunk {ref.digest.hex()} with {said} bytes, which cannot have {ref.length} too",
+            f"an entry refers to chunk {ref.digest.hex()} with {said} bytes, so it cannot also have {ref.length}",
             field="content.chunks",
         )

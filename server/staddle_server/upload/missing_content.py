@@ -1,4 +1,4 @@
-"""What a new backup refers to and no sound copy holds, so that its upload sends it before it can be committed."""
+"""What a new backup refers to without an intact copy; its upload must send it before the commit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from staddle_server.tenancy.tenant import Tenant
 
 
 class Lacking(NamedTuple):
-    """What has to be sent again.
+    """What must be sent again.
 
     Attributes:
         chunks: Data chunks, with their lengths.
-        paths: Entries whose list of chunks or attributes are lost: only the entries themselves bring those back.
+        paths: Entries whose list of chunks or attributes are lost: only sending the entries restores those.
 
     """
 
@@ -28,24 +28,26 @@ class Lacking(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How many things have to be sent again."""
+        """How many things must be sent again."""
         return len(self.chunks) + len(self.paths)
 
 
 def lacking(tenant: Tenant, catalog: Catalog, root: Root) -> Lacking:
-    """What the backup with this manifest lacks, or the first MISSING_CHUNKS_MAX of it and a few more. Reads the manifest.
+    """Return what the backup with this manifest lacks, up to about MISSING_CHUNKS_MAX of it.
+
+    Reads the manifest.
 
     Raises:
-        Damaged: a page of the manifest cannot be read.
+        Damaged: A page of the manifest is unreadable.
 
     """
     found = Lacking({}, [])
     for loss in Losses(ChunkReader(tenant, catalog)).of(root):
         if isinstance(loss.where, Gap):
             raise Damaged(
-                f"a page of the list of entries is damaged: {loss.message}; a backup of the kind FULL needs nothing of it"
+                f"a page of the list of entries is damaged: {loss.message}; a FULL backup does not need it"
             )
-        if loss.where is None:  # it could be read
+        if loss.where is None:  # it was readable
             continue
         found.chunks.update((lost.ref.digest, lost.ref.length) for lost in loss.data)
         path = loss.where.path

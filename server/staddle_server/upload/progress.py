@@ -1,4 +1,4 @@
-"""What an open upload has come to: the part of it that each checkpoint makes durable."""
+"""The part of an open upload's state that each checkpoint makes durable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
 
 class OpenEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A file of which not all chunks have come: its metadata, and its list of chunks so far."""
+    """A file with chunks still to come: its metadata, and its list of chunks so far."""
 
     entry: Entry
     content: ContentState
@@ -27,18 +27,18 @@ class OpenEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """An upload's durable point, as the catalog keeps it for the upload room.
+    """An upload's durable point, as the catalog stores it for this package.
 
     Attributes:
         position: Entries and removals accepted.
         entry_count: Entries accepted, as Finish counts them.
         data_bytes: Bytes of the regular files among them.
-        last_path: The path of the last complete entry; None: none is.
+        last_path: The path of the last complete entry; None for none.
         put_entries_number: The last PutEntries call in it.
         runs: Sorted runs, oldest first.
-        open_entry: The entry that is being sent.
+        open_entry: The entry in transfer.
         stored_bytes: What the upload's packs add to the store.
-        put_entries_digest: The digest of that call's changes; empty: there was none.
+        put_entries_digest: The digest of that call's changes; empty for no call.
 
     """
 
@@ -58,15 +58,15 @@ _decoder = msgspec.msgpack.Decoder(Progress)
 
 
 def encode_progress(progress: Progress) -> bytes:
-    """As the catalog keeps it."""
+    """Encode the progress for the catalog."""
     return _encoder.encode(progress)
 
 
 def decode_progress(data: bytes) -> Progress:
-    """What encode_progress made; nothing at all is the beginning. Raises Fault for anything else."""
+    """Decode what encode_progress returned; empty data is the beginning. Raises Fault for anything else."""
     if not data:
         return Progress()
     try:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:  # text that is not UTF-8 is a ValueError
-        raise Fault("INTERNAL", f"the durable point of this upload cannot be read: {e}") from e
+        raise Fault("INTERNAL", f"the durable point of this upload is unreadable: {e}") from e

@@ -1,4 +1,4 @@
-"""Packs become durable and published on a thread of their own, beside what the upload receives meanwhile."""
+"""Packs become durable and are published on a separate thread, while the upload receives more."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from staddle_server.upload.missing import MissingChange
 from staddle_server.upload.progress import Progress, encode_progress
 
 ChunkKey = bytes
-"""What a ChunkSink calls a chunk."""
+"""A ChunkSink's key of a chunk."""
 
 
 class Published(NamedTuple):
-    """What one publication made durable: the durable point, and the chunks that the catalog knows from now on."""
+    """The result of one publication: the durable point, and the chunks that the catalog now knows."""
 
     progress: Progress
     chunks: Sequence[ChunkKey]
@@ -35,7 +35,7 @@ class Publisher:
         self, catalog: Catalog, upload: Upload, clock: Clock, terms: Callable[[], Terms], durable: Progress
     ) -> None:
         self.durable = durable
-        """The durable point, as far as is known."""
+        """The last known durable point."""
         self._catalog = catalog
         self._upload = upload
         self._clock = clock
@@ -44,7 +44,7 @@ class Publisher:
         self._publishing: Future[Published] | None = None
 
     def begin(self, tenant: Tenant) -> PackWriter:
-        """A new pack of the upload, announced to the catalog before anything of it is written."""
+        """Begin a pack of the upload, announced to the catalog before any of it is written."""
         pack = PackWriter(tenant.blobs, tenant.keys)
         try:
             self._catalog.packs.begin(
@@ -56,7 +56,7 @@ class Publisher:
         return pack
 
     def finish(self, pack: PackWriter) -> Future[PackSummary]:
-        """Seals a pack that is full, in the background."""
+        """Seal a full pack in the background."""
         return self._thread.submit(pack.finish)
 
     def publish(
@@ -68,7 +68,7 @@ class Publisher:
         *,
         wrote: bool,
     ) -> None:
-        """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped.
+        """Begin to make a durable point durable; `reap` returns the result. The previous one must be reaped.
 
         `wrote`: the upload's holder has sent something.
         """
@@ -100,10 +100,10 @@ class Publisher:
         return Published(now, chunks)
 
     def reap(self, *, wait: bool) -> Sequence[ChunkKey]:
-        """Learns what became of the last publication; gives the chunks that it published.
+        """Get the result of the last publication; return the chunks that it published.
 
         Raises:
-            StaddleError: it failed; the upload's writer must end.
+            StaddleError: It failed; the upload's writer must end.
 
         """
         publishing = self._publishing
@@ -115,5 +115,5 @@ class Publisher:
         return published.chunks
 
     def close(self) -> None:
-        """Ends the thread; what was begun is finished."""
+        """End the thread, after the work in progress."""
         self._thread.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""What an upload has received: entries in memory, sorted runs in the store, and the counts over both."""
+"""The received part of an upload: entries in memory, sorted runs in the store, and the counts of both."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from staddle_server.upload.progress import OpenEntry, Progress, Run
 
 
 class IncomingFile(NamedTuple):
-    """The file that is being taken: its metadata, and its list of chunks so far."""
+    """The file in transfer: its metadata, and its list of chunks so far."""
 
     entry: Entry
     content: ContentBuilder
 
 
 class _Way:
-    """The directories above the last entry, as long as entries arrive in the order of a manifest."""
+    """The directories above the last entry, as long as entries arrive in manifest order."""
 
     def __init__(self) -> None:
         self._last_key: bytes | None = None
         self._directories: list[bytes] = []
 
     def goes_on(self, entry: Entry) -> bool:
-        """Whether the entry comes behind all before it, and its directory has come."""
+        """Return whether the entry comes after all earlier ones, and its directory has arrived."""
         path, last = entry.path, self._last_key
         self._last_key = key = sort_key(path)
         if entry.type == EntryType.REMOVED or (last is not None and key <= last):
@@ -50,7 +50,7 @@ class _Way:
 
 
 class Received:
-    """Entries and removals in the order in which they were accepted; of one upload, under its writer's lock."""
+    """Entries and removals in order of acceptance; of one upload, under its writer's lock."""
 
     def __init__(self, progress: Progress, pages: PageSink, source: PageSource, page_key: bytes) -> None:
         self._pages = pages
@@ -69,15 +69,15 @@ class Received:
         self._runs = list(progress.runs)
         self._gathered = Gathered()
         self._way = _Way() if progress.position == 0 else None
-        """None: what was received may not be in the order of a manifest."""
+        """None: the received entries may not be in manifest order."""
 
     @property
     def open_size(self) -> int:
-        """The bytes of the open file's chunks so far; 0 where no file is open."""
+        """The bytes of the open file's chunks so far; 0 without an open file."""
         return 0 if self.open is None else self.open.content.size
 
     def check_open(self, path: bytes, size: int) -> None:
-        """Whether the file at this path is open and has so many bytes.
+        """Check that the file at this path is open and has so many bytes.
 
         Raises:
             BadRequest: BAD_SEQUENCE.
@@ -86,15 +86,17 @@ class Received:
         opened = self.open
         if opened is not None and (opened.entry.path, opened.content.size) == (path, size):
             return
-        found = "none is" if opened is None else f"{shown(opened.entry.path)} is, at {opened.content.size}"
+        found = (
+            "none is" if opened is None else f"{shown(opened.entry.path)} is open, at {opened.content.size}"
+        )
         raise BadRequest(
             "BAD_SEQUENCE",
-            f"{shown(path)} cannot go on at byte {size} as the open entry: {found}",
+            f"{shown(path)} cannot continue at byte {size} as the open entry: {found}",
             path=shown(path),
         )
 
     def append(self, entry: Entry) -> None:
-        """Accepts an entry, or a removal, which does not count."""
+        """Accept an entry, or a removal, which does not count."""
         self.position += 1
         self.last_path = entry.path
         self._gathered.append(entry)
@@ -102,24 +104,24 @@ class Received:
             self._way = None
 
     def count(self, entry: Entry) -> None:
-        """Counts an entry as Finish counts them."""
+        """Count an entry as Finish counts them."""
         self.entry_count += 1
         self.data_bytes += entry.content.size if entry.content is not None else 0
 
     @property
     def unwritten_bytes(self) -> int:
-        """What the entries in memory take on the disk."""
+        """What the entries in memory will take on the disk."""
         return self._gathered.size_bytes
 
     @property
     def full(self) -> bool:
-        """Whether memory holds as many entries as it may."""
+        """Whether memory holds the most entries allowed."""
         return (
             len(self._gathered) >= CHECKPOINT_ENTRIES or self._gathered.size_bytes >= CHECKPOINT_ENTRY_BYTES
         )
 
     def write_run(self) -> None:
-        """Brings the entries in memory into a sorted run."""
+        """Write the entries in memory as a sorted run."""
         if not self._gathered:
             return
         last = self._runs[-RUNS_MERGE:]
@@ -141,9 +143,10 @@ class Received:
         return write_run(self._gathered.sorted(), self._pages, self._page_key)
 
     def whole(self) -> Root | None:
-        """The manifest of all that was received, if it came as it stands in one: in order, and nothing without its directory.
+        """Return the manifest of everything received, if it arrived in manifest order with every directory
+        first.
 
-        None: it did not, or it is not known; then `runs` has to be merged. Raises Damaged.
+        None: it did not, or that is unknown; then `runs` must be merged. Raises Damaged.
         """
         if self._way is None:
             return None
@@ -151,11 +154,16 @@ class Received:
         return join(runs, self._gathered.packed(), self._source, self._pages, self._page_key)
 
     def runs(self) -> list[Iterator[Entry]]:
-        """All that was received, as sorted streams, oldest first. The runs among them must be published."""
+        """Return everything received as sorted streams, oldest first.
+
+        The runs among them must be published.
+        """
         return [*(entries_of(run.root, self._source) for run in self._runs), self._gathered.sorted()]
 
     def progress(self) -> Progress:
-        """The durable point that the upload has once everything written so far is published; after `write_run`."""
+        """Return the durable point of the upload once everything written so far is published; call after
+        `write_run`.
+        """
         opened = self.open
         return Progress(
             position=self.position,

@@ -1,4 +1,4 @@
-"""The errors for calls on an upload that has another writer, has no writer, or has ended."""
+"""Errors for calls on an upload that has another writer, has no writer, or has ended."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from staddle_server.catalog import Terms, Upload, lease_held
 
 
 def busy(upload: bytes) -> Conflict:
-    """A Backup stream is under way."""
-    text = f"upload {upload.hex()} has a Backup stream under way; ResumeUpload ends it"
+    """Return the error for an upload with a Backup stream in progress."""
+    text = f"upload {upload.hex()} has a Backup stream in progress; ResumeUpload ends it"
     return Conflict("UPLOAD_BUSY", text, upload=upload.hex())
 
 
 def resume_required(upload: bytes, why: str) -> Conflict:
-    """The upload has no writer any more: what is durable stays, and ResumeUpload resumes from there."""
-    text = f"upload {upload.hex()} {why}; ResumeUpload goes on from its durable point"
+    """Return the error for an upload without a writer: what is durable stays, and ResumeUpload resumes from
+    there.
+    """
+    text = f"upload {upload.hex()} {why}; ResumeUpload resumes from its durable point"
     return Conflict("RESUME_REQUIRED", text, upload=upload.hex())
 
 
 def taken_over(upload: bytes, epoch: int, now: int) -> Conflict:
-    """The caller's epoch is not the upload's."""
+    """Return the error for a caller whose epoch is not the upload's."""
     return Conflict(
         "STALE_EPOCH",
         f"upload {upload.hex()} is in epoch {now}, not {epoch}: another writer took it over",
@@ -32,7 +34,7 @@ def taken_over(upload: bytes, epoch: int, now: int) -> Conflict:
 
 
 def closed(upload: bytes, state: UploadState, what: str = "") -> Precondition:
-    """The upload is over."""
+    """Return the error for an upload that is over."""
     text = what or f"is {state.name.lower()}"
     return Precondition(
         "UPLOAD_CLOSED", f"upload {upload.hex()} {text}", upload=upload.hex(), state=state.name
@@ -40,7 +42,7 @@ def closed(upload: bytes, state: UploadState, what: str = "") -> Precondition:
 
 
 def check_open(upload: Upload, epoch: int) -> None:
-    """Whether a caller of this epoch may write.
+    """Check that a caller of this epoch may write.
 
     Raises:
         Precondition: UPLOAD_CLOSED.
@@ -54,7 +56,7 @@ def check_open(upload: Upload, epoch: int) -> None:
 
 
 def check_held(upload: Upload, token: bytes, now_ns: int, terms: Terms) -> None:
-    """Whether the caller's token holds the upload. ResumeUpload is the only way to take one over.
+    """Check that the caller's token holds the upload. Only ResumeUpload takes an upload over.
 
     Raises:
         Precondition: UPLOAD_CLOSED, another principal ended it.
@@ -71,17 +73,17 @@ def check_held(upload: Upload, token: bytes, now_ns: int, terms: Terms) -> None:
 
 
 def other_counts(upload: Upload, entry_count: int, data_bytes: int) -> AlreadyExists:
-    """A commit is replayed with other counts than the first had."""
+    """Return the error for a replayed commit with other counts."""
     return AlreadyExists(
         "REQUEST_ID_REUSED",
         f"upload {upload.id.hex()} was committed with {counted(upload.entry_count, 'entry', 'entries')} and {counted(upload.data_bytes, 'byte')}; this "
-        f"call says {counted(entry_count, 'entry', 'entries')} and {counted(data_bytes, 'byte')}, so it is not a replay: begin a new upload",
+        f"call states {counted(entry_count, 'entry', 'entries')} and {counted(data_bytes, 'byte')}, so it is not a replay: begin a new upload",
         field="entry_count" if entry_count != upload.entry_count else "data_bytes",
     )
 
 
 def other_entries(number: int) -> AlreadyExists:
-    """A PutEntries call has the number of an earlier one and other changes."""
+    """Return the error for a PutEntries call with the number of an earlier one and other changes."""
     return AlreadyExists(
         "REQUEST_ID_REUSED",
         f"PutEntries call {number} was accepted with other changes: send a replay unchanged, and new changes under the "
@@ -91,14 +93,14 @@ def other_entries(number: int) -> AlreadyExists:
 
 
 def too_many(count: int, whose: str) -> Exhausted:
-    """No further upload can be written here."""
+    """Return the error for an upload beyond the limit."""
     return Exhausted(
         "TOO_MANY",
-        f"this server writes {counted(count, 'upload')}{whose} already; try again when some have ended",
+        f"this server is writing {counted(count, 'upload')}{whose} already; try again when some have ended",
         retry_after_s=10,
     )
 
 
 def draining() -> Unavailable:
-    """The server takes no more uploads, since it is about to end."""
+    """Return the error for new uploads during shutdown."""
     return Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=2)

@@ -1,4 +1,4 @@
-"""The thin path: one stream of entries and bytes, cut and hashed here."""
+"""The thin path: one stream of entries and bytes, chunked and hashed here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from staddle_server.upload.writer import UploadWriter
 
 
 class _Receiving(NamedTuple):
-    """The file whose Data parts are coming."""
+    """The file whose Data parts are arriving."""
 
     sent: Sent
     chunker: Chunker
@@ -26,7 +26,7 @@ class _Receiving(NamedTuple):
 
 
 class BackupStream:
-    """What the parts of one Backup stream do to its upload; not thread-safe, one stream has one."""
+    """Applies the parts of one Backup stream to its upload. Not thread-safe."""
 
     def __init__(self, writer: UploadWriter, tenant: Tenant) -> None:
         self._writer = writer
@@ -35,7 +35,7 @@ class BackupStream:
         self._receiving: _Receiving | None = None
 
     def check_position(self, position: int) -> None:
-        """Checks that a stream that continues an upload starts where that is.
+        """Check that a stream that continues an upload starts at the upload's position.
 
         Raises:
             BadRequest: BAD_SEQUENCE.
@@ -44,19 +44,19 @@ class BackupStream:
         if position != self._writer.position:
             raise BadRequest(
                 "BAD_SEQUENCE",
-                f"the stream goes on at position {position}, the upload is at {self._writer.position}; GetUpload or "
-                "ResumeUpload tells where",
+                f"the stream continues at position {position}, but the upload is at {self._writer.position}: ask GetUpload or "
+                "ResumeUpload",
                 position=str(self._writer.position),
             )
 
     def entry(self, sent: Sent) -> None:
-        """An entry: complete, or a file whose Data follow."""
+        """Take an entry: complete, or a file whose Data parts follow."""
         self._between("an entry")
         if sent.complete:
             self._intake.put(sent)
             return
         if sent.more:
-            raise BadRequest("BAD_SEQUENCE", "more belongs to PutEntries", path=shown(sent.entry.path))
+            raise BadRequest("BAD_SEQUENCE", "more is only valid in PutEntries", path=shown(sent.entry.path))
         entry = claimed(sent.entry, sent.digest)
         check_file(entry, FILE_BYTES_MAX if sent.size is None else sent.size)
         self._writer.open_file(entry, sent.profile, continue_at=sent.continue_at)
@@ -65,7 +65,7 @@ class BackupStream:
         self._receiving = _Receiving(sent, Chunker(self._tenant.cutter, fixed=fixed), hasher)
 
     def data(self, data: Buffer) -> None:
-        """The next bytes of the open file; they must not change afterwards."""
+        """Take the next bytes of the open file; they must not change afterwards."""
         receiving = self._open("data")
         if receiving.hasher is not None:
             receiving.hasher.update(data)
@@ -74,12 +74,10 @@ class BackupStream:
             self._writer.add_cuts(cuts)
 
     def zeros(self, count: int) -> None:
-        """So many zero bytes of the open file."""
+        """Take so many zero bytes of the open file."""
         receiving = self._open("data")
         if count > ZERO_BYTES_MAX:
-            raise BadRequest(
-                "BAD_FIELD", f"a part stands for at most {ZERO_BYTES_MAX} zeros", field="zero_bytes"
-            )
+            raise BadRequest("BAD_FIELD", f"the limit is {ZERO_BYTES_MAX} zeros a part", field="zero_bytes")
         cuts = receiving.chunker.push_zeros(count)
         if receiving.hasher is not None:
             block = memoryview(bytes(min(count, MIB)))
@@ -89,7 +87,7 @@ class BackupStream:
             self._writer.add_cuts(cuts)
 
     def entry_end(self, size: int | None, content_id: bytes, *, read_again: bool) -> None:
-        """The open file is whole."""
+        """Complete the open file."""
         receiving = self._open("entry_end")
 
         def finish(entry: Entry, content: Content) -> Entry:
@@ -98,7 +96,7 @@ class BackupStream:
                 if stated is not None and stated != content.size:
                     raise BadRequest(
                         "DIGEST_MISMATCH",
-                        f"{path}: {stated} bytes were announced, {content.size} came",
+                        f"{path}: {stated} bytes were announced, {content.size} arrived",
                         path=path,
                     )
             if content_id and content_id != content.content_id:
@@ -122,22 +120,22 @@ class BackupStream:
         self._receiving = None
 
     def remove(self, path: bytes) -> None:
-        """Takes a path, and all below it, out."""
+        """Remove a path and everything below it."""
         self._between("a removal")
         self._intake.put(Removed(path))
 
     def _open(self, what: str) -> _Receiving:
         if self._receiving is None:
-            raise BadRequest("BAD_SEQUENCE", f"{what} came where no file is open: it belongs behind an entry")
+            raise BadRequest("BAD_SEQUENCE", f"{what} without an open file: it must follow an entry")
         return self._receiving
 
     def _between(self, what: str) -> None:
         if self._receiving is not None:
             path = shown(self._receiving.sent.entry.path)
-            raise BadRequest("BAD_SEQUENCE", f"{what} came before the entry_end of {path}", path=path)
+            raise BadRequest("BAD_SEQUENCE", f"{what} before the entry_end of {path}", path=path)
 
     def end(self) -> None:
-        """Finish or Checkpoint came: at a Finish no file may be open.
+        """Handle Finish or Checkpoint: at a Finish no file may be open.
 
         Raises:
             BadRequest: BAD_SEQUENCE.

@@ -5,15 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Final, NamedTuple
 
 from staddle_server.base.clock import Clock
 from staddle_server.base.errors import NotFound, Precondition, StaddleError
 from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.base.threads import Background, Threads
-from staddle_server.base.types import EMPTY_ROOT, Entry, Kind, Root, Scope, TokenRole, UploadState
-from staddle_server.catalog import Backup, BeginUpload, Catalog, Page, Principal, Terms, Upload
+from staddle_server.base.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
+from staddle_server.catalog import (
+    Backup,
+    BeginUpload,
+    Catalog,
+    Page,
+    Principal,
+    Terms,
+    Upload,
+    UploadRequest,
+)
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import NS, ClockGuard, ClockInDoubt, Standing
 from staddle_server.tenancy.pack_presence import Presence
@@ -30,23 +40,8 @@ HOUSEKEEPING_S: Final = 1.0
 EXPIRY_S: Final = 60.0
 
 
-class UploadRequest(NamedTuple):
-    """What a caller asks for when it begins an upload; texts are empty where they were not given. `kind` may be AUTO."""
-
-    dataset: str
-    request_id: str = ""
-    kind: Kind = Kind.AUTO
-    scope: Scope = Scope.WHOLE
-    tags: Mapping[str, str] | None = None
-    host: str = ""
-    root: str = ""
-    new_root: bool = False
-    take_over: bool = False
-    fingerprint: str = ""
-
-
 class BegunUpload(NamedTuple):
-    """What BeginUpload answers."""
+    """The answer to BeginUpload."""
 
     upload: Upload
     taken_over: bool
@@ -68,7 +63,7 @@ class Uploads:
         compress_threads: int | None = None,
         space: Space | None = None,
     ) -> None:
-        """`space` is the room on the disk, which must do for what the uploads have taken and not written; None: there is no limit."""
+        """`space` is the disk space for what uploads have accepted and not yet written; None for no limit."""
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
@@ -91,17 +86,17 @@ class Uploads:
     # ------------------------------------------------------------------ begin and take over
 
     def begin(self, principal: Principal, asked: UploadRequest, check: Callable[[], None]) -> BegunUpload:
-        """Opens an upload, or answers with the one that the request id or take_over names."""
+        """Open an upload, or return the one that the request id or take_over names."""
         standing = self._guard.look()
         spec = BeginUpload(
             upload=os.urandom(16),
             principal=principal,
             now_ns=self._clock.now_ns(),
             terms=self._terms_by(standing),
-            # A backup that begins while the clock is behind must not be an old one once it is right again.
+            # A backup that begins while the clock is behind must not look old once the clock is right.
             begin_ns=standing.latest_ns,
             alive_ns=standing.earliest_ns,
-            **asked._asdict(),
+            **asdict(asked),
         )
         self._check_room(principal)
         tenant = self._tenants.get(principal.tenant)
@@ -115,7 +110,7 @@ class Uploads:
         return BegunUpload(begun.upload, begun.taken_over, damaged.entries, damaged.more)
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
-        """Takes an upload over; the durable point that it answers is final."""
+        """Take an upload over; the returned durable point is final."""
         self._check_room(principal, upload_id)
         standing = self._guard.look()
         upload = self._catalog.uploads.resume(
@@ -130,16 +125,19 @@ class Uploads:
         return upload
 
     def _terms_now(self) -> Terms:
-        """The terms from now on."""
+        """Return the terms from now on."""
         return self._terms_by(self._guard.look())
 
     def _terms_by(self, standing: Standing) -> Terms:
-        """The terms by what is thought of the clock. A life that begins while it is behind is not over once it is right again."""
+        """Return the terms for this state of the clock.
+
+        A life that begins while it is behind must not end once it is right.
+        """
         behind_s = (standing.latest_ns - standing.wall_ns) / NS
         return self._terms._replace(life_s=self._terms.life_s + behind_s)
 
     def _check_room(self, principal: Principal, upload: bytes | None = None) -> None:
-        """Whether an upload, or this one, may get a writer here.
+        """Check that an upload, or this one, may get a writer here.
 
         Raises:
             Exhausted: TOO_MANY.
@@ -158,7 +156,7 @@ class Uploads:
                 raise refusals.too_many(UPLOADS_OPEN_TENANT_MAX, " of this tenant")
 
     def _open_writer(self, tenant: Tenant, upload: Upload) -> None:
-        """Ends the writers of older epochs, and begins the one of this epoch."""
+        """End the writers of older epochs, and begin the one of this epoch."""
         with self._lock:
             old = self._writers.get(upload.id)
         if old is not None and old.upload.epoch < upload.epoch:
@@ -181,7 +179,7 @@ class Uploads:
             raise refusal
 
     def _install(self, writer: UploadWriter) -> StaddleError | None:
-        """From now on this is the upload's writer, unless that is another one's turn: then why."""
+        """Make this the upload's writer; if another one has its turn, return why not."""
         upload = writer.upload
         with self._lock:
             if self._closing:
@@ -195,7 +193,7 @@ class Uploads:
         return None
 
     def base_root(self, upload: Upload) -> Root:
-        """The manifest that the upload starts from; deleted and purged it stays for as long as the upload is open."""
+        """Return the manifest that the upload starts from; even purged, it stays while the upload is open."""
         if not upload.base:
             return EMPTY_ROOT
         try:
@@ -203,22 +201,24 @@ class Uploads:
         except NotFound:
             if self._catalog.uploads.get(upload.tenant, upload.id).state is UploadState.OPEN:
                 raise
-            return EMPTY_ROOT  # an upload that has ended does not need it
+            return EMPTY_ROOT  # an ended upload does not need it
 
     # ------------------------------------------------------------------ finding
 
     def get(self, principal: Principal, *, upload_id: bytes | None = None, request_id: str = "") -> Upload:
-        """An upload by its id or by the request that began it."""
+        """Return an upload by its id or by the request that began it."""
         if upload_id is not None:
             return self._catalog.uploads.get(principal.tenant, upload_id)
         return self._catalog.uploads.get_by_request(principal.tenant, request_id)
 
     def list_open(self, principal: Principal, dataset: str, after: bytes, limit: int) -> Page[Upload]:
-        """At most `limit` open uploads of the tenant (of one dataset, if it is named) by id, those behind `after`."""
+        """Return at most `limit` open uploads of the tenant (of one dataset, if named) by id,
+        after `after`.
+        """
         return self._catalog.uploads.list_open(principal.tenant, dataset, after, limit)
 
     def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:
-        """The writer of an upload, for a caller that holds it and states its epoch.
+        """Return the writer of an upload, for a caller that holds it and states its epoch.
 
         Raises:
             NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED, LEASE_HELD), Precondition (UPLOAD_CLOSED).
@@ -238,7 +238,7 @@ class Uploads:
         return writer
 
     def _held(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """The open upload, if the caller holds it in this epoch. An epoch has one holder to its end.
+        """Return the open upload, if the caller holds it in this epoch. An epoch has one holder to its end.
 
         Raises:
             NotFound, Precondition (UPLOAD_CLOSED), Conflict (STALE_EPOCH, LEASE_HELD, RESUME_REQUIRED).
@@ -250,7 +250,9 @@ class Uploads:
         return upload
 
     def missing(self, upload: Upload, after: bytes, limit: int) -> list[bytes]:
-        """Digests that the upload's entries refer to and that are not there, as of its durable point, in order."""
+        """Return digests of missing chunks that the upload's entries refer to, as of its durable point, in
+        order.
+        """
         return [
             missing.digest
             for missing in self._catalog.uploads.missing(upload.tenant, upload.id, after, limit)
@@ -259,18 +261,20 @@ class Uploads:
     def damaged(
         self, upload: Upload, after: bytes | None, limit: int, check: Callable[[], None]
     ) -> DamagedEntries:
-        """Entries of the upload's base that cannot be given back whole, in order; `check` raises where the caller has gone."""
+        """Return entries of the upload's base that cannot be restored completely; `check` raises once the
+        caller is gone.
+        """
         tenant = self._tenants.get(upload.tenant)
         return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit, check=check)
 
     # ------------------------------------------------------------------ going on and ending
 
     def checkpoint(self, principal: Principal, upload_id: bytes, epoch: int) -> Progress:
-        """Makes durable what the upload has received."""
+        """Make everything that the upload received durable."""
         return self.writer(principal, upload_id, epoch).checkpoint()
 
     def note_failure(self, writer: UploadWriter, why: str) -> Progress:
-        """A stream broke: what it brought is made durable, and the upload remembers why. Gives what is durable."""
+        """Make a broken stream's data durable, and record the reason; return the durable point."""
         upload = writer.upload
         try:
             writer.checkpoint()
@@ -282,11 +286,11 @@ class Uploads:
             self._catalog.uploads.set_failure(upload.tenant, upload.id, upload.epoch, why)
             return decode_progress(self._catalog.uploads.get(upload.tenant, upload.id).durable)
         except StaddleError as e:
-            log.warning("upload %s: its failure could not be put down: %s", upload.id.hex(), e.message)
+            log.warning("upload %s: its failure could not be recorded: %s", upload.id.hex(), e.message)
             return Progress()
 
     def renew(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """Extends the upload's lease and life. Only its holder may."""
+        """Extend the upload's lease and life. Only its holder may."""
         self._held(principal, upload_id, epoch)
         return self._catalog.uploads.renew(
             principal.tenant,
@@ -299,7 +303,7 @@ class Uploads:
     def commit(
         self, principal: Principal, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int
     ) -> Backup:
-        """Commits; a replay finishes what the first attempt left, and answers as it would have.
+        """Commit; a replay finishes what the first attempt left, and returns the same answer.
 
         Raises:
             AlreadyExists: REQUEST_ID_REUSED, the upload was committed with other counts.
@@ -322,7 +326,7 @@ class Uploads:
         return backup
 
     def _committed(self, principal: Principal, upload_id: bytes, epoch: int, closed: Precondition) -> Upload:
-        """The upload that an earlier commit of this epoch and principal has closed.
+        """Return the upload that an earlier commit of this epoch and principal closed.
 
         Raises:
             Precondition: `closed`, the upload ended otherwise, or another principal committed it.
@@ -339,7 +343,10 @@ class Uploads:
         return upload
 
     def abort(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """Gives the upload up; a replay changes nothing. Only its holder may, or an administrator of the tenant."""
+        """Abort the upload; a replay changes nothing.
+
+        Only its holder may, or an administrator of the tenant.
+        """
         upload = self._catalog.uploads.get(principal.tenant, upload_id)
         if upload.epoch == epoch and principal.role is not TokenRole.ADMIN:
             refusals.check_held(upload, principal.token, self._clock.now_ns(), self._terms)
@@ -381,14 +388,14 @@ class Uploads:
         except ClockInDoubt:
             pass  # the clock watch logs it, once
         except StaddleError as e:
-            log.warning("uploads could not be looked through for expired ones: %s", e.message)
+            log.warning("the search for expired uploads failed: %s", e.message)
 
     def close(self) -> None:
-        """Brings every upload to a checkpoint and ends its writer; from now on none is opened."""
+        """Bring every upload to a checkpoint and end its writer; from now on no upload is opened."""
         with self._lock:
             self._closing = True
         self._keeper.stop()
         for writer in self._all():
-            writer.put_aside("was put aside, for the server is shutting down")
+            writer.put_aside("was suspended because the server is shutting down")
             self._forget(writer)
         self._compressors.shutdown()

@@ -1,7 +1,8 @@
 """The writer of an open upload: one caller at a time adds to it, makes it durable and commits it.
 
-The order is the promise: chunks in a pack → pack durable → pack published together with the durable point (one
-transaction) → manifest durable in the same way → backup committed (one transaction) → record durable → answer.
+The order is the promise: chunks in a pack → pack durable → pack published together with the durable point
+(one transaction) → manifest durable in the same way → backup committed (one transaction) → record durable →
+answer.
 """
 
 from __future__ import annotations
@@ -47,21 +48,25 @@ from staddle_server.upload.received import IncomingFile
 log = logging.getLogger(__name__)
 
 REPLAYS_KNOWN: Final = 64
-"""PutEntries calls whose digest a writer remembers, to tell a replay from another call with the same number."""
+"""PutEntries calls whose digest a writer keeps, to distinguish a replay from another call with the same
+number.
+"""
 
 
 class _Stream(NamedTuple):
-    """The Backup stream that holds the upload: its thread, and what ends it from another one."""
+    """The Backup stream that holds the upload: its thread, and the callback to cancel it from
+    another thread.
+    """
 
     thread: int
     cancel: Callable[[], None]
 
 
 class UploadWriter:
-    """The only writer of an upload, for as long as its epoch is the upload's.
+    """The only writer of an upload while its epoch is current.
 
-    Thread-safe: every public method takes the writer's lock. A method raises Conflict once the writer was closed by a
-    take-over or a failure below it: what is durable stays, and ResumeUpload resumes from there.
+    Thread-safe: every public method takes the writer's lock. Methods raise Conflict once a take-over or a
+    failure in a lower layer closed the writer: what is durable stays, and ResumeUpload resumes from there.
     """
 
     def __init__(
@@ -78,7 +83,10 @@ class UploadWriter:
         terms: Callable[[], Terms],
         space: Space | None = None,
     ) -> None:
-        """`space`: the room on the disk. Where it is too little, no more is accepted, but what has arrived can still be made durable."""
+        """`space`: the disk space.
+
+        If it is short, nothing more is accepted, but what has arrived can still be made durable.
+        """
         self.upload = upload
         self._space = space
         self._tenant = tenant
@@ -112,7 +120,7 @@ class UploadWriter:
     def _writing(self) -> Iterator[None]:
         with self._lock:
             if self._closed is not None:
-                raise self._closed.with_traceback(None)  # else each caller's frames would stay with it
+                raise self._closed.with_traceback(None)  # otherwise it would keep each caller's frames
             self._used_s = self._clock.monotonic_s()
             try:
                 self._accepted.reap(wait=False)
@@ -126,7 +134,9 @@ class UploadWriter:
                 raise
 
     def _fail(self, cause: BaseException) -> None:
-        """Ends the writer after a failure: nothing in memory is trusted any more, and the upload remembers the cause."""
+        """End the writer after a failure: discard everything in memory, and record the cause in
+        the upload.
+        """
         known = cause if isinstance(cause, StaddleError) else shortage(cause)
         text = known.message if known is not None else f"a fault of the server ({type(cause).__name__})"
         self.close(refusals.resume_required(self.upload.id, f"stopped: {text}"))
@@ -134,7 +144,7 @@ class UploadWriter:
             self._catalog.uploads.set_failure(self.upload.tenant, self.upload.id, self.upload.epoch, text)
 
     def close(self, reason: StaddleError) -> None:
-        """Ends the writer; what is not published is dropped. Later calls raise `reason`."""
+        """End the writer; what is not published is dropped. Later calls raise `reason`."""
         with self._lock:
             if self._closed is not None:
                 return
@@ -149,12 +159,12 @@ class UploadWriter:
 
     @property
     def closed(self) -> StaddleError | None:
-        """Why the writer ended; None while it has not."""
+        """Why the writer ended; None if it has not."""
         return self._closed
 
     @contextmanager
     def stream(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Holds the upload for one Backup stream; `cancel` is called if the writer ends meanwhile from outside."""
+        """Hold the upload for one Backup stream; `cancel` is called if the writer is ended meanwhile."""
         mine = _Stream(threading.get_ident(), cancel)
         with self._writing():
             self.check_free()
@@ -167,18 +177,18 @@ class UploadWriter:
                     self._stream = None
 
     def _room(self, size: int) -> AbstractContextManager[None]:
-        """Reserves `size` bytes on the disk for a block. Raises what `Space.taking` does."""
+        """Reserve `size` bytes on the disk for a block. Raises as `Space.taking` does."""
         return nullcontext() if self._space is None else self._space.taking(size)
 
     @property
     def unwritten_bytes(self) -> int:
-        """Bytes that were accepted and are not on the disk yet, with what they take there besides. Callable from any thread."""
+        """Bytes accepted and not yet on disk, with their overhead there. Callable from any thread."""
         if self._closed is not None:
             return 0
         return self._accepted.unwritten_bytes
 
     def check_free(self) -> None:
-        """Checks that no Backup stream holds the upload.
+        """Check that no Backup stream holds the upload.
 
         Raises:
             Conflict: UPLOAD_BUSY.
@@ -188,9 +198,9 @@ class UploadWriter:
             raise refusals.busy(self.upload.id)
 
     def keep(self, idle_s: float) -> None:
-        """Checkpoints if that is due, and puts the upload aside if no call came for `idle_s`.
+        """Checkpoint if that is due, and suspend the upload if no call came for `idle_s`.
 
-        Does nothing while a call holds the writer: that call checkpoints itself.
+        Does nothing while a call holds the writer: that call checkpoints.
         """
         if not self._lock.acquire(blocking=False):
             return
@@ -208,15 +218,13 @@ class UploadWriter:
             self._lock.release()
 
     def put_aside(self, why: str) -> None:
-        """Ends the writer at a checkpoint: the upload keeps its durable point, and nothing in memory."""
+        """End the writer at a checkpoint: the upload keeps its durable point, and nothing in memory."""
         with self._lock:
             if self._closed is not None:
                 return
             try:
                 self._accepted.reap(wait=True)
-                if (
-                    self._accepted.is_waiting
-                ):  # a needless checkpoint would renew the lease of a caller that has gone
+                if self._accepted.is_waiting:  # a needless checkpoint would renew the lease of a lost caller
                     self._checkpoint()
                     self._accepted.reap(wait=True)
             except Exception as e:
@@ -229,12 +237,12 @@ class UploadWriter:
     # ------------------------------------------------------------------ chunks
 
     def find_missing(self, digests: Sequence[bytes]) -> list[int]:
-        """The positions of those chunks that must be sent; the others are claimed."""
+        """Return the positions of those chunks that must be sent; the others are claimed."""
         with self._writing():
             return self._chunks.missing(digests)
 
     def put_frame(self, frame: CheckedChunks) -> int:
-        """Accepts chunks that were checked, and gives how many were new."""
+        """Accept verified chunks, and return how many were new."""
         with self._room(len(frame.payload)), self._writing():
             self._missing.check(frame.table)
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
@@ -246,13 +254,13 @@ class UploadWriter:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Keeps other calls out between several steps."""
+        """Keep other calls out between several steps."""
         with self._lock:
             yield
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """Makes several steps one: none becomes durable before all are done, and if one fails the writer ends."""
+        """Combine several steps: none becomes durable before all are done, and a failure ends the writer."""
         with self._room(0), self._writing():
             self._taking = True
             try:
@@ -271,20 +279,20 @@ class UploadWriter:
 
     @property
     def put_entries_number(self) -> int:
-        """The last PutEntries call that was accepted."""
+        """The last accepted PutEntries call."""
         return self._received.put_entries_number
 
     def accept_number(self, number: int, digest: bytes) -> None:
-        """Notes that the PutEntries call with this number was accepted; `digest` is that of its changes."""
+        """Record that the PutEntries call with this number was accepted; `digest` is that of its changes."""
         with self._writing():
             self._received.put_entries_number = number
             self._received.put_entries_digest = digest
             self._digests.append((number, digest))
 
     def check_replay(self, number: int, digest: bytes) -> None:
-        """Checks that a PutEntries call that was accepted before has the same changes again.
+        """Check that a repeated PutEntries call has the same changes again.
 
-        Only the last calls of this writer are remembered, and the last one before it; others pass.
+        Only this writer's last calls are remembered, and the last one before it; others pass.
 
         Raises:
             AlreadyExists: REQUEST_ID_REUSED.
@@ -296,20 +304,20 @@ class UploadWriter:
             raise refusals.other_entries(number)
 
     def absent(self, refs: Sequence[ChunkRef]) -> set[bytes]:
-        """Which of these chunks are not there; the others are claimed.
+        """Return which of these chunks are missing; the others are claimed.
 
         Raises:
-            BadRequest: BAD_FIELD, a chunk is there with another length.
+            BadRequest: BAD_FIELD, a chunk exists with another length.
 
         """
         with self._writing():
             return self._chunks.absent(refs, "content.chunks")
 
     def open_file(self, entry: Entry, profile: Profile, *, continue_at: int | None = None) -> None:
-        """Begins a file whose chunks follow, or continues the open one at byte `continue_at`.
+        """Begin a file whose chunks follow, or continue the open one at byte `continue_at`.
 
         Raises:
-            BadRequest: BAD_SEQUENCE, the open file is another one, or has another size.
+            BadRequest: BAD_SEQUENCE, another file is open, or it has another size.
 
         """
         with self._writing():
@@ -329,7 +337,7 @@ class UploadWriter:
         return None if self._received.open is None else self._received.open.entry
 
     def add_cuts(self, cuts: Sequence[Cut]) -> None:
-        """Adds the next chunks of the open file, with their bytes."""
+        """Add the next chunks of the open file, with their bytes."""
         with self._room(_bytes_of(cuts)), self._writing():
             content = self._opened().content
             for cut in cuts:
@@ -338,24 +346,24 @@ class UploadWriter:
             self._checkpoint_when_due()
 
     def expect(self, refs: Iterable[ChunkRef]) -> None:
-        """Notes chunks that entries refer to and that are still to come.
+        """Record chunks that entries refer to and that have not arrived.
 
         Raises:
-            BadRequest: BAD_FIELD, there are too many, or one has another length elsewhere; none is waited for.
+            BadRequest: BAD_FIELD, too many, or one has another length elsewhere; then none is recorded.
 
         """
         with self._writing():
             self._missing.expect(refs)
 
     def add_refs(self, refs: Iterable[ChunkRef]) -> None:
-        """Adds the next chunks of the open file by reference; they are stored, or expected."""
+        """Add the next chunks of the open file by reference; they are stored, or expected."""
         with self._writing():
             content = self._opened().content
             for ref in refs:
                 content.add(ref)
 
     def end_file(self, finish: Callable[[Entry, Content], Entry] | None = None) -> Entry:
-        """Ends the open file and accepts it; `finish` gives its final entry, or raises."""
+        """End the open file and accept it; `finish` returns its final entry, or raises."""
         with self._writing():
             opened = self._opened()
             content = opened.content.finish()
@@ -366,12 +374,12 @@ class UploadWriter:
             return entry
 
     def drop_file(self) -> None:
-        """Forgets the open file, as if it had never begun."""
+        """Drop the open file, as if it had never begun."""
         with self._writing():
             self._received.open = None
 
     def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
-        """Accepts a whole small file with its bytes."""
+        """Accept a whole small file with its bytes."""
         with self._room(_bytes_of(cuts)), self._writing():
             content = ContentBuilder(self._pages, profile)
             for cut in cuts:
@@ -380,31 +388,31 @@ class UploadWriter:
             self._take(msgspec.structs.replace(entry, content=content.finish()))
 
     def put_entries(self, entries: Iterable[Entry]) -> None:
-        """Accepts entries that are complete and were checked; the chunks of files are stored, or expected."""
+        """Accept complete, checked entries; the chunks of files are stored, or expected."""
         with self._writing():
             for entry in entries:
                 self._take(entry)
 
     def remove(self, path: bytes) -> None:
-        """Removes a path, and all below it, from what came before."""
+        """Remove a path, and everything below it, from earlier entries."""
         with self._writing():
             self._received.open = None
             self._received.append(removal(path))
             self._checkpoint_when_due()
 
     def base_content(self, path: bytes, *, check: bool) -> Content:
-        """The content that the base has at a path, as Base.content gives it."""
+        """Return the base's content at a path, as Base.content does."""
         with self._writing():
             return self.base.content(path, check=check)
 
     def _opened(self) -> IncomingFile:
         if self._received.open is None:
-            raise BadRequest("BAD_SEQUENCE", "no entry is open: data belongs to the entry before it")
+            raise BadRequest("BAD_SEQUENCE", "no entry is open: data must follow its entry")
         return self._received.open
 
     def _take(self, entry: Entry) -> None:
         entry = store_attributes(entry, self._pages)
-        self._received.open = None  # a file that was begun and not ended is dropped
+        self._received.open = None  # a file without an end is dropped
         self._received.count(entry)
         self._received.append(entry)
         self._checkpoint_when_due()
@@ -412,7 +420,7 @@ class UploadWriter:
     # ------------------------------------------------------------------ durable
 
     def checkpoint(self) -> Progress:
-        """Makes everything durable that was accepted, and gives the durable point."""
+        """Make everything accepted durable, and return the durable point."""
         with self._writing():
             self._checkpoint()
             self._accepted.reap(wait=True)
@@ -425,20 +433,20 @@ class UploadWriter:
     def _checkpoint(self) -> None:
         try:
             self._accepted.checkpoint()
-        except Damaged as e:  # the upload's own runs: there is nothing to resume from in memory
+        except Damaged as e:  # the upload's own runs: nothing in memory allows a resume
             self._fail(e)
             raise
 
     # ------------------------------------------------------------------ commit
 
     def commit(self, entry_count: int, data_bytes: int) -> Backup:
-        """Makes the upload a backup: durable, visible, whole.
+        """Make the upload a backup: durable, visible, complete.
 
         Raises:
             Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
-            BadRequest: an entry is open, or paths contradict each other; the upload stays open.
-            Damaged: a page of the base cannot be read; the upload stays open.
-            Unauthenticated: the holder's token has ended meanwhile; the upload stays open.
+            BadRequest: An entry is open, or paths contradict each other; the upload stays open.
+            Damaged: A page of the base is unreadable; the upload stays open.
+            Unauthenticated: The holder's token has ended meanwhile; the upload stays open.
 
         """
         with self._writing():
@@ -447,7 +455,7 @@ class UploadWriter:
             self._accepted.reap(wait=True)
             self._chunks.look_for_packs()
             new = self._finishing.new_backup(self._checkpoint)
-            self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
+            self._tenant.blobs.check_writable()  # otherwise a backup could exist that cannot be recorded
             standing = self._look_at_clock()
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
@@ -468,5 +476,5 @@ class UploadWriter:
 
 
 def _bytes_of(cuts: Iterable[Cut]) -> int:
-    """Bytes of the distinct chunks: a gibibyte of zeros is one chunk."""
+    """Return the bytes of the distinct chunks: a gibibyte of zeros is one chunk."""
     return sum({cut.digest: len(cut.data) for cut in cuts}.values())

@@ -1,4 +1,4 @@
-// Errors of the server, told by their code and the reason in their ErrorInfo.
+// Errors of the server, by their code and the reason in their ErrorInfo.
 
 import grpc from "@grpc/grpc-js";
 import protobuf from "protobufjs";
@@ -22,7 +22,7 @@ function reasonOf(error) {
   return "without a reason";
 }
 
-/** An error in one line. Other errors than the server's are told by their message. */
+/** An error in one line. Other errors are shown by their message. */
 export function describe(error) {
   if (!(error.metadata instanceof grpc.Metadata)) return error.message;
   return `${grpc.status[error.code]} ${reasonOf(error)}: ${error.details}`;

@@ -60,11 +60,11 @@ _BODY_AT: Final = _HEADER.size + ROW_BYTES
 
 
 class CacheError(Exception):
-    """A cache is not what it says it is: nothing that was taken from it can be relied on."""
+    """A cache contradicts itself: nothing read from it can be relied on."""
 
 
 def row_of(status: os.stat_result) -> bytes:
-    """The row of a path, without flags; UNTOLD if it does not fit into one."""
+    """The row of a path, without flags; UNTOLD if its values do not fit into a row."""
     try:
         return pack_row(
             status.st_mode >> 8 & KIND, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
@@ -84,7 +84,7 @@ class CacheBlock(NamedTuple):
     rows: bytes
 
     def order(self) -> bytes:
-        """Where in a scan's order the block stands."""
+        """The block's place in the order of a scan."""
         if self.first:
             return sort_key(self.path)
         name = self.names.partition(b"\0")[0]
@@ -113,7 +113,7 @@ class CacheReader:
         self._file.close()
 
     def first(self, directory: bytes) -> CacheBlock | None:
-        """The first block of a directory; None: it has none. Directories are asked for in order, and what stands before is passed.
+        """The first block of a directory; None if it has none. Ask for directories in order: earlier blocks are skipped.
 
         Raises CacheError, as `next` does.
         """
@@ -125,7 +125,7 @@ class CacheReader:
         return self._taken(block, directory, first=True)
 
     def next(self, directory: bytes) -> CacheBlock | None:
-        """The next block of a directory whose inner ones are all done with."""
+        """The next block of a directory, once all directories inside are done."""
         block = self._next()
         while block is not None and is_below(block.path, directory):
             block = self._pass()
@@ -241,11 +241,11 @@ class CacheWriter:
                 os.close(self._descriptor)
 
     def set_root(self, row: bytes) -> None:
-        """Says what the root is."""
+        """Set the root's row."""
         self.replace(_HEADER.size, row)
 
     def add(self, block: CacheBlock) -> int:
-        """Adds a block; answers where its rows stand."""
+        """Add a block; returns the place of its rows."""
         self._pending += block.packed()
         end = self._written + len(self._pending)
         if end > FILE_BYTES_MAX:
@@ -255,7 +255,7 @@ class CacheWriter:
         return end - len(block.rows)
 
     def replace(self, offset: int, rows: bytes | bytearray) -> None:
-        """Writes other rows over some that were added."""
+        """Overwrite rows that were added."""
         start = offset - self._written
         if start >= 0:
             self._pending[start : start + len(rows)] = rows
@@ -263,7 +263,7 @@ class CacheWriter:
             self._write(rows, offset)
 
     def finish(self, backup_id: bytes, scope: bytes) -> bool:
-        """Completes the file, as the cache of that backup; whether that went well."""
+        """Complete the file as the cache of that backup; returns whether that succeeded."""
         self._flush()
         rest = self._written - _HEADER.size
         self._write(_HEADER.pack(MAGIC, bytes(32), rest, backup_id, scope), 0)

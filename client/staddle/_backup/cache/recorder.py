@@ -32,7 +32,7 @@ _NOWHERE: Final = -1
 
 @dataclass(slots=True)
 class ChildRows:
-    """Children of a directory that are being processed: a block whose rows are not settled yet."""
+    """Children of a directory during the walk: a block whose rows are not final yet."""
 
     record: CacheRecorder
     offset: int
@@ -52,7 +52,7 @@ class ChildRows:
         self.record.at(self, index, status)
 
     def nothing_at(self, index: int) -> None:
-        """A child cannot be looked at any more: the backup will not have it."""
+        """A child can no longer be read: the backup will not have it."""
         start = index * ROW_BYTES
         self.rows[start : start + ROW_BYTES] = NO_ROW
 
@@ -71,7 +71,7 @@ class ChildRows:
 
 
 class CacheRecorder:
-    """What the backup that is being made holds, so far: the observer of the walk that makes it."""
+    """Records the content of the current backup so far, as the observer of its walk."""
 
     children_max: Final = CHILDREN_MAX
 
@@ -85,7 +85,7 @@ class CacheRecorder:
         """What stat said of the path that the walk is at: set with the first one, the root."""
 
     def abandon(self) -> None:
-        """What the backup holds is not known: there will be no file."""
+        """The backup's content is unknown: no cache file is kept."""
         self.writer.failed = True
 
     # --- the walk
@@ -95,7 +95,7 @@ class CacheRecorder:
         self.at(ChildRows(self, _NOWHERE, bytearray(NO_ROW)), 0, status)
 
     def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> ChildRows:
-        """The walk begins with these children of a directory, of which it knows nothing yet."""
+        """The walk begins with these children of a directory, all still unknown."""
         rows = NO_ROW * len(names)
         return self.begin_with(CacheBlock(path, first, more, len(names), b"\0".join(names), rows))
 
@@ -116,20 +116,20 @@ class CacheRecorder:
         """The walk is at a child."""
         self._piece, self._index, self._status = piece, index, status
 
-    # --- what became of it
+    # --- outcomes
 
     def kept(self) -> None:
-        """The backup holds what the walk is at, as the base does."""
+        """The backup has the current path as the base has it."""
         self._set(row_of(self._status), 0)
 
     def settle(self, changed: Changed) -> None:
-        """The sender is done with what the walk is at."""
+        """The sender is done with the current path."""
         if self._differential and changed.in_base:
             self.abandon()
         if changed.held is None:
             self._set(NO_ROW, LOOK if changed.doubted else ABSENT)
             return
-        # As it was when it was read, which may be later than when the walk looked at it.
+        # As of its reading, which may be later than the walk's stat.
         row = row_of(changed.held)
         self._set(row, LOOK if changed.read_again or row[0] & UNTOLD else 0)
 

@@ -1,4 +1,4 @@
-"""The client's cache of what backups hold: a directory with a file for each backup that may be the base of the next one.
+"""The client's cache of the content of backups: a directory with a file for each backup that may be the next base.
 
 It spares an incremental the fetching of the base's entries, and nothing else: a cache that is missing, damaged, of another version or of
 another backup is as none, and the entries are fetched. A file is used only for the very backup that the server names as the base of an upload, and is
@@ -56,7 +56,7 @@ class Cache:
         self._prefix = self._scope.hex()[:PREFIX_DIGITS] + "-"
 
     def find(self, backup_id: str) -> CacheReader | None:
-        """What a backup holds, checked from end to end; None: it is not here."""
+        """The cached content of a backup, completely verified; None if it is not cached."""
         raw_id = _raw_id(backup_id)
         if raw_id is None:
             return None
@@ -87,7 +87,7 @@ class Cache:
         return None
 
     def record(self, *, differential: bool) -> CacheRecorder | None:
-        """Begins the cache of a backup that is being made; None: nothing can be written here. `keep` or `discard` ends it."""
+        """Begin the cache of the current backup; None if the place is not writable. End it with `keep` or `discard`."""
         try:
             os.makedirs(self._place, mode=0o700, exist_ok=True)
             if not _is_own(os.stat(self._place)):
@@ -112,7 +112,7 @@ class Cache:
                 os.close(descriptor)
 
     def keep(self, record: CacheRecorder, backup_id: str, *, full: bool) -> None:
-        """The backup was committed: completes the file, gives it its name, and takes away what it makes useless."""
+        """After the commit: complete the file, give it its name, and remove the files that it replaces."""
         raw_id = _raw_id(backup_id)
         try:
             if raw_id is not None and record.writer.finish(raw_id, self._scope):
@@ -123,7 +123,7 @@ class Cache:
             _log.debug("No cache of the backup %s: %s", backup_id, error)
 
     def discard(self, record: CacheRecorder) -> None:
-        """Takes away what has not become a file of the cache, and closes it in any case."""
+        """Close the file, and remove it unless it was kept."""
         record.writer.close()
         self._remove(record.writer.path)
 
@@ -131,7 +131,7 @@ class Cache:
         return os.path.join(self._place, os.fsencode(name))
 
     def _tidy(self, newest: str, *, full: bool) -> None:
-        """Of this dataset the newest stays, and the newest full one; of all, what the directory may hold."""
+        """Keep the newest cache of this dataset and that of its newest full backup; overall, stay within the limit."""
         now_s = time.time()
         stays: list[tuple[float, int, str]] = []
         for name, status in _listed(self._place):
@@ -159,14 +159,14 @@ class Cache:
 
 
 def _raw_id(backup_id: str) -> bytes | None:
-    """The bytes of a backup's id; None: a server that says such a thing gets no file named after it."""
+    """The bytes of a backup's id; None for an invalid id, which must not become a file name."""
     if len(backup_id) != 2 * ID_BYTES or not set(backup_id) <= _HEX_DIGITS:
         return None
     return bytes.fromhex(backup_id)
 
 
 def _listed(place: bytes) -> list[tuple[str, os.stat_result]]:
-    """The files of a directory; those that go meanwhile are left out."""
+    """The files of a directory, without those that vanish meanwhile."""
     found = []
     for name in os.listdir(os.fsdecode(place)):
         with suppress(FileNotFoundError):

@@ -1,1 +1,1 @@
-"""The service over gRPC. The only room, with app, that knows gRPC."""
+"""The service over gRPC. Only this package and app know gRPC."""

@@ -1,4 +1,4 @@
-"""Calls as gRPC brings them: the token in their metadata, their messages, and the status that they end with."""
+"""gRPC calls: the token in their metadata, their messages, and their final status."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BEARER: Final = "bearer "
 
 
 def token_in(context: grpc.ServicerContext) -> str:
-    """The text of the token that a call carries.
+    """Return the text of the token that a call carries.
 
     Raises:
-        Unauthenticated: it carries none.
+        Unauthenticated: It carries none.
 
     """
     for key, value in context.invocation_metadata() or ():
@@ -34,7 +34,7 @@ def token_in(context: grpc.ServicerContext) -> str:
 
 
 class _Requests(Iterator[bytes]):
-    """What a caller sends; CallerGone where the library says that the stream broke off. Holds no message."""
+    """A client's messages; CallerGone if the library reports a broken stream. Holds no message."""
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         self._requests = requests
@@ -49,10 +49,11 @@ class _Requests(Iterator[bytes]):
 def handle(
     gate: Gate, name: str, method: Method, kind: str, reading: Reading
 ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
-    """The function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream".
+    """Return the function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream".
 
-    For gRPC every method streams its requests, which is the same on the wire: so who calls is known before anything that was
-    sent is looked at, and a caller that sends nothing waits here, where it is counted and ended.
+    For gRPC every method streams its requests, which is the same on the wire. So the caller is known before
+    any sent data is read, and a silent caller waits here, where it counts against a limit and is
+    disconnected.
     """
     handler = _Handler(gate, name, method, kind, reading)
     return handler.answers if kind == "downstream" else handler.answer
@@ -70,7 +71,7 @@ class _Handler:
         self._answer = self._answering.upstream if kind == "upstream" else self._answering.unary
 
     def answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-        """The one answer of a call. Aborts the call with the status of whatever is raised."""
+        """Return the only answer of a call. Aborts the call with the status of whatever is raised."""
         line = CallLine(self._name, context.peer, logging.DEBUG if self._method.one_of_many else logging.INFO)
         try:
             call = line.call = self._gate.admit(
@@ -83,7 +84,10 @@ class _Handler:
         return response
 
     def answers(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-        """The answers of a call to one message. Aborts the call with the status of whatever is raised."""
+        """Yield the answers of a call with one message.
+
+        Aborts the call with the status of whatever is raised.
+        """
         line = CallLine(self._name, context.peer)
         try:
             call = line.call = self._gate.admit(
@@ -95,7 +99,7 @@ class _Handler:
         line.end("OK")
 
     def _fail(self, error: Exception, line: CallLine, context: grpc.ServicerContext) -> NoReturn:
-        """Ends the call with the error's status."""
+        """End the call with the error's status."""
         if isinstance(error, CallerGone):
             line.end("CANCELLED")
             context.abort(grpc.StatusCode.CANCELLED, "the client's stream broke off")

@@ -1,6 +1,6 @@
-"""Restore's messages as bytes: written from the chunks as they lie in memory, in one copy.
+"""Encodes Restore's messages straight from the chunks in memory, with one copy.
 
-Through message objects the same bytes would be copied three times, and each stream would hold what that takes.
+Message objects would copy the same bytes three times, and each stream would hold that memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from staddle.v1 import service_pb2 as sv
 Piece = bytes | bytearray | memoryview
 
 Pieces = list[Piece]
-"""A part of a RestoreResponse, as it is written."""
+"""A part of a RestoreResponse, encoded."""
 
 _PARTS: Final = tag(sv.RestoreResponse, "parts")
 _DATA: Final = tag(sv.RestorePart, "data")
@@ -30,35 +30,35 @@ _BYTES_OF_SEGMENT: Final = tag(sv.Segment, "data")
 
 
 def part(message: sv.RestorePart) -> Pieces:
-    """A part without bulk."""
+    """Encode a part without bulk data."""
     encoded = message.SerializeToString()
     return [_PARTS + varint(len(encoded)), encoded]
 
 
 def data_part(chunks: Sequence[Piece]) -> Pieces:
-    """The part with these chunks' bytes and their lengths."""
+    """Encode a part with these chunks' bytes and their lengths."""
     return _bulk(_DATA, sv.Data(chunk_lengths=map(len, chunks)), _BYTES_OF_DATA, chunks)
 
 
 def entry_part(entry: pb.Entry) -> Pieces:
-    """The part with an entry."""
+    """Encode a part with an entry."""
     encoded = entry.SerializeToString()
     return _part_of(_ENTRY + varint(len(encoded)), encoded)
 
 
 def inline_part(entry: pb.Entry, data: Piece) -> Pieces:
-    """The part with an entry whose content is `data`, which is copied."""
+    """Encode a part with an entry whose content is `data`, which is copied."""
     return [b"".join(_bulk(_ENTRY, entry, _BYTES_OF_ENTRY, [data]))]
 
 
 def entry_and_piece(entry: pb.Entry, piece: sv.Piece) -> Pieces:
-    """The part with an entry whose content is a piece of a segment."""
+    """Encode a part with an entry whose content is a piece of a segment."""
     encoded, place = entry.SerializeToString(), piece.SerializeToString()
     return _part_of(_ENTRY + varint(len(encoded)), encoded, _PIECE + varint(len(place)), place)
 
 
 def segment_part(segment: sv.Segment, data: Piece) -> Pieces:
-    """The part with a segment that consists of `data`."""
+    """Encode a part with a segment that consists of `data`."""
     return _bulk(_SEGMENT, segment, _BYTES_OF_SEGMENT, [data])
 
 
@@ -68,7 +68,7 @@ def _part_of(*fields: bytes) -> Pieces:
 
 
 def _bulk(field: bytes, message: Message, bulk: bytes, data: Sequence[Piece]) -> Pieces:
-    """A part that is `message`, with `data` as one more field of it."""
+    """Encode a part that is `message`, with `data` as one more field."""
     size = sum(map(len, data))
     inside = message.SerializeToString() + bulk + varint(size)
     of_part = field + varint(len(inside) + size)
@@ -76,13 +76,15 @@ def _bulk(field: bytes, message: Message, bulk: bytes, data: Sequence[Piece]) ->
 
 
 def entries_response(rest: sv.ListEntriesResponse, entries: Sequence[bytes]) -> bytes:
-    """A ListEntriesResponse of encoded entries, which as messages would take several times their bytes."""
+    """Return a ListEntriesResponse of encoded entries, which as messages would take several times their
+    bytes.
+    """
     fields = (piece for entry in entries for piece in (_LISTED + varint(len(entry)), entry))
     return b"".join((rest.SerializeToString(), *fields))
 
 
 def response(parts: Pieces) -> bytes:
-    """A RestoreResponse of parts that were written; the list is empty afterwards, and holds no chunk any more."""
+    """Return a RestoreResponse of encoded parts, and empty the list, which frees the chunks."""
     message = b"".join(parts)
     parts.clear()
     return message

@@ -1,7 +1,7 @@
-"""Health, which needs no token: so its callers can hold up only one another.
+"""Health, which needs no token: so its callers can only hold up one another.
 
-The library's own servicer sends to watchers while it holds its lock: a watcher that left at the same moment, or that did not read,
-stopped the whole server.
+The library's own servicer sends to watchers while it holds its lock: a watcher that left at that moment, or
+that did not read, stopped the whole server.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from staddle_server.base.errors import Exhausted, StaddleError
 
 SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
 WATCHES_MAX: Final = 64
-"""Calls of Watch at once; each holds a thread."""
+"""Concurrent calls of Watch; each holds a thread."""
 ASKED_MAX: Final = 16
-"""Calls at once whose message has not come; each holds a thread."""
+"""Concurrent calls whose message has not arrived; each holds a thread."""
 ASKED_S: Final = 10.0
-"""Their message has to come within so long."""
+"""Their message must arrive within this time."""
 
 _Answer = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Answers grpc.health.v1.Health for some names; NOT_SERVING until something else is said.
+    """Answers grpc.health.v1.Health for some names; NOT_SERVING until another status is set.
 
     Attributes:
-        asked: The slots of calls whose message has not come yet.
+        asked: The slots of calls whose message has not arrived yet.
 
     """
 
@@ -40,11 +40,11 @@ class Health:
         self._status: dict[str, Any] = dict.fromkeys(names, _Answer.NOT_SERVING)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._watches = Slots(WATCHES_MAX, now_s, what="watchers of its health")
-        self.asked = Slots(ASKED_MAX, now_s, what="calls whose message has not come", first_s=ASKED_S)
+        self._watches = Slots(WATCHES_MAX, now_s, what="health watchers")
+        self.asked = Slots(ASKED_MAX, now_s, what="health calls without a message", first_s=ASKED_S)
 
     def say(self, status: Any, *names: str) -> None:
-        """Sets the status of these names, and tells it to those who watch them."""
+        """Set the status of these names, and send it to their watchers."""
         with self._lock:
             self._status.update(dict.fromkeys(names, status))
             self._changed.notify_all()
@@ -77,7 +77,7 @@ class Health:
             self._changed.notify_all()
 
     def _request(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        """What a call asks. If many come without asking, those that came first are ended for the next."""
+        """Read a call's request. If too many calls send none, the oldest end in favour of the next."""
         try:
             try:
                 return self.asked.only(requests, context)
@@ -88,7 +88,7 @@ class Health:
             abort_with(context, e)
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Both methods, which stream their requests as ours do (see call.handle)."""
+        """Return both methods, which stream their requests as all methods do (see call.handle)."""
         read, write = health_pb2.HealthCheckRequest.FromString, _Answer.SerializeToString
         return grpc.method_handlers_generic_handler(
             SERVICE.full_name,

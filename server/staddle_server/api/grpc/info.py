@@ -1,4 +1,4 @@
-"""What the server says about itself."""
+"""Information about the server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staddle_server.upkeep.condition import Condition, Conditions
 
 
 class InfoCalls:
-    """What answers GetServerInfo."""
+    """Answers GetServerInfo."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""Messages from their bytes: a few bytes can stand for a large object, so what is in a message is counted before it is used.
+"""Messages from bytes: a few bytes can stand for a large object, so a message is counted before it is used.
 
-An empty entry of four bytes becomes an object of several hundred. What a message repeats, and what its entries repeat, is counted
-before it is decoded; and once more behind that, one message at a time, because numbers may be written in longer ways than
-counting in bytes looks for. Small messages cannot be too large: they cost nothing here.
+An empty entry of four bytes becomes an object of several hundred. Repeated fields of a message and of its
+entries are counted before decoding, and again after it, one message at a time: numbers can be encoded in
+longer ways than the byte count searches for. Small messages cannot be too large, and skip this.
 
-What is bulk, the data of PutChunks and of Backup, is not decoded: it stays where it came, and handlers get a view of it.
+Bulk data of PutChunks and Backup is not decoded: it stays in place, and handlers get a view of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from staddle_server.store.blobs import compact
 M = TypeVar("M", bound=Message)
 
 FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
-"""Fields at the top of a message: what it repeats, and a few beside it."""
+"""Fields at the top of a message: the repeated ones, and a few more."""
 _FIELD_BYTES_MIN: Final = 2
 
 
@@ -47,9 +47,9 @@ _one_at_a_time: Final = threading.Lock()
 
 
 def decoder(type_: type[M]) -> Callable[[bytes], M]:
-    """What makes messages of a type from bytes.
+    """Return the function that decodes messages of a type.
 
-    It raises BadRequest (BAD_FIELD) for bytes that are no such message, and for one with more in it than any may have.
+    It raises BadRequest (BAD_FIELD) for invalid bytes, and for too much in a message.
     """
 
     def read(data: bytes) -> M:
@@ -62,7 +62,9 @@ def decoder(type_: type[M]) -> Callable[[bytes], M]:
         if len(data) <= _FIELD_BYTES_MIN * FIELDS_MAX:
             return read(data)
         with _one_at_a_time:
-            if len(data) <= _FIELD_BYTES_MIN * ITEMS_PER_MESSAGE_MAX:  # no room for too many items
+            if (
+                len(data) <= _FIELD_BYTES_MIN * ITEMS_PER_MESSAGE_MAX
+            ):  # too many items, and no memory for them
                 _count_fields(data)
                 return read(data)
             _check_fields(data)
@@ -75,7 +77,9 @@ def decoder(type_: type[M]) -> Callable[[bytes], M]:
 
 
 def weigher(type_: type[Message]) -> Callable[[bytes], int]:
-    """What tells how much memory a message of this type may take once it is decoded, from its bytes: rather too much than too little."""
+    """Return the function that estimates, from its bytes, the decoded memory of a message; rather too high
+    than too low.
+    """
     tags = [tag(type_, field.name) for field in type_.DESCRIPTOR.fields if field.is_repeated]
 
     def weigh(data: bytes) -> int:
@@ -87,18 +91,20 @@ def weigher(type_: type[Message]) -> Callable[[bytes], int]:
 _REPEATED_BYTES: Final = 128
 _ITEM_BYTES: Final = 256
 _ENTRY_BYTES: Final = 2048
-"""What a field that is repeated, an attribute, hole or reference, and an entry take: as a message, and as what is made of it."""
+"""The cost of a repeated field, of an attribute, hole or reference, and of an entry: as a message plus as a
+value.
+"""
 
 
 class PutChunks(NamedTuple):
-    """A PutChunksRequest, and the data that it came with."""
+    """A PutChunksRequest, and its data."""
 
     request: sv.PutChunksRequest
     data: memoryview
 
 
 def put_chunks(message: bytes) -> PutChunks:
-    """A PutChunksRequest, with its data as a view of the message. Raises what `decoder` says."""
+    """Decode a PutChunksRequest, with its data as a view of the message. Raises as `decoder` does."""
     view = memoryview(message)
     data, rest, kept = view[:0], bytearray(), 0
     for number, kind, begin, start, end in _fields(message):
@@ -113,26 +119,28 @@ _put_chunks: Final = decoder(sv.PutChunksRequest)
 
 
 class PutEntries(NamedTuple):
-    """A PutEntriesRequest that is still bytes but for its head: whose it is.
+    """A PutEntriesRequest with only its head decoded: which upload it is for.
 
-    Its changes are thousands of objects, so they are made when it is their turn.
+    Its changes are thousands of objects, so they are decoded when it is their turn.
     """
 
     head: sv.PutEntriesRequest
     message: bytes
 
     def weigh(self) -> int:
-        """What the whole request may take in memory once it is decoded, see `weigher`."""
+        """Return the most memory that the decoded request may take, see `weigher`."""
         count = self.message.count
         entries = min(ENTRIES_PER_CALL_MAX, count(_CHANGE_TAG))
         items = min(ITEMS_PER_MESSAGE_MAX, sum(map(count, _ITEM_TAGS)))
         return 3 * len(self.message) + _ENTRY_BYTES * entries + _ITEM_BYTES * items
 
     def read(self) -> sv.PutEntriesRequest:
-        """The whole request. Raises what `decoder` says."""
+        """Decode the whole request. Raises as `decoder` does."""
         request = _put_entries(self.message)
         if (request.upload_id, request.epoch) != (self.head.upload_id, self.head.epoch):
-            raise BadRequest("BAD_FIELD", "upload_id and epoch stand behind the changes", field="upload_id")
+            raise BadRequest(
+                "BAD_FIELD", "upload_id and epoch must come before the changes", field="upload_id"
+            )
         return request
 
 
@@ -142,31 +150,30 @@ _CHANGES: Final = _number(sv.PutEntriesRequest, "changes")
 
 
 def put_entries(message: bytes) -> PutEntries:
-    """A PutEntriesRequest of which only what comes before its changes is read. Raises what `decoder` says."""
+    """Decode a PutEntriesRequest up to its changes. Raises as `decoder` does."""
     end = len(message)
     for number, _, begin, _, _ in _fields(message):
         if number == _CHANGES:
             end = begin
             break
     head = _put_entries(message[:end])
-    if not head.upload_id:  # its fields came in another order than that of their numbers
+    if not head.upload_id:  # its fields are not in the order of their numbers
         head = _put_entries(message)
         del head.changes[:]
     return PutEntries(head, message)
 
 
 def backup_parts(message: bytes) -> Iterator[sv.BackupPart | Piece]:
-    """The parts of a BackupRequest, each decoded when its turn comes. Bytes stand for a part that is `data.data` and nothing else.
+    """Yield the parts of a BackupRequest, each decoded on demand.
 
-    It raises what `decoder` says, at the part with which it becomes too much.
+    Bytes stand for a part that is `data.data` and nothing else. Raises as `decoder` does, at the part that
+    exceeds the limit.
     """
     view = memoryview(message)
     count = items = 0
     for number, kind, begin, start, end in _fields(message):
         if number != _PARTS or kind != BYTES:
-            _backup(
-                message[begin:end]
-            )  # what the contract does not know is passed over, if it is a field at all
+            _backup(message[begin:end])  # unknown fields are skipped, if they are valid
             continue
         count += 1
         if count > PARTS_PER_MESSAGE_MAX:
@@ -186,7 +193,9 @@ _backup: Final = decoder(sv.BackupRequest)
 
 
 def _data_alone(message: bytes, start: int, end: int) -> slice | None:
-    """Where the bytes are that the BackupPart between `start` and `end` consists of, if it does."""
+    """Return the position of the bytes that the BackupPart between `start` and `end` consists of,
+    if it does.
+    """
     for expected in _DATA_TAGS:
         if start == end or message[start] != expected:
             return None
@@ -197,47 +206,48 @@ def _data_alone(message: bytes, start: int, end: int) -> slice | None:
 
 
 def _too_many_parts() -> BadRequest:
-    return BadRequest("BAD_FIELD", f"parts: a message has at most {PARTS_PER_MESSAGE_MAX}", field="parts")
+    return BadRequest("BAD_FIELD", f"parts: the limit is {PARTS_PER_MESSAGE_MAX} a message", field="parts")
 
 
 def _too_many_items() -> BadRequest:
     return BadRequest(
         "BAD_FIELD",
-        f"entries: a message has at most {ITEMS_PER_MESSAGE_MAX} extended attributes, holes and chunk references",
+        f"entries: the limit is {ITEMS_PER_MESSAGE_MAX} extended attributes, holes and chunk references a message",
         field="entry",
     )
 
 
 def _unreadable(name: str) -> BadRequest:
-    return BadRequest("BAD_FIELD", f"the message cannot be read as {name}", field="message")
+    return BadRequest("BAD_FIELD", f"the message is not a valid {name}", field="message")
 
 
 def _count_fields(data: bytes) -> None:
-    """Raises BadRequest for more than FIELDS_MAX fields."""
+    """Raise BadRequest for more than FIELDS_MAX fields."""
     for _ in _fields(data):
         pass
 
 
 def _check_fields(data: bytes) -> None:
-    """Raises BadRequest for more than FIELDS_MAX fields, or more than ITEMS_PER_MESSAGE_MAX items in the entries.
+    """Raise BadRequest for more than FIELDS_MAX fields, or more than ITEMS_PER_MESSAGE_MAX items in the
+    entries.
 
-    Looks at the heads of fields alone, and into entries only where the bytes of items' tags are many: they may be data.
+    Reads only field headers, and entries only if the bytes of items' tags are frequent: these may be data.
     """
     suspects = 0
     for _, _, _, start, end in _fields(data):
         if start < end and data[start] in _ENTRY_TAGS:
             suspects += sum(data.count(tag, start, end) for tag in _ITEM_TAGS)
     if suspects > ITEMS_PER_MESSAGE_MAX:
-        # No more of them are counted than say that there are too many.
+        # Count no more than necessary to see that there are too many.
         for items, _ in enumerate(_items(data), 1):
             if items > ITEMS_PER_MESSAGE_MAX:
                 raise _too_many_items()
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """The number and the type of each field at the top of a message; where it begins, where its value begins, and where that ends.
+    """Yield each top-level field of a message: number, type, start, start of its value, end.
 
-    Raises BadRequest for more than FIELDS_MAX, and for one that is cut off.
+    Raises BadRequest for more than FIELDS_MAX, and for a truncated one.
     """
     at, count = 0, 0
     while at < len(data):
@@ -252,7 +262,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def _items(data: bytes) -> Iterator[int]:
-    """Where the attributes, holes and chunk references in the entries of a message begin."""
+    """Yield where the attributes, holes and chunk references in the entries of a message begin."""
     for _, _, _, start, end in _fields(data):
         if start < end and data[start] in _ENTRY_TAGS:
             _, _, inner, stop = field(data, start)
@@ -262,7 +272,7 @@ def _items(data: bytes) -> Iterator[int]:
 def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
     while at < end:
         number, _, start, at = field(data, at)
-        if at > end:  # cut off, or a group: what is in it could not be counted
+        if at > end:  # truncated, or a group, whose content cannot be counted
             raise _unreadable("a message of this service")
         if number in _ITEM_FIELDS:
             yield start
@@ -275,7 +285,7 @@ def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
 
 
 def _items_in(message: Message) -> int:
-    """How many attributes, holes and chunk references the entries of a message have."""
+    """Return how many attributes, holes and chunk references the entries of a message have."""
     items = 0
     for entry in _entries(message):
         items += len(entry.xattrs) + len(entry.holes)

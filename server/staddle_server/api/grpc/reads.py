@@ -1,4 +1,4 @@
-"""The calls that read."""
+"""Calls that read."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from staddle_server.tenancy.tenant import Tenants
 PAGE: Final = 100
 LONG_PAGE: Final = 1_000
 PAGE_BYTES: Final = 2 * limits.MIB
-"""A page is sent when it has so many bytes, whatever its number."""
+"""A page is sent at this size, whatever its number of items."""
 PARTS_MAX: Final = 4096
 REFS_PER_PART: Final = 1024
 
 
 class ReadCalls:
-    """What answers the calls that read."""
+    """Answers the calls that read."""
 
     def __init__(self, reads: Reads, catalog: Catalog, tenants: Tenants) -> None:
         self._reads = reads
@@ -59,14 +59,14 @@ class ReadCalls:
     def restore(self, request: sv.RestoreRequest, call: Call) -> Iterator[bytes]:
         paths = [path.encode("utf-8") for path in request.paths] + list(request.raw_paths)
         if len(paths) > limits.RESTORE_PATHS_MAX:
-            raise bad("paths", f"a call names at most {limits.RESTORE_PATHS_MAX}")
+            raise bad("paths", f"the limit is {limits.RESTORE_PATHS_MAX} a call")
         for path in paths:
             check_path(path)
         if request.exact and not paths:
             raise bad("exact", "it needs paths")
         view = request.view or sv.ENTRY_VIEW_DATA
         if request.segments and view != sv.ENTRY_VIEW_DATA:
-            raise bad("segments", "it goes with the view DATA")
+            raise bad("segments", "it requires the view DATA")
         backup = self._pick(request, call)
         restore = self._reads.restore(
             call.principal,
@@ -92,7 +92,7 @@ class ReadCalls:
             )
             return response
 
-        # No name holds a message while the next one is made.
+        # No local name holds a message while the next one is built.
         yield from map(noted, _messages(parts))
 
     def _pick(
@@ -160,7 +160,7 @@ class ReadCalls:
         path = convert.path_of(request)
         limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
         if request.view == sv.ENTRY_VIEW_DATA:
-            raise bad("view", "a list carries no data; Restore does")
+            raise bad("view", "a list carries no data; use Restore")
         tokens, query = self._tokens(call), ("entries", request.dataset, path, request.recursive)
         after = None
         if request.page_token:
@@ -217,7 +217,7 @@ class ReadCalls:
         return response
 
     def _large(self, call: Call) -> threading.Lock:
-        """Entries with large attributes become messages one at a time, of each tenant."""
+        """Return the lock that lets each tenant convert entries with large attributes one at a time."""
         return self._tenants.get(call.principal.tenant).large
 
     def _tokens(self, call: Call) -> PageTokens:
@@ -225,7 +225,7 @@ class ReadCalls:
 
 
 def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
-    """Parts, of which those that are next to each other and alike are one."""
+    """Yield parts, combining adjacent ones of the same kind."""
     gathered = _OnePart()
     for event in events:
         if not gathered.takes(event):
@@ -238,7 +238,7 @@ def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[P
 
 
 class _OnePart:
-    """Chunks of one file that follow each other, all of them bytes, pieces or references."""
+    """Consecutive chunks of one file, all of them bytes, pieces or references."""
 
     def __init__(self) -> None:
         self._kind: type[Event] | None = None
@@ -247,7 +247,7 @@ class _OnePart:
         self._part = sv.RestorePart()
 
     def takes(self, event: Event) -> bool:
-        """Whether this one can be in one part with what was gathered."""
+        """Return whether this event fits into the same part."""
         kind = type(event)
         if kind not in _GATHERED or (self._kind is not None and kind is not self._kind):
             return False
@@ -269,7 +269,7 @@ class _OnePart:
                 self._size += 1
 
     def parts(self) -> Iterator[Pieces]:
-        """What was gathered; nothing is afterwards."""
+        """Yield what was gathered, and clear it."""
         if self._kind is SentData:
             yield encoding.data_part(self._data)
             self._data.clear()
@@ -334,7 +334,7 @@ def _end(restore: Restore) -> Iterator[Pieces]:
 
 
 def _messages(parts: Iterator[Pieces]) -> Iterator[bytes]:
-    """Parts in messages, RestoreResponse, of about RESPONSE_BYTES_TARGET."""
+    """Yield RestoreResponse messages of about RESPONSE_BYTES_TARGET from parts."""
     pieces: Pieces = []
     count = size = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""The calls that hide, show and protect backups, and those of retention policies."""
+"""Calls that delete, undelete and protect backups, and those of retention policies."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from staddle_server.upkeep.lifecycle.policies import Plan, Policies
 
 PAGE_BYTES: Final = 2 * limits.MIB
 PLANS_MAX: Final = 4
-"""Plans that are made at once: each may take minutes, and holds a thread that other calls need, too."""
+"""Concurrent plans: each may take minutes, and holds a thread that other calls need too."""
 PLANS_TENANT_MAX: Final = 3
-"""Of these, plans of one tenant: the others always find room."""
+"""Of these, plans of one tenant, to leave room for others."""
 PLANS_RETRY_S: Final = 2.0
 NamesBackup = (
     sv.DeleteBackupRequest
@@ -42,7 +42,7 @@ NamesDataset = (
 
 
 class RetentionCalls:
-    """What answers them."""
+    """Answers these calls."""
 
     def __init__(self, deletion: Deletion, protection: Holds, policies: Policies, tenants: Tenants) -> None:
         self._deletion = deletion
@@ -51,7 +51,7 @@ class RetentionCalls:
         self._tenants = tenants
         self._lock = threading.Lock()
         self._plans: Counter[bytes] = Counter()
-        """Plans that are being made, by tenant."""
+        """Plans in progress, by tenant."""
 
     @contextmanager
     def _planning(self, tenant: bytes) -> Iterator[None]:
@@ -63,7 +63,7 @@ class RetentionCalls:
                 if count >= most:
                     raise Exhausted(
                         "TOO_MANY",
-                        f"{most} retention plans{whose} are being made already: try again when one is done",
+                        f"{most} retention plans{whose} are in progress already: try again when one is done",
                         retry_after_s=PLANS_RETRY_S,
                     )
             self._plans[tenant] += 1
@@ -72,7 +72,7 @@ class RetentionCalls:
         finally:
             with self._lock:
                 self._plans[tenant] -= 1
-                self._plans += Counter()  # without those that have none
+                self._plans += Counter()  # without datasets that have none
 
     # ------------------------------------------------------------------ hiding
 
@@ -104,7 +104,7 @@ class RetentionCalls:
 
     def retain_backup(self, request: sv.RetainBackupRequest, call: Call) -> sv.RetainBackupResponse:
         if not request.HasField("until_time"):
-            raise bad("until_time", "it must be given")
+            raise bad("until_time", "required")
         until_ns = convert.ns_of(request.until_time, "until_time")
         backup = self._protection.retain(call.principal, *_backup_named(request, call), until_ns)
         return sv.RetainBackupResponse(backup=convert.backup_out(backup))
@@ -148,7 +148,9 @@ class RetentionCalls:
     def _planned(
         self, call: Call, dataset: str, start: int, limit: int, expected: str, *, free: bool
     ) -> sv.PlanRetentionResponse:
-        """A page of the plan as it is now; `expected`: which must still be the plan of the first page."""
+        """Return a page of the current plan; `expected` is the plan of the first page, which must not have
+        changed.
+        """
         tick = call.check
         made = self._policies.plan(call.principal.tenant, dataset, tick)
         if expected:
@@ -165,7 +167,7 @@ class RetentionCalls:
     def apply_retention(self, request: sv.ApplyRetentionRequest, call: Call) -> sv.ApplyRetentionResponse:
         dataset = _dataset_named(request, call)
         if not request.plan_token:
-            raise bad("plan_token", "it must be given: PlanRetention makes it")
+            raise bad("plan_token", "required: call PlanRetention to get it")
         with self._planning(call.principal.tenant):
             applied = self._policies.apply(call.principal.tenant, dataset, request.plan_token, call.check)
         call.facts["deleted"] = len(applied.backups)
@@ -181,7 +183,7 @@ class RetentionCalls:
 def _plan_out(
     made: Plan, start: int, limit: int, whole: Callable[[bytes], Backup]
 ) -> sv.PlanRetentionResponse:
-    """A page of a plan, with what is said of the whole; `whole` gives a backup with all its fields."""
+    """Convert a page of a plan, with the plan's totals; `whole` returns a backup with all its fields."""
     some = (
         sv.PlannedBackup(
             backup=convert.backup_out(whole(each.id)),
@@ -208,5 +210,5 @@ def _backup_named(request: NamesBackup, call: Call) -> tuple[str, str]:
     call.facts.update(dataset=request.dataset, backup=request.backup)
     prefix = request.backup.lower()
     if not 4 <= len(prefix) <= 32 or set(prefix) - set("0123456789abcdef"):
-        raise bad("backup", "it is 4 to 32 hexadecimal digits: name the backup that is meant")
+        raise bad("backup", "use the 4 to 32 hexadecimal digits of the backup")
     return convert.dataset_name(request.dataset), prefix

@@ -1,4 +1,4 @@
-"""The gRPC server: the table of methods, health, reflection, and how it drains."""
+"""The gRPC server: the table of methods, health, reflection, and draining."""
 
 from __future__ import annotations
 
@@ -49,25 +49,31 @@ log = logging.getLogger(__name__)
 SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
 WRITES: Final = f"{SERVICE.full_name}/writes"
-"""What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
+"""The health name of the writing half of the service: NOT_SERVING once the store refuses writes."""
 UPKEEP: Final = f"{SERVICE.full_name}/upkeep"
-"""What health calls purging, expiry and policies: NOT_SERVING while the clock is in doubt."""
+"""The health name of purging, expiry and policies: NOT_SERVING while the clock is in doubt."""
 ROOM: Final = f"{SERVICE.full_name}/room"
-"""What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
+"""The health name of disk space: NOT_SERVING while it is too low for backups, and then writes are too."""
 INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
-"""What health calls the wholeness of what is stored: NOT_SERVING while damage is known; the service itself continues."""
+"""The health name of the integrity of stored data: NOT_SERVING while damage is known; the service itself
+continues.
+"""
 CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
-"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; the service itself continues."""
+"""The health name of the server's certificate: NOT_SERVING from 30 days before its expiry; the service itself
+continues.
+"""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 THREADS_LEFT_MIN: Final = 4
-"""Where the system gives no more threads, calls leave so many for health and for refusing, and streams twice as many."""
+"""If the system gives no more threads, calls leave so many for health and refusals, and streams twice as
+many.
+"""
 IDLE_CHECK_S: Final = 5.0
 HEALTH_CHECK_S: Final = 1.0
 TOKEN_CHECK_S: Final = 2.0
-"""How often the tokens of calls under way are looked at."""
+"""How often the tokens of calls in progress are checked."""
 GRACE_S: Final = 1.0
-"""What is left when a server stops has so long to say its last word."""
+"""How long remaining calls may take for their last answer when a server stops."""
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -81,18 +87,18 @@ OPTIONS: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A stream that is not read holds so much of what was sent, and no more: probing the bandwidth made it several MiB.
+    # The window of a stream that is not read; bandwidth probing would grow it to several MiB.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", MIB),
     ("grpc.max_metadata_size", 16 * 1024),
-    # Who connects and does not speak, or has nothing to say, is let go; a client's library connects again when it has.
+    # Connections that are silent or idle are closed; a client's library reconnects when necessary.
     ("grpc.server_handshake_timeout_ms", 20_000),
     ("grpc.max_connection_idle_ms", 300_000),
 )
 
 
 def connections_max() -> int:
-    """Connections at once: callers never take the files that the store needs."""
+    """Return the limit of connections: callers never take the files that the store needs."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files // 2)
 
@@ -100,7 +106,7 @@ def connections_max() -> int:
 def methods(
     uploads: UploadCalls, reads: ReadCalls, retention: RetentionCalls, info: InfoCalls
 ) -> dict[str, Method]:
-    """Every method, the role that it needs, and what answers. What is not here is not served."""
+    """Return every method with its role and handler. Methods that are not listed are not served."""
     reader, writer, admin = TokenRole.READER, TokenRole.WRITER, TokenRole.ADMIN
     return {
         "Backup": Method(writer, uploads.backup),
@@ -140,11 +146,15 @@ _BULK: Final[dict[str, Callable[[bytes], Any]]] = {
     "PutChunks": put_chunks,
     "PutEntries": put_entries,
 }
-"""How messages are read in which most is data, or much waits for its turn; of all other methods they are decoded."""
+"""How messages are read that are mostly data, or whose content waits for its turn; all others are simply
+decoded.
+"""
 
 
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """GRPC's handlers, with the messages that the contract gives each method; `handle` says why all stream their requests."""
+    """Return gRPC's handlers with the protocol's message types; `handle` says why all stream
+    their requests.
+    """
     made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for name, method in table.items():
         described = SERVICE.methods_by_name[name]
@@ -164,12 +174,12 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
 
 
 def _encoded(response: Message | bytes) -> bytes:
-    """A message as bytes; Restore's are already."""
+    """Return a message as bytes; Restore's already are."""
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 class _Door(grpc.ServerInterceptor):
-    """Reflection needs any valid token; our own methods and health look for themselves; there is nothing else."""
+    """Requires a valid token for reflection; the service's own methods and health check for themselves."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -193,7 +203,7 @@ class _Door(grpc.ServerInterceptor):
             except StaddleError as e:
                 abort_with(context, e)
             except CallerGone:
-                context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
+                context.abort(grpc.StatusCode.CANCELLED, "the client is gone")
 
         return grpc.stream_stream_rpc_method_handler(
             checked,
@@ -203,7 +213,9 @@ class _Door(grpc.ServerInterceptor):
 
 
 class _Symbols:
-    """The default descriptor pool, which finds the file of a method too: `grpcurl describe SERVICE.METHOD` asks for that."""
+    """The default descriptor pool, which also finds the file of a method: `grpcurl describe SERVICE.METHOD`
+    needs that.
+    """
 
     def __init__(self) -> None:
         self._pool = descriptor_pool.Default()
@@ -212,7 +224,7 @@ class _Symbols:
         return getattr(self._pool, name)
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
-        """The file that defines a symbol; KeyError where there is none."""
+        """Return the file that defines a symbol. Raises KeyError."""
         try:
             return self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
@@ -220,20 +232,22 @@ class _Symbols:
 
 
 class CallThreads(Threads):
-    """The threads that calls work in.
+    """The threads of calls.
 
     Attributes:
-        most: How many there may be.
+        most: How many may exist.
 
     """
 
     def __init__(self, streams_max: int) -> None:
-        # Whatever waits for its caller holds one of the first; the last are for what is at work.
+        # Calls that wait for their client hold the first ones; the last ones are for calls at work.
         self.most = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
         super().__init__(self.most, "call", ahead=UNARY_THREADS)
 
     def check(self, is_stream: bool) -> None:
-        """Checks that a call may keep its thread. Where the system gives no more, the last ones are for calls that end soon.
+        """Check that a call may keep its thread.
+
+        If the system gives no more, the last ones are for calls that end soon.
 
         Raises:
             Exhausted: TOO_MANY.
@@ -253,7 +267,9 @@ class WireServer:
         threads: CallThreads,
         parts: Mapping[str, Callable[[], bool]],
     ) -> None:
-        """`parts`: whether each part of the service works that health has a name for, as WRITES; asked every few seconds."""
+        """`parts` checks each part of the service that has a health name, such as WRITES, every
+        few seconds.
+        """
         self._gate = gate
         self._parts = parts
         self._health = Health({"", SERVICE.full_name, *parts}, time.monotonic)
@@ -283,12 +299,13 @@ class WireServer:
         own: str = "",
         place: contextlib.AbstractContextManager[object] | None = None,
     ) -> int:
-        """Listens and serves; gives the port. `own` is a second address, without TLS, for the server's own questions.
+        """Listen and serve; return the port.
 
-        `place` holds the addresses' places while they are bound.
+        `own` is a second address, without TLS, for the server's own checks. `place` holds the addresses'
+        places while they are bound.
 
         Raises:
-            RuntimeError: the address is in use, or is none.
+            RuntimeError: The address is in use or invalid.
             Exhausted: TOO_MANY, the system does not give the threads that the server needs.
 
         """
@@ -309,7 +326,7 @@ class WireServer:
         return port
 
     def _look(self) -> None:
-        """Ends calls in which nothing moves, and keeps true what health says about parts of the service."""
+        """End stalled calls, and update the health of the parts of the service."""
         self._say_parts()
         now_s = time.monotonic()
         if now_s - self._tokens_looked_s >= TOKEN_CHECK_S:
@@ -318,17 +335,17 @@ class WireServer:
         if now_s - self._looked_s >= IDLE_CHECK_S:
             self._looked_s = now_s
             if ended := sum(slots.end_idle() for slots in self._slots):
-                log.info("%s ended in which nothing moved", counted(ended, "call was", "calls were"))
+                log.info("%s ended because no message moved", counted(ended, "call was", "calls were"))
 
     def _end_invalid(self) -> None:
         try:
             if ended := self._gate.end_invalid():
                 log.warning(
-                    "%s ended whose token was revoked or has expired",
+                    "%s ended after the token was revoked or expired",
                     counted(ended, "call was", "calls were"),
                 )
         except StaddleError as e:
-            log.warning("the tokens of calls under way could not be looked at: %s", e.message)
+            log.warning("the tokens of calls in progress could not be checked: %s", e.message)
 
     def _say_parts(self) -> None:
         for name, is_true in self._parts.items():
@@ -336,17 +353,17 @@ class WireServer:
             self._health.say(_SERVING if serves else _NOT_SERVING, name)
 
     def close(self, drain_s: float) -> None:
-        """Takes no new calls, and gives the streams under way so long."""
+        """Refuse new calls, and give the streams in progress this much time."""
         self._gate.close()
         self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._parts)
         self._gate.streams.wait_idle(drain_s)
 
     def stop(self) -> None:
-        """Ends what is still under way."""
+        """End the calls in progress."""
         self._look_after.stop()
         try:
             ended = self._server.stop(grace=GRACE_S)
-        except RuntimeError:  # the library waits on a thread of its own, and the system gives none
+        except RuntimeError:  # the library waits on its own thread, and the system gives none
             ended = self._server.stop(grace=None)
         ended.wait()
         self._threads.shutdown(wait=False)

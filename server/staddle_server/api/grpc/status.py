@@ -1,4 +1,4 @@
-"""Errors as gRPC writes them: a status with details."""
+"""Errors over gRPC: a status with details."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ DOMAIN: Final = "staddle"
 
 
 def status_of(error: StaddleError) -> status_pb2.Status:
-    """The error as google.rpc.Status with an ErrorInfo, always under ERROR_STATUS_BYTES_MAX: longer ones break calls."""
+    """Return the error as google.rpc.Status with an ErrorInfo, under ERROR_STATUS_BYTES_MAX: longer ones
+    break calls.
+    """
     failure = failure_of(error)
     info = error_details_pb2.ErrorInfo(reason=failure.reason, domain=DOMAIN, metadata=failure.facts)
     status = status_pb2.Status(
@@ -29,12 +31,12 @@ def status_of(error: StaddleError) -> status_pb2.Status:
         delay.FromNanoseconds(int(failure.retry_after_s * 1e9))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     if status.ByteSize() > ERROR_STATUS_BYTES_MAX:
-        raise AssertionError("a status is made of parts that are cut to fit")
+        raise AssertionError("the parts of a status were truncated to fit")
     return status
 
 
 def abort_with(context: grpc.ServicerContext, error: StaddleError) -> NoReturn:
-    """Ends a call with the status of an error."""
+    """End a call with the status of an error."""
     status = rpc_status.to_status(status_of(error))
     free_frames(error)
     context.abort_with_status(status)

@@ -1,4 +1,4 @@
-"""The calls that write: the thin stream, and the source-side path."""
+"""Calls that write: the thin stream, and the source-side path."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ LISTED: Final = 1024
 LISTED_MAX: Final = 4096
 UPLOADS_LISTED: Final = 100
 ENTRY_FACTOR: Final = 20
-"""Bytes of memory of an entry with many attributes or holes for each of its encoded ones."""
+"""Bytes of memory for each encoded byte of an entry with many attributes or holes."""
 ENTRY_SMALL_BYTES: Final = 16 * limits.KIB
 LISTED_BYTES: Final = 1 * limits.MIB
-"""Entries that one answer lists beside the rest of it."""
+"""Entries that one answer lists."""
 
 
 class ListPosition(NamedTuple):
-    """How far GetUpload's two lists have come; None: to the end."""
+    """The position in each of GetUpload's two lists; None: at the end."""
 
     missing: bytes | None = b""
     damaged: tuple[bytes, ...] | None = ()
-    """A path, or nothing: from the beginning."""
+    """A path, or empty for the beginning."""
 
 
 class UploadCalls:
-    """What answers the calls that write."""
+    """Answers the calls that write."""
 
     def __init__(self, uploads: Uploads, tenants: Tenants, endpoint: str) -> None:
         self._uploads = uploads
         self._tenants = tenants
         self._endpoint = endpoint
         self._checking = Semaphore(max(2, os.cpu_count() or 1))
-        """Frames that are inflated at once: more would only take memory."""
+        """Frames inflated at once: more would only take memory."""
 
     # ------------------------------------------------------------------ life
 
@@ -83,7 +83,7 @@ class UploadCalls:
     def get_upload(self, request: sv.GetUploadRequest, call: Call) -> sv.GetUploadResponse:
         which = request.WhichOneof("by")
         if which is None:
-            raise bad("by", "upload_id or request_id must be given")
+            raise bad("by", "upload_id or request_id is required")
         upload = self._uploads.get(
             call.principal,
             upload_id=identifier(request.upload_id, "upload_id") if which == "upload_id" else None,
@@ -176,9 +176,9 @@ class UploadCalls:
         self, request: sv.FindMissingChunksRequest, call: Call
     ) -> sv.FindMissingChunksResponse:
         if not 1 <= len(request.digests) <= limits.CHUNKS_PER_CALL_MAX:
-            raise bad("digests", f"a call asks for 1 to {limits.CHUNKS_PER_CALL_MAX} chunks")
+            raise bad("digests", f"ask for 1 to {limits.CHUNKS_PER_CALL_MAX} chunks")
         if any(len(digest) != 32 for digest in request.digests):
-            raise bad("digests", "a digest has 32 bytes")
+            raise bad("digests", "a digest must be 32 bytes")
         missing = self._writer(request, call).find_missing(request.digests)
         call.facts.update(chunks=len(request.digests), missing=len(missing))
         return sv.FindMissingChunksResponse(missing=missing)
@@ -197,13 +197,14 @@ class UploadCalls:
         writer = self._writer(sent.head, call)
         intake = Intake(writer, self._tenants.get(call.principal.tenant))
         tenant = call.principal.tenant
-        # The writer's turn first: who waits for it holds no more than a message, and nothing of what the tenant's calls share.
+        # Take the writer's turn first: a waiting call then holds only its message, none of the tenant's
+        # shared budget.
         with writer.together(), self._tenants.decoded.hold(tenant, sent.weigh(), call.check):
             call.check()
             request = sent.read()
             del sent
             if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
-                raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
+                raise bad("changes", f"the limit is {limits.ENTRIES_PER_CALL_MAX} a call")
             call.facts["entries"] = len(request.changes)
             changes = [convert.change_of(change) for change in request.changes]
             number = request.number
@@ -237,7 +238,7 @@ class UploadCalls:
         if which == "begin":
             upload = self._begin(first.begin, call).upload
             if upload.state is UploadState.COMMITTED:
-                # With the epoch that committed it: the caller may have resumed it since it began.
+                # With the epoch that committed it: the caller may have resumed the upload since it began.
                 committed = self._uploads.get(call.principal, upload_id=upload.id)
                 return self._committed(parts, committed, call)
             writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
@@ -251,11 +252,12 @@ class UploadCalls:
             return self._receive(parts, stream, writer, call)
 
     def _committed(self, parts: Iterator[Part], upload: Upload, call: Call) -> sv.BackupResponse:
-        """A replay of a stream whose backup was made: reads it to its end, and answers as the first did if it says the same.
+        """Handle a replayed stream whose backup exists: read it to the end, and answer as the first did if it
+        matches.
 
         Raises:
             AlreadyExists: REQUEST_ID_REUSED, its Finish has other counts.
-            Unfinished: it ended without Finish.
+            Unfinished: It ended without Finish.
 
         """
         for part in parts:
@@ -266,14 +268,14 @@ class UploadCalls:
                 return sv.BackupResponse(upload=self._upload(upload), backup=convert.backup_out(backup))
         raise Unfinished(
             "UNFINISHED_STREAM",
-            f"the stream ended without finish; its upload {upload.id.hex()} was committed before as backup "
+            f"the stream ended without finish; its upload {upload.id.hex()} was committed earlier as backup "
             f"{upload.backup.hex()}",
             upload=upload.id.hex(),
         )
 
     @staticmethod
     def _check_new(writer: UploadWriter) -> None:
-        """Checks that a stream that begins an upload does not add to what an earlier one has sent.
+        """Check that a stream that begins an upload does not add to what an earlier one sent.
 
         Raises:
             Conflict: RESUME_REQUIRED.
@@ -283,8 +285,8 @@ class UploadCalls:
             upload = writer.upload.id.hex()
             raise Conflict(
                 "RESUME_REQUIRED",
-                f"upload {upload} is open and has {counted(writer.position, 'entry or removal', 'entries and removals')} already: ResumeUpload and "
-                "continue_upload go on with it, AbortUpload gives it up",
+                f"upload {upload} is open and has {counted(writer.position, 'entry or removal', 'entries and removals')} already: resume it with "
+                "ResumeUpload and continue_upload, or drop it with AbortUpload",
                 upload=upload,
             )
 
@@ -295,7 +297,7 @@ class UploadCalls:
 
         def take_entry(part: sv.BackupPart) -> None:
             size = part.entry.ByteSize()
-            # What the open entry has is kept until the next one comes.
+            # The open entry's data is kept until the next entry arrives.
             held.change((size * ENTRY_FACTOR if size > ENTRY_SMALL_BYTES else 0) - held.size)
             stream.entry(convert.sent_of(part.entry))
 
@@ -321,7 +323,7 @@ class UploadCalls:
                 elif which in {"checkpoint", "finish"}:
                     return self._end(which, part, stream, writer, call)
                 else:
-                    raise BadRequest("BAD_SEQUENCE", f"{which or 'an empty part'} may not come here")
+                    raise BadRequest("BAD_SEQUENCE", f"{which or 'an empty part'} is not allowed here")
         except (StaddleError, CallerGone) as e:
             self._put_aside(writer, e)
             raise
@@ -342,7 +344,7 @@ class UploadCalls:
         return sv.BackupResponse(upload=self._upload(now), backup=backup)
 
     def _put_aside(self, writer: UploadWriter, error: Exception) -> None:
-        """A stream broke: what it brought is made durable, and the upload remembers why."""
+        """Make a broken stream's data durable, and record the reason in the upload."""
         text = error.message if isinstance(error, StaddleError) else "the stream broke"
         self._uploads.note_failure(writer, text)
 
@@ -354,8 +356,8 @@ class UploadCalls:
         return Unfinished(
             "UNFINISHED_STREAM",
             f"the stream ended without finish, so there is no backup; {durable}"
-            + (f", the last one is {shown(last)}" if last is not None else "")
-            + f"; go on with ResumeUpload of {upload} and continue_upload",
+            + (f", the last is {shown(last)}" if last is not None else "")
+            + f"; resume with ResumeUpload of {upload} and continue_upload",
             upload=upload,
         )
 
@@ -376,5 +378,5 @@ def _parts(messages: Iterator[Iterator[Part]]) -> Iterator[Part]:
                 part.HasField("finish") or part.HasField("checkpoint")
             )
             if ends and next(parts, None) is not None:
-                raise BadRequest("BAD_SEQUENCE", "nothing may come behind finish or checkpoint")
+                raise BadRequest("BAD_SEQUENCE", "nothing may follow finish or checkpoint")
             yield part

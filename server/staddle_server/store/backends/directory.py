@@ -1,4 +1,6 @@
-"""Blobs in a local directory: written to tmp/, synced, linked under their name; then the directory is synced."""
+"""Blobs in a local directory: written to tmp/, synced, linked under their name; then the
+directory is synced.
+"""
 
 import contextlib
 import errno

@@ -1,6 +1,7 @@
-"""What an object store's answer means: whether to ask again, and what to say. Never repeats what may hold a secret.
+"""The meaning of an object store's answers: whether to retry, and what to report.
 
-obstore tells the status of an answer, and S3's own code, in the text of its errors alone.
+Never repeats possible secrets. obstore reports the status of an answer, and S3's own code, only in the text
+of its errors.
 """
 
 import re
@@ -27,7 +28,12 @@ _CAUSES: Final = (
     ("it ignores ranges", re.compile(r"non-partial|NotPartial|InvalidContentRange", re.IGNORECASE)),
     ("its certificate is not valid", re.compile(r"certificate", re.IGNORECASE)),
 )
-"""What kinds of failure without a status look like; text of the transport goes no further than here."""
+"""Patterns of failures without a status; the transport's text goes no further than here."""
+_NO_ROLE: Final = "no credentials in the environment or a file, and no role of this machine"
+_ROLE: Final = re.compile(r"/latest/(api/token|meta-data)")
+"""Where a machine of AWS gives its role."""
+_NAMED: Final = re.compile(r"https?://\S+|path: \"[^\"]*\"|location \S+")
+"""What the operator named, which may contain any word."""
 _PASSING_CAUSES: Final = frozenset(
     {"the connection was refused", "no answer in time", "its host name is not known"}
 )
@@ -39,21 +45,21 @@ _NAMES: Final = {
 
 
 class StoreFailure(NamedTuple):
-    """A request that got no usable answer."""
+    """A request without a usable answer."""
 
     cause: str
     passing: bool
     """The same request may succeed a moment later."""
     full: bool = False
     status: int = 0
-    """Of HTTP; 0: none is known."""
+    """The HTTP status; 0 if unknown."""
 
     def __str__(self) -> str:
         return self.cause
 
 
 def failure_of(error: Exception) -> StoreFailure:
-    """What an error of obstore means."""
+    """Return the meaning of an obstore error."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     number = int(status.group(1)) if status else 0
@@ -66,6 +72,9 @@ def failure_of(error: Exception) -> StoreFailure:
     kind = type(error).__name__
     if kind in _NAMES:
         return StoreFailure(_NAMES[kind], passing=False)
+    if _ROLE.search(text):
+        return StoreFailure(_NO_ROLE, passing=True)
+    text = _NAMED.sub("", text)
     for cause, pattern in _CAUSES:
         if pattern.search(text):
             return StoreFailure(cause, passing=cause in _PASSING_CAUSES)

@@ -1,4 +1,6 @@
-"""Whether an object store does what backups need: tried with a few small objects of its own, which are removed again."""
+"""Whether an object store does what backups need: tested with a few small objects, which are
+removed again.
+"""
 
 import contextlib
 import os
@@ -13,7 +15,7 @@ _BYTES: Final = 4096
 
 
 class UnsafeStore(Fault):
-    """The object store does not do something that backups need. The message says what."""
+    """The object store fails a requirement of backups. The message says which."""
 
     def __init__(self, place: str, what: str) -> None:
         super().__init__(
@@ -23,7 +25,7 @@ class UnsafeStore(Fault):
 
 
 def check(blobs: ObjectBlobs) -> None:
-    """Raises UnsafeStore, naming what the engine does wrong, and Unavailable where it does not answer."""
+    """Raise UnsafeStore, naming the engine's fault, and Unavailable if it does not answer."""
     root = f"{PROBES}/{os.urandom(8).hex()}"
     names = [f"{root}/{shard}/{number}" for shard in "01" for number in "01"]
     try:
@@ -45,18 +47,20 @@ def _check_objects(blobs: ObjectBlobs, names: list[str]) -> None:
         data = os.urandom(_BYTES)
         blobs.put(name, data)
         try:
-            require(blobs.read(name, 0, _BYTES) == data, "it does not give an object back as it was put")
+            require(blobs.read(name, 0, _BYTES) == data, "it does not return an object as it was put")
             require(blobs.read(name, 1000, 100) == data[1000:1100], "it answers a range with other bytes")
         except BlobMissing:
-            require(False, "an object that was put is not there to be read")
+            require(False, "an object that was put cannot be read")
         except BlobShort:
-            require(False, "it says another size of an object than it has")
+            require(False, "it reports a wrong size of an object")
     with contextlib.suppress(BlobShort):
         blobs.read(names[0], _BYTES - 10, 20)
         require(False, "it answers a range past the end of an object with bytes")
     newer = os.urandom(_BYTES)
     blobs.publish(names[0], newer, replace=True)
-    require(blobs.read(names[0], 0, _BYTES) == newer, "it gives an object that was replaced back as it was")
+    require(
+        blobs.read(names[0], 0, _BYTES) == newer, "it returns the old content of an object that was replaced"
+    )
 
 
 def _check_list(blobs: ObjectBlobs, root: str, names: list[str]) -> None:
@@ -64,15 +68,15 @@ def _check_list(blobs: ObjectBlobs, root: str, names: list[str]) -> None:
     if sorted(listed) != [(name, _BYTES) for name in names]:
         raise UnsafeStore(blobs.place, "it does not list what was put, with its size")
     if [name for name, _ in listed] != names:
-        raise UnsafeStore(blobs.place, "it does not list names in the order of their bytes")
+        raise UnsafeStore(blobs.place, "it does not list names in byte order")
     if [name for name, _ in blobs.raw_names(root, names[1])] != names[2:]:
-        raise UnsafeStore(blobs.place, "it cannot list from a name on, so no listing could be resumed")
+        raise UnsafeStore(blobs.place, "it cannot list from a given name, so no listing could be resumed")
 
 
 def _check_removal(blobs: ObjectBlobs, root: str, names: list[str]) -> None:
     blobs.delete(names[-1])
     with contextlib.suppress(BlobMissing):
         blobs.size(names[-1])
-        raise UnsafeStore(blobs.place, "an object that was deleted is still there")
+        raise UnsafeStore(blobs.place, "an object that was deleted still exists")
     if [name for name, _ in blobs.raw_names(root)] != names[:-1]:
         raise UnsafeStore(blobs.place, "it lists an object that was deleted")

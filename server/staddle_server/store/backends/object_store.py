@@ -1,7 +1,7 @@
 """Blobs in an object store, through obstore: S3 and compatible engines, Google Cloud Storage, Azure.
 
-An object is put with one request under a name that is used once. No promise rests on conditional puts, which some engines
-ignore. Needs the extra `s3`: import this module only through staddle_server.store.open.
+An object is put with one request under a name that is used once. No promise relies on conditional puts, which
+some engines ignore. Needs the extra `s3`: import this module only through staddle_server.store.open.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import random
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import chain, islice
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -22,6 +24,7 @@ from obstore.store import ObjectStore
 
 from staddle_server.base.errors import Exhausted, StaddleError, Unavailable
 from staddle_server.base.limits import MIB
+from staddle_server.base.threads import Threads
 from staddle_server.store.backends.object_errors import NO_RANGE, StoreFailure, failure_of
 from staddle_server.store.blobs import (
     TEMPORARY,
@@ -42,12 +45,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S: Final = 30.0
-"""How long a request is repeated after its first failure, before the caller gets STORE_UNAVAILABLE."""
+"""How long a request is retried after its first failure, before the caller gets STORE_UNAVAILABLE."""
 PAUSE_S: Final = 0.1
 PAUSE_S_MAX: Final = 5.0
 RETRY_AFTER_S: Final = 30.0
 PAGE_NAMES: Final = 1000
-"""Names in one answer of a listing; S3 gives no more."""
+"""Names in one page of a listing; S3 returns no more."""
+DEEP_CHILDREN_MAX: Final = 4
+"""A first page with names in so few children of its prefix means many pages: they are read ahead, child by child."""
+LISTED_AT_ONCE: Final = 8
 COMPARED_BYTES: Final = 8 * MIB
 """A doubtful object is read and compared in parts of this size."""
 
@@ -61,13 +67,13 @@ class Endpoint(NamedTuple):
 
 
 class _ShortAnswerError(BaseError):
-    """An answer had fewer bytes than its request, and the object has them: the answer was cut off."""
+    """An answer had fewer bytes than requested, but the object has them: the answer was cut off."""
 
 
 class ObjectBlobs:
-    """Blobs in an object store. Several processes may use one; safe to use from several threads.
+    """Blobs in an object store. Several processes may share one; thread-safe.
 
-    Failures that may pass are repeated for PATIENCE_S, at the next endpoint, with growing pauses.
+    Temporary failures are retried for PATIENCE_S, at the next endpoint, with growing pauses.
 
     Attributes:
         failed: Always None: an object store that does not answer may answer again.
@@ -85,7 +91,9 @@ class ObjectBlobs:
         pause: Callable[[float], None] = time.sleep,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`place` names the store in messages; `spool` is the directory of unlinked files that objects are gathered in."""
+        """`place` names the store in messages; `spool` is the directory of unlinked files that collect
+        objects.
+        """
         self.place = place
         self.endpoints = tuple(endpoints)
         self._spool = spool
@@ -97,7 +105,7 @@ class ObjectBlobs:
         self._named = threading.Condition()
 
     def check_writable(self) -> None:
-        """An object store may be writable again at any time."""
+        """Do nothing: an object store may be writable again at any time."""
 
     def create(self) -> ObjectWriter:
         with _spooling():
@@ -113,29 +121,33 @@ class ObjectBlobs:
 
     def size(self, name: str) -> int:
         check_name(name)
-        return self._there(name, f"look at {name}", lambda endpoint: _head(endpoint, name))
+        return self._there(name, f"stat {name}", lambda endpoint: _head(endpoint, name))
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """As promised by Blobs. A store that fits one page may come in any order; a larger one must come sorted.
+        """List as Blobs promises.
 
-        Engines that keep directories sort "a/b" before "a-b". Names that Staddle gives sort the same either way.
+        A store that fits one page may answer in any order; a larger one must be sorted. Engines that keep
+        directories sort "a/b" before "a-b". Staddle's names sort the same either way.
         """
         check_prefix(prefix)
         return self._sorted(prefix)
 
     def delete(self, name: str) -> None:
-        self.size(name)  # a store answers the same whether or not there was an object
+        self.size(name)  # a store gives the same answer whether or not the object existed
         with contextlib.suppress(FileNotFoundError):
             self._ask(f"delete {name}", lambda endpoint: obstore.delete(endpoint.writing, name))
 
     def sweep(self) -> int:
-        """A writer leaves nothing behind: the spool file has no name, and a put is whole or absent."""
+        """Return 0: the spool file has no name, and a put is complete or absent."""
         return 0
 
     # --- what writers share
 
     def publish(self, name: str, data: Buffer, *, replace: bool) -> None:
-        """Put `data` under `name` with one request. Raises as BlobWriter.commit or BlobWriter.replace does."""
+        """Put `data` under `name` with one request.
+
+        Raises as BlobWriter.commit or BlobWriter.replace does.
+        """
         check_name(name)
         with self._only_one(name):
             if not replace and self._exists(name):
@@ -145,7 +157,7 @@ class ObjectBlobs:
             def put(endpoint: Endpoint) -> None:
                 nonlocal tried
                 if tried:
-                    # The reply may have been lost, not the request: look before it is sent again.
+                    # The reply may have been lost, not the request: check before sending it again.
                     same = _compare(endpoint, name, memoryview(data))
                     if same:
                         return
@@ -162,7 +174,10 @@ class ObjectBlobs:
                 ) from error
 
     def raw_names(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
-        """Names below `prefix` with sizes, behind `after`, in the order of the engine. A failure resumes behind the last name."""
+        """Yield names below `prefix` with sizes, after `after`, in the engine's order.
+
+        A failure resumes after the last name.
+        """
         stream: Iterator[Sequence[ObjectMeta]] | None = None
         last = after
 
@@ -171,7 +186,7 @@ class ObjectBlobs:
             pages = stream or iter(
                 obstore.list(endpoint.reading, prefix or None, offset=last, chunk_size=PAGE_NAMES)
             )
-            stream = None  # a stream that failed is not used again
+            stream = None  # a failed stream is not used again
             found = next(pages, None)
             stream = pages
             return found
@@ -186,8 +201,9 @@ class ObjectBlobs:
 
     def _sorted(self, prefix: str) -> Iterator[tuple[str, int]]:
         names = self.raw_names(prefix)
+        first = sorted(islice(names, PAGE_NAMES))
         last = ""
-        for name, size in chain(sorted(islice(names, PAGE_NAMES)), names):
+        for name, size in self._by_child(prefix) if _is_deep(prefix, first) else chain(first, names):
             if name <= last:
                 raise Unavailable(
                     "STORE_UNAVAILABLE",
@@ -197,24 +213,53 @@ class ObjectBlobs:
             last = name
             yield name, size
 
+    def _by_child(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield the names below `prefix`, child by child; reads the first pages of the next few ahead."""
+
+        def begin(child: str) -> Iterator[tuple[str, int]]:
+            names = self.raw_names(child)
+            return chain(sorted(islice(names, PAGE_NAMES)), names)
+
+        found = self._ask(
+            f"list {prefix}", lambda endpoint: obstore.list_with_delimiter(endpoint.reading, prefix)
+        )
+        objects = {meta["path"]: meta["size"] for meta in found["objects"] if _is_name(meta["path"])}
+        # A child with names below it sorts as if it ended in "/".
+        children = sorted([f"{child.rstrip('/')}/" for child in found["common_prefixes"]] + [*objects])
+        waiting: deque[tuple[str, Future[Iterator[tuple[str, int]]] | None]] = deque()
+        with Threads(LISTED_AT_ONCE, thread_name_prefix="list") as threads:
+            for child in chain(children, [None] * LISTED_AT_ONCE):
+                if child is not None:
+                    below = child.endswith("/")
+                    waiting.append((child, threads.submit(begin, child[:-1]) if below else None))
+                if waiting and (child is None or len(waiting) > LISTED_AT_ONCE):
+                    name, names = waiting.popleft()
+                    yield from [(name, objects[name])] if names is None else names.result()
+
     def _there(self, name: str, action: str, call: Callable[[Endpoint], T]) -> T:
-        """What `call` answers. Raises BlobMissing if the store answers and has no such object."""
+        """Return the result of `call`.
+
+        Raises BlobMissing if the store answers and the object does not exist.
+        """
         try:
             return self._ask(action, call)
         except FileNotFoundError as error:
-            # A bucket that is gone gives 404, too; a listing tells the two apart.
+            # A missing bucket gives 404 too; a listing distinguishes the two.
             self._ask(action, lambda endpoint: next(iter(obstore.list(endpoint.reading, name)), None))
             raise BlobMissing(name) from error
 
     def _exists(self, name: str) -> bool:
         try:
-            self._ask(f"look at {name}", lambda endpoint: _head(endpoint, name))
+            self._ask(f"stat {name}", lambda endpoint: _head(endpoint, name))
         except FileNotFoundError:
             return False
         return True
 
     def _ask(self, action: str, call: Callable[[Endpoint], T]) -> T:
-        """What `call` answers at some endpoint. Raises FileNotFoundError, Exhausted, Unavailable, and what `call` raises."""
+        """Return the result of `call` at some endpoint.
+
+        Raises FileNotFoundError, Exhausted, Unavailable, and what `call` raises.
+        """
         began_s: float | None = None
         attempts = 0
         while True:
@@ -238,7 +283,7 @@ class ObjectBlobs:
 
     def _error(self, action: str, failure: StoreFailure) -> StaddleError:
         if failure.full:
-            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no room left ({failure})")
+            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no space left ({failure})")
         what = "does not answer" if failure.passing else "refuses it"
         return Unavailable(
             "STORE_UNAVAILABLE",
@@ -248,7 +293,7 @@ class ObjectBlobs:
 
     @contextlib.contextmanager
     def _only_one(self, name: str) -> Iterator[None]:
-        """One thread at a time gives a name: between the look and the put nobody of this process comes first."""
+        """Let one thread of this process at a time create a name, from the check to the put."""
         with self._named:
             self._named.wait_for(lambda: name not in self._naming)
             self._naming.add(name)
@@ -261,7 +306,7 @@ class ObjectBlobs:
 
 
 class ObjectWriter:
-    """An object of ObjectBlobs that is being gathered in a file without a name."""
+    """An object of ObjectBlobs in writing, collected in a file without a name."""
 
     def __init__(self, blobs: ObjectBlobs, file: IO[bytes]) -> None:
         self._blobs = blobs
@@ -296,8 +341,8 @@ class ObjectWriter:
             if not size:
                 self._blobs.publish(name, b"", replace=replace)
                 return
-            # Mapped, a pack is sent from the page cache, and takes no memory of its own. It is unmapped with the last
-            # view of it, which may be in the traceback of an error.
+            # Mapped, a pack is sent from the page cache, without memory of its own. Its last view, perhaps in
+            # the traceback of an error, unmaps it.
             with _spooling():
                 data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
             self._blobs.publish(name, memoryview(data), replace=replace)
@@ -306,7 +351,7 @@ class ObjectWriter:
 
     def _open(self) -> IO[bytes]:
         if self._file is None or self._broken:
-            raise ValueError("this writer has been finished, or has failed")
+            raise ValueError("this writer is finished or has failed")
         return self._file
 
 
@@ -336,7 +381,7 @@ def _read(endpoint: Endpoint, name: str, offset: int, length: int) -> bytes:
 
 
 def _compare(endpoint: Endpoint, name: str, data: memoryview) -> bool | None:
-    """Whether the object has these bytes; None: there is no object."""
+    """Return whether the object has these bytes; None if it does not exist."""
     try:
         if _head(endpoint, name) != len(data):
             return False
@@ -351,15 +396,22 @@ def _compare(endpoint: Endpoint, name: str, data: memoryview) -> bool | None:
     return True
 
 
+def _is_deep(prefix: str, page: Sequence[tuple[str, int]]) -> bool:
+    """Return whether a first page is full and lies in a few children of `prefix`."""
+    if not prefix or len(page) < PAGE_NAMES:
+        return False
+    return len({name[len(prefix) + 1 :].partition("/")[0] for name, _ in page}) <= DEEP_CHILDREN_MAX
+
+
 def _is_name(name: str) -> bool:
-    """Whether Staddle may have given the name; others may share the bucket."""
+    """Return whether the name may be Staddle's; others may share the bucket."""
     components = name.split("/")
     return components[0] != TEMPORARY and all(map(is_component, components))
 
 
 @contextlib.contextmanager
 def _spooling() -> Iterator[None]:
-    """OSError of the spool file as Exhausted where there is no room, else as Unavailable."""
+    """Translate OSError of the spool file: no space left becomes Exhausted, anything else Unavailable."""
     try:
         yield
     except OSError as error:
@@ -367,10 +419,10 @@ def _spooling() -> Iterator[None]:
         if error.errno in NO_ROOM:
             raise Exhausted(
                 "STORE_FULL",
-                f"could not gather a pack in the data directory: its disk has no room left ({cause})",
+                f"could not collect a pack in the data directory: its disk has no space left ({cause})",
             ) from error
         raise Unavailable(
             "STORE_UNAVAILABLE",
-            f"could not gather a pack in the data directory ({cause})",
+            f"could not collect a pack in the data directory ({cause})",
             retry_after_s=RETRY_AFTER_S,
         ) from error

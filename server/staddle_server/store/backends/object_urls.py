@@ -1,4 +1,4 @@
-"""URLs of object stores: what they say, and what opens them. Reading a URL needs no extra; opening it needs `s3`."""
+"""URLs of object stores: parsing them, which needs no extra, and opening them, which needs `s3`."""
 
 import configparser
 import os
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 EXTRA: Final = "s3"
 CONNECT_S: Final = 5
 READ_S: Final = 120
-"""For a whole answer; the longest is a part of a pack."""
+"""The deadline of a whole answer; the longest is a part of a pack."""
 WRITE_S: Final = 300
-"""For a whole pack on its way in. Far below the time that removed packs stay readable."""
+"""The deadline of a pack's upload. Far below the time that removed packs stay readable."""
 CA_BYTES_MAX: Final = 1024 * 1024
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", re.ASCII)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,15}", re.ASCII)
@@ -33,7 +33,7 @@ _OPTIONS: Final[Mapping[str, frozenset[str]]] = {
 SCHEMES: Final = frozenset(_OPTIONS)
 ENDPOINTS_MAX: Final = 32
 PROBES: Final = "probe"
-"""What the names of the objects lie below with which an engine is tried."""
+"""The prefix of the objects with which an engine is tested."""
 
 
 class S3ExtraMissing(Fault):
@@ -47,7 +47,7 @@ class S3ExtraMissing(Fault):
 
 
 class ObjectPlace(NamedTuple):
-    """What the URL of an object store says. Its text is without options."""
+    """The content of an object store's URL. Its text has no options."""
 
     scheme: str
     bucket: str
@@ -62,9 +62,9 @@ class ObjectPlace(NamedTuple):
 
 
 def parse_object_url(url: str) -> ObjectPlace:
-    """Reads scheme://bucket/prefix?endpoint=…&endpoint=…&region=…&virtual-hosted=true&ca=FILE.
+    """Parse scheme://bucket/prefix?endpoint=…&endpoint=…&region=…&virtual-hosted=true&ca=FILE.
 
-    Raises ValueError, which repeats no part that may hold a secret.
+    Raises ValueError, which repeats no possible secret.
     """
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
@@ -114,10 +114,10 @@ def _endpoint(text: str) -> str:
 
 
 def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "ObjectBlobs":
-    """The blobs at `url`; packs are gathered in the directory `spool`. Connects to nothing yet.
+    """Return the blobs at `url`; packs are collected in the directory `spool`. Connects to nothing yet.
 
-    obstore takes credentials from the environment, web identities and instance roles; a file of AWS is read here.
-    Raises ValueError for a URL that is none, S3ExtraMissing, and Fault for a file that cannot be read.
+    obstore takes credentials from the environment, web identities and instance roles; AWS credentials files
+    are read here. Raises ValueError for an invalid URL, S3ExtraMissing, and Fault for an unreadable file.
     """
     place = parse_object_url(url)
     try:
@@ -158,7 +158,7 @@ def _opened(
     common: dict[str, Any] = {
         "prefix": place.prefix or None,
         "client_options": client,
-        # What fails is repeated where it is known whether that is safe, and at which endpoint.
+        # Retries happen in ObjectBlobs, which knows whether they are safe, and at which endpoint.
         "retry_config": {"max_retries": 0},
     }
     if place.scheme == "gs":
@@ -170,7 +170,7 @@ def _opened(
         config["virtual_hosted_style_request"] = True
     if endpoint:
         hosted = endpoint.replace("://", f"://{place.bucket}.", 1) if place.virtual_hosted else endpoint
-        # Both, or a variable of the environment would come before the URL.
+        # Both, or an environment variable would override the URL.
         config |= {"endpoint": hosted, "aws_endpoint_url_s3": hosted}
     if place.region:
         config["region"] = place.region
@@ -184,7 +184,7 @@ def _certificates(path: str) -> str:
         with open(path, encoding="ascii") as file:
             return file.read(CA_BYTES_MAX)
     except (OSError, ValueError) as error:
-        raise Fault("INTERNAL", f"the certificates {path} of the store cannot be read: {error}") from error
+        raise Fault("INTERNAL", f"the certificates {path} of the store are unreadable: {error}") from error
 
 
 _OTHER_CREDENTIALS: Final = (
@@ -194,11 +194,13 @@ _OTHER_CREDENTIALS: Final = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_SKIP_SIGNATURE",
 )
-"""With one of these set, obstore finds credentials by itself."""
+"""With one of these set, obstore finds credentials without help."""
 
 
 def _file_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """What ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE) has for the profile AWS_PROFILE; nothing if it is not asked."""
+    """Return the credentials of the profile AWS_PROFILE in ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE),
+    if it is used.
+    """
     if any(environ.get(name) for name in _OTHER_CREDENTIALS):
         return {}
     named = environ.get("AWS_SHARED_CREDENTIALS_FILE", "")

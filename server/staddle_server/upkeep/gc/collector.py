@@ -1,6 +1,6 @@
-"""Garbage collection: what no backup needs any more goes, beside backups and restores that go on.
+"""Garbage collection: removes what no backup needs any more, beside running backups and restores.
 
-docs/decisions/2026-11-25-collection.md says in which order, and why nothing is lost.
+docs/decisions/2026-11-25-collection.md gives the order, and why nothing is lost.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ log = logging.getLogger(__name__)
 LEASE_S: Final = 120.0
 RENEW_S: Final = 20.0
 WAITS: Final = (
-    "it waits for you since its catalog was rebuilt: look whether every backup is there, then run "
+    "collection waits for you since the catalog was rebuilt: check that every backup exists, then run "
     "`staddle-server gc --after-rebuild`"
 )
 
 Show = Callable[[str, str, int, int], None]
-"""How far it is: tenant, what it does, how much is done, of how much (0: not known)."""
+"""The progress: tenant, current step, amount done, total (0: unknown)."""
 
 
 @dataclass
 class CollectionReport:
-    """What a collection did, tenant by tenant."""
+    """The result of a collection, tenant by tenant."""
 
     tenants: list[TenantReport] = field(default_factory=list)
     stopped: bool = False
-    """It was stopped before it was done; the next one does the rest."""
+    """It was stopped early; the next one does the rest."""
 
     def sum_of(self, name: str) -> int:
-        """A figure of all tenants together."""
+        """Return a figure summed over all tenants."""
         return sum(getattr(tenant, name) for tenant in self.tenants)
 
     @property
     def failed(self) -> list[TenantReport]:
-        """The tenants that were not collected, or not to the end."""
+        """Return the tenants that were not collected, or not completely."""
         return [tenant for tenant in self.tenants if tenant.failure]
 
 
 class Collector:
-    """Collects the garbage of all tenants, one after the other."""
+    """Collects the garbage of all tenants in turn."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Collector:
         holder: str = "",
         show: Show = lambda _tenant, _what, _done, _of: None,
     ) -> None:
-        """`holder` names this collector to another one that has to wait."""
+        """`holder` names this collector to others that must wait."""
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
@@ -83,15 +83,15 @@ class Collector:
         grace_s: int | None = None,
         after_rebuild: bool = False,
     ) -> CollectionReport:
-        """One collection. A tenant that cannot be collected is named with the reason, and the others go on.
+        """Run one collection. If a tenant cannot be collected, its report says why, and the others continue.
 
         Args:
-            stopping: Asked often; once it is true the collection ends soon, and the next one does the rest.
-            grace_s: Instead of every tenant's grace; and instead of the reap grace, if it is shorter.
-            after_rebuild: Tenants that wait for the operator wait no longer.
+            stopping: Called often; once it is true the collection ends soon, and the next one does the rest.
+            grace_s: Replaces every tenant's grace period; and the reap grace, if shorter.
+            after_rebuild: Tenants stop waiting for the operator.
 
         Raises:
-            Conflict: LEASE_HELD, another collection is under way; STALE_EPOCH, one has taken over.
+            Conflict: LEASE_HELD, another collection is in progress; STALE_EPOCH, one has taken over.
 
         """
         fence = self._catalog.gc_lease.acquire(self._holder, self._clock.now_ns(), LEASE_S)
@@ -112,7 +112,7 @@ class Collector:
     def look_ahead(
         self, stopping: Callable[[], bool] = lambda: False, *, grace_s: int | None = None
     ) -> CollectionReport:
-        """What a collection now would do. Changes nothing, and needs no turn."""
+        """Return what a collection now would do. Changes nothing, and needs no lease."""
         report = CollectionReport()
         try:
             for row in self._catalog.tenants.list_all():
@@ -131,7 +131,7 @@ class Collector:
         return report
 
     def _turn(self, row: TenantRow, report: TenantReport, graces: Graces, lease: _Asked) -> Turn | None:
-        """The tenant's turn; None: it cannot even be opened."""
+        """Return the tenant's turn; None if it cannot even be opened."""
         try:
             tenant = self._tenants.get(row.id)
         except StaddleError as e:
@@ -155,12 +155,12 @@ class Collector:
             raise  # the fence: another collector is at work on all of them
         except (StaddleError, NotCollected) as e:
             turn.report.failure = str(e)
-            log.error("tenant %s is not collected: %s", turn.tenant.name, e)  # noqa: TRY400 - no fault of ours
+            log.error("tenant %s was not collected: %s", turn.tenant.name, e)  # noqa: TRY400 - no fault of ours
         self._catalog.tenants.set_gc_failure(turn.tenant.id, turn.report.failure)
 
 
 def collect(catalog: Catalog, tenants: Tenants, clock: Clock, stopping: Callable[[], bool]) -> str:
-    """A collection as a server's task; gives in a few words what it did, "" if that was nothing."""
+    """Run a collection as a server's task; return a short summary, "" for nothing done."""
     try:
         report = Collector(catalog, tenants, clock).collect(stopping)
     except Conflict as e:
@@ -178,15 +178,15 @@ def collect(catalog: Catalog, tenants: Tenants, clock: Clock, stopping: Callable
     ]
     if report.failed:
         done.append("not collected: " + ", ".join(tenant.tenant for tenant in report.failed))
-    return ", ".join(done) + (" (cut short; the next one goes on)" if report.stopped else "")
+    return ", ".join(done) + (" (stopped early; the next one continues)" if report.stopped else "")
 
 
 def collect_tenant(turn: Turn) -> None:
-    """One tenant's collection: the order is the promise.
+    """Run one tenant's collection: the order is the promise.
 
-    Raises:
-        NotCollected, Damaged, Unavailable, Exhausted: what cannot be read or written; what was done so far is right.
-        Stopped: the caller wants it to end.
+    Raises: NotCollected, Damaged, Unavailable, Exhausted: Something is unreadable or cannot be written; what
+        was done stays valid.
+        Stopped: The caller wants it to end.
         Conflict: STALE_EPOCH, another collector has taken over.
 
     """
@@ -204,7 +204,7 @@ def collect_tenant(turn: Turn) -> None:
     turn.catalog.marks.end_claims(turn.fence, mark.number)
     turn.catalog.marks.end_mark(turn.fence, mark.number, turn.clock.now_ns(), "")
     reap(turn)
-    # However short a grace the operator asks for: an object that no row names is looked at twice.
+    # However short the operator's grace: an object without a row is seen twice before it is removed.
     sweep_orphans(turn, objects, turn.clock.now_ns() - REAP_GRACE_S * NS)
     forget(turn, decided)
     turn.catalog.marks.clear_marks(turn.tenant.id, turn.fence)
@@ -212,14 +212,14 @@ def collect_tenant(turn: Turn) -> None:
 
 @contextlib.contextmanager
 def _on_a_full_disk(turn: Turn, what: str) -> Iterator[None]:
-    """What needs room must not keep the collection from the steps that free some. What it did not do shows as the tenant's failure.
+    """Let the steps that free space run even if this one lacks some. Its failure becomes the tenant's.
 
-    A purged backup whose record could not be written counts as there, so nothing of it goes.
+    A purged backup without a durable record counts as existing, so its data stays.
     """
     try:
         yield
     except Exhausted as e:
-        turn.report.failure = f"{what} needs more room, and all else was done: {e.message}; collect again"
+        turn.report.failure = f"{what} needs more space, and all else was done: {e.message}; collect again"
         log.warning("tenant %s: %s", turn.tenant.name, turn.report.failure)
 
 
@@ -238,7 +238,7 @@ def _may_begin(turn: Turn, row: TenantRow, *, after_rebuild: bool) -> bool:
 
 
 class _Asked:
-    """Asks now and then whether to stop."""
+    """Checks from time to time whether to stop."""
 
     fence = 0
 
@@ -246,13 +246,13 @@ class _Asked:
         self._stopping = stopping
 
     def tick(self) -> None:
-        """Raises Stopped when it is time to end."""
+        """Raise Stopped when it is time to end."""
         if self._stopping():
             raise Stopped
 
 
 class _Lease(_Asked):
-    """Keeps the collector's lease while it works."""
+    """Keeps the collector's lease during the work."""
 
     def __init__(self, catalog: Catalog, clock: Clock, fence: int, stopping: Callable[[], bool]) -> None:
         super().__init__(stopping)
@@ -262,7 +262,7 @@ class _Lease(_Asked):
         self._renewed_s = clock.monotonic_s()
 
     def tick(self) -> None:
-        """Renews the lease when that is due, too. Conflict STALE_EPOCH if another collector has it."""
+        """Renew the lease too when due. Conflict STALE_EPOCH if another collector has it."""
         super().tick()
         now_s = self._clock.monotonic_s()
         if now_s - self._renewed_s >= RENEW_S:

@@ -1,4 +1,6 @@
-"""Compaction: what is alive of packs that are mostly dead, or small, goes into a new pack, and the old ones are condemned."""
+"""Compaction: copies the live chunks of packs that are mostly dead, or small, into a new pack, and condemns
+the old ones.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ from staddle_server.upkeep.gc.tenant_run import Turn
 
 SMALL_PACK_BYTES: Final = PACK_BYTES_TARGET // 4
 SMALL_PACKS_MIN: Final = 8
-"""So many small packs are worth being made one; of fewer, each byte would be copied too often as they grow."""
+"""Small packs worth combining; with fewer, each byte would be copied too often as they grow."""
 CHUNKS_MAX: Final = 4 * PACK_CHUNKS_TARGET
-"""Chunks of old packs, dead ones included, that one transaction takes out of the index."""
+"""Chunks of old packs, dead ones included, that one transaction removes from the index."""
 
 
 class CompactionCandidate(NamedTuple):
-    """A pack, as far as the choice needs it. `live` is the number of its chunks that are alive."""
+    """The facts of a pack for the choice. `live` is the number of its live chunks."""
 
     size_bytes: int
     chunk_count: int
@@ -36,22 +38,24 @@ class CompactionCandidate(NamedTuple):
 
     @property
     def mostly_dead(self) -> bool:
-        """Whether under half of its chunks are alive."""
+        """Whether under half of its chunks are live."""
         return 2 * self.live < self.chunk_count
 
     @property
     def live_bytes(self) -> int:
-        """About how large it would be without what is dead."""
+        """Its approximate size without dead chunks."""
         return self.size_bytes * self.live // max(1, self.chunk_count)
 
 
 def is_candidate(pack: CompactionCandidate) -> bool:
-    """Whether to compact it, if there are others to go with it."""
+    """Return whether to compact it, if others can join."""
     return pack.live > 0 and (pack.mostly_dead or pack.size_bytes < SMALL_PACK_BYTES)
 
 
 def has_room(group: Sequence[CompactionCandidate], another: CompactionCandidate) -> bool:
-    """Whether what is alive of all of them goes into one pack, and their chunks out of the index in one transaction."""
+    """Return whether all live chunks fit into one pack, and all chunks out of the index in one
+    transaction.
+    """
     packs = [*group, another]
     return (
         sum(pack.live_bytes for pack in packs) <= PACK_BYTES_TARGET
@@ -61,12 +65,12 @@ def has_room(group: Sequence[CompactionCandidate], another: CompactionCandidate)
 
 
 def is_worth_it(group: Sequence[CompactionCandidate]) -> bool:
-    """Whether a group frees enough, or makes enough packs one."""
+    """Return whether a group frees enough, or combines enough packs."""
     return any(pack.mostly_dead for pack in group) or len(group) >= SMALL_PACKS_MIN
 
 
 def compact(turn: Turn, mark: Mark) -> None:
-    """Compacts what is worth it among the packs of a mark that was walked. Neighbours in time stay neighbours."""
+    """Compact what is worth it among the packs of a completed mark. Neighbours in time stay neighbours."""
     for group in _groups(turn, mark):
         turn.show("compacting packs", turn.report.packs_compacted, 0)
         _compact(turn, mark, group)
@@ -77,7 +81,7 @@ def _groups(turn: Turn, mark: Mark) -> Iterator[list[MarkedPack]]:
     group: list[CompactionCandidate] = []
     for pack in marked(turn, mark):
         candidate = CompactionCandidate(pack.size_bytes, pack.chunk_count, len(Positions(pack.reached)))
-        # What is damaged is for the repair, which may still save something of it.
+        # Damaged packs are left to repair, which may still save some of them.
         if pack.claimed or pack.damaged or not is_candidate(candidate):
             continue
         if group and not has_room(group, candidate):
@@ -112,7 +116,7 @@ def _compact(turn: Turn, mark: Mark, group: Sequence[MarkedPack]) -> None:
 
 
 def _copy(turn: Turn, pack: MarkedPack, copier: _Copier) -> bool:
-    """Copies what is alive of a pack; False: not all of it could be read, and the pack stays."""
+    """Copy the live chunks of a pack; return False if some were unreadable, and the pack stays."""
     alive = Positions(pack.reached).whole()
     try:
         places = [chunk.place for chunk in turn.tenant.packs.footer(pack.pack).chunks]
@@ -134,7 +138,7 @@ def _copy(turn: Turn, pack: MarkedPack, copier: _Copier) -> bool:
 
 
 def _drop(turn: Turn, new: Iterable[PackSummary]) -> None:
-    """Removes packs that were written in vain: a claim came first, or nothing could be condemned."""
+    """Remove packs that were written in vain: a claim came first, or nothing could be condemned."""
     for summary in new:
         with suppress(BlobMissing):
             turn.tenant.blobs.delete(pack_name(turn.tenant.id, summary.pack))
@@ -142,7 +146,7 @@ def _drop(turn: Turn, new: Iterable[PackSummary]) -> None:
 
 
 class _Copier:
-    """Chunks of old packs on their way into new ones, each checked against its digest, in their order."""
+    """Chunks of old packs on their way into new ones, each verified, in order."""
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
@@ -153,7 +157,10 @@ class _Copier:
         self._data: dict[Role, bytearray] = {role: bytearray() for role in Role}
 
     def take(self, segment: Segment, alive: set[int]) -> int:
-        """Copies the chunks of a segment that are alive; gives how many there are. PackDamaged: one is not what it was."""
+        """Copy the live chunks of a segment; return their number.
+
+        PackDamaged: one does not match its digest.
+        """
         offset, found = 0, 0
         for ref in segment.table:
             place = ChunkPlace(segment.ref, offset, ref.length)
@@ -201,13 +208,13 @@ class _Copier:
             self._finished.append(pack.finish())
 
     def finish(self) -> list[PackSummary]:
-        """All packs with what was taken, durable, and not published."""
+        """Return all packs with what was taken, durable, and not published."""
         for role in Role:
             self._close_segment(role)
         self._seal()
         return self._finished
 
     def abort(self) -> None:
-        """Drops the open pack; rows and finished packs are left over for the next collection."""
+        """Drop the open pack; the next collection removes rows and finished packs."""
         if self._pack is not None:
             self._pack.abort()

@@ -1,4 +1,4 @@
-"""What a collection would do, without doing it."""
+"""Forecast of a collection, without changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staddle_server.upkeep.gc.tenant_run import NS, Turn
 
 
 def forecast(turn: Turn) -> None:
-    """Fills the turn's report with what a collection now would do; of compaction, about.
+    """Fill the turn's report with what a collection now would do; for compaction, approximately.
 
     Raises as `collect_tenant` does, where that would.
     """
@@ -58,7 +58,7 @@ def _forecast_group(turn: Turn, group: list[CompactionCandidate]) -> None:
 
 
 def _forecast_bytes(turn: Turn) -> None:
-    """Which bytes come free at once, and which later."""
+    """Compute which bytes become free at once, and which later."""
     report, removal = turn.report, turn.catalog.purge
     tell_waiting(turn)
     now = removal.condemned(turn.tenant.id, turn.reaped_before_ns(), limit=2**31 - 1)

@@ -1,4 +1,4 @@
-"""What manifests keep alive, as positions in packs: in memory bounded by 8 bytes or so for each chunk."""
+"""Live chunks as positions in packs: in memory bounded by about 8 bytes for each chunk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenant
 
 _OFFSET_BITS: Final = 24
-"""Of an offset in an inflated segment, which has at most 3 MiB."""
+"""Bits of an offset in an inflated segment, which has at most 3 MiB."""
 _TIDY_MIN: Final = 1024
 
 
 class Positions:
-    """Where in one pack chunks are alive. A position is that of the segment, and in it that of the chunk."""
+    """The positions of live chunks in one pack: the segment's, and the chunk's within it."""
 
     def __init__(self, packed: bytes = b"") -> None:
         self._values = array("Q")
@@ -28,23 +28,23 @@ class Positions:
         self._tidy_at = max(_TIDY_MIN, 2 * len(self._values))
 
     def add(self, place: ChunkPlace) -> None:
-        """The chunk there is alive."""
+        """Record that the chunk there is live."""
         self._values.append(self.key(place))
         if len(self._values) >= self._tidy_at:
             self._tidy()
             self._tidy_at = max(_TIDY_MIN, 2 * len(self._values))
 
     def whole(self) -> set[int]:
-        """All of them, for many look-ups; see `key`."""
+        """Return all of them, for many lookups; see `key`."""
         return set(self._values)
 
     @staticmethod
     def key(place: ChunkPlace) -> int:
-        """What `whole` has for a place."""
+        """Return what `whole` has for a place."""
         return place.segment.offset << _OFFSET_BITS | place.offset
 
     def pack(self) -> bytes:
-        """As bytes, to be kept; each position once, in order."""
+        """Return them as bytes for storage; each position once, in order."""
         self._tidy()
         return self._values.tobytes()
 
@@ -57,22 +57,25 @@ class Positions:
 
 
 class Reached:
-    """What the manifests that were walked keep alive in one tenant's packs.
+    """What the walked manifests keep alive in one tenant's packs.
 
-    Of a chunk with several copies one is enough: an undamaged one in the pack that comes first. Where all copies are damaged, all
-    of them count: something of them may still be saved. Not thread-safe.
+    Of several copies of a chunk one is enough: an undamaged one in the first pack. If all copies are damaged,
+    all of them count: some may still be saved. Not thread-safe.
     """
 
     def __init__(self, tenant: Tenant, catalog: Catalog, behind: Reached | None = None) -> None:
-        """Nothing yet. Pages that were walked for `behind` are left out, with all that they keep alive."""
+        """Start empty.
+
+        Leaves out pages that were walked for `behind`, with everything that they keep alive.
+        """
         self.packs: dict[bytes, Positions] = {}
         """By pack id."""
         self.chunks = 0
-        """Digests that were looked up; the same one counts again in another page."""
+        """Digests looked up; a digest in two pages counts twice."""
         self.missing = 0
         """Those of them that no pack has."""
         self.pages: set[bytes] = set()
-        """Pages and list chunks that were walked."""
+        """Pages and list chunks already walked."""
         self._tenant = tenant
         self._catalog = catalog
         self._reader = ChunkReader(tenant, catalog)
@@ -80,21 +83,21 @@ class Reached:
         self._changed: set[bytes] = set()
 
     def restore(self, pack: bytes, packed: bytes) -> None:
-        """What an earlier walk reached in a pack, and kept."""
+        """Restore what an earlier walk reached in a pack, and saved."""
         if packed:
             self.packs[pack] = Positions(packed)
 
     def changed(self) -> Iterator[tuple[bytes, bytes]]:
-        """What is reached by now in each pack where that changed since the last time, to be kept; see `restore`."""
+        """Yield what was reached in each pack that changed since the last call, to save; see `restore`."""
         changed, self._changed = self._changed, set()
         for pack in sorted(changed):
             yield pack, self.packs[pack].pack()
 
     def walk(self, root: Root, tick: Callable[[], None] = lambda: None) -> None:
-        """Adds all that a manifest refers to. `tick` is called at each page, and may raise to stop.
+        """Add everything that a manifest refers to. `tick` is called at each page, and may raise to stop.
 
         Raises:
-            Damaged: a page cannot be read, and may refer to anything.
+            Damaged: A page is unreadable, and may refer to anything.
 
         """
         data: list[bytes] = []
@@ -112,7 +115,8 @@ class Reached:
 
     def _new_pages(self, root: Root) -> Iterator[References]:
         for found in references(root, self._reader, skip=self._is_known):
-            # The first of them is the page itself; those behind it are of other kinds and may be pages of another manifest.
+            # The first of them is the page itself; later ones are of other kinds and may be pages of another
+            # manifest.
             self.pages.add(found.manifest[0])
             yield found
 

@@ -1,4 +1,4 @@
-"""The mark: what the manifests keep alive; and condemning what they do not."""
+"""The mark: what the manifests keep alive; and condemning the rest."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from staddle_server.upkeep.gc.live_chunks import Reached
 from staddle_server.upkeep.gc.tenant_run import NotCollected, Turn
 
 SAVE_S: Final = 10.0
-"""How often a mark saves what it has reached: a killed one loses this much time, and one root."""
+"""How often a mark saves its progress: a killed one loses this much time, and one root."""
 
 
 def walk_mark(turn: Turn) -> Mark:
-    """Begins a mark, or resumes the one that was interrupted, and walks its roots to the end.
+    """Begin a mark, or resume an interrupted one, and walk its roots to the end.
 
     Raises:
-        NotCollected: a page of a manifest cannot be read, and may refer to anything.
+        NotCollected: A page of a manifest is unreadable, and may refer to anything.
 
     """
     collection = turn.catalog.marks
@@ -57,10 +57,10 @@ def _save(turn: Turn, mark: Mark, reached: Reached, walked: list[bytes]) -> None
 
 
 def walk_roots(turn: Turn, reached: Reached, roots: Sequence[MarkRoot]) -> Iterator[MarkRoot]:
-    """Walks the manifests, and gives each root when all below it is reached.
+    """Walk the manifests, and yield each root when everything below it is reached.
 
     Raises:
-        NotCollected: a page cannot be read.
+        NotCollected: A page is unreadable.
 
     """
     for number, root in enumerate(roots):
@@ -69,8 +69,8 @@ def walk_roots(turn: Turn, reached: Reached, roots: Sequence[MarkRoot]) -> Itera
             reached.walk(root.root, turn.tick)
         except Damaged as e:
             raise NotCollected(
-                f"the manifest of backup {root.backup.hex()} cannot be read, and may refer to anything: {e.message}. "
-                "Nothing is collected until a later backup has healed it, or until that backup was deleted and its grace is over"
+                f"the manifest of backup {root.backup.hex()} is unreadable, and may refer to anything: {e.message}. "
+                "Nothing is collected until a later backup has healed it, or until that backup was deleted and its grace period is over"
             ) from e
         turn.report.backups_walked += 1
         turn.report.chunks_looked_up, turn.report.chunks_missing = reached.chunks, reached.missing
@@ -79,7 +79,7 @@ def walk_roots(turn: Turn, reached: Reached, roots: Sequence[MarkRoot]) -> Itera
 
 
 def marked(turn: Turn, mark: Mark) -> Iterator[MarkedPack]:
-    """The packs of the mark that are still live, a page at a time."""
+    """Yield the packs of the mark that are still live, a page at a time."""
     after = 0
     while page := turn.catalog.marks.reached(mark.number, after):
         turn.tick()
@@ -88,7 +88,7 @@ def marked(turn: Turn, mark: Mark) -> Iterator[MarkedPack]:
 
 
 def condemn_unreached(turn: Turn, mark: Mark) -> None:
-    """Condemns the packs that the mark did not reach and no upload claims."""
+    """Condemn the packs that the mark did not reach and no upload claims."""
     for pack in marked(turn, mark):
         if pack.reached or pack.claimed:
             continue
@@ -106,7 +106,7 @@ def condemn_unreached(turn: Turn, mark: Mark) -> None:
 
 
 def chunk_ids(turn: Turn, pack: bytes) -> Iterable[bytes]:
-    """The ids of a pack's chunks, from its footer; where that cannot be read, from the index."""
+    """Return the ids of a pack's chunks, from its footer or, if that is unreadable, from the index."""
     try:
         return [chunk.chunk_id for chunk in turn.tenant.packs.footer(pack).chunks]
     except Damaged:

@@ -1,4 +1,4 @@
-"""What a collection looks at before anything else: whether catalog and store belong together. It changes nothing."""
+"""The check before a collection that catalog and store belong together. It changes nothing."""
 
 from __future__ import annotations
 
@@ -40,37 +40,38 @@ _OF_A_BACKUP: Final = (
 
 @dataclass
 class Decided:
-    """What the store's records say about backups that are gone, or that the catalog does not know."""
+    """What the store's records say about backups that are gone, or unknown to the catalog."""
 
     gone: list[GoneBackup] = field(default_factory=list)
-    """Backups that were purged a reap grace before the records were read, so that all of their records are here."""
+    """Backups purged at least a reap grace before the records were read, so that all their records are here.
+    """
     purged: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """The name and time (ns) of the `purged` record, by backup."""
     others: dict[bytes, list[str]] = field(default_factory=dict)
-    """The names of all other records of a backup; of one that is not purged, not of all kinds."""
+    """The names of all other records of a backup; for an unpurged one, not of all kinds."""
     forgotten: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    """What the `forgotten` records say, by their names."""
+    """The contents of the `forgotten` records, by name."""
     noted: list[str] = field(default_factory=list)
     """The names of the `noted` records."""
     known: dict[bytes, bool] = field(default_factory=dict)
-    """Of those in `purged`: whether the catalog has them as purged; those that it does not know are left out."""
+    """Of those in `purged`: whether the catalog has them as purged; unknown ones are left out."""
 
 
 @dataclass
 class Objects:
-    """What the store lists below a tenant's packs, against the catalog."""
+    """The store's list of a tenant's packs, compared with the catalog."""
 
     orphans: dict[str, int] = field(default_factory=dict)
-    """Sizes of the objects that no row names, by name."""
+    """Sizes of the objects without a row, by name."""
     absent: int = 0
     """Live packs that are not listed."""
 
 
 def read_decided(turn: Turn) -> Decided:
-    """Reads the tenant's records, but for the `committed` ones of backups that the catalog knows.
+    """Read the tenant's records, except `committed` ones of backups that the catalog knows.
 
     Raises:
-        NotCollected: the catalog is older than the store, or a record cannot be read.
+        NotCollected: The catalog is older than the store, or a record is unreadable.
 
     """
     found = Decided(gone=turn.catalog.purge.gone(turn.tenant.id, turn.reaped_before_ns()))
@@ -109,11 +110,11 @@ def _read(turn: Turn, name: str) -> Record | None:
     try:
         return turn.tenant.records.read(name)
     except BlobMissing:
-        return None  # a collector before this one has just removed it
+        return None  # an earlier collector has just removed it
     except Damaged as e:
         raise NotCollected(
-            f"{e.message}; it may be of a backup that the catalog does not know. Put the object back from a copy of the "
-            "store; or, if this catalog has never been put back from a copy, move the object out of the store"
+            f"{e.message}; it may belong to a backup that the catalog does not know. Restore the object from a copy of the "
+            "store; or, if this catalog was never restored from a copy, move the object out of the store"
         ) from e
 
 
@@ -126,9 +127,9 @@ def _check_age(turn: Turn, found: Decided, unknown: set[bytes]) -> None:
     backup = min(unknown or brought_back)
     what = "does not know" if unknown else "has as not purged"
     raise NotCollected(
-        f"the catalog is older than the store: it {what} {counted(len(unknown or brought_back), 'backup')} of which there are records, "
-        f"such as {backup.hex()}. Nothing is collected: what it does not know would be lost. Put the newest copy of "
-        "the catalog back, or rebuild it from the store"
+        f"the catalog is older than the store: it {what} {counted(len(unknown or brought_back), 'backup')} with records, "
+        f"such as {backup.hex()}. Nothing is collected, as unknown backups would be lost. Restore the newest copy of "
+        "the catalog, or rebuild it from the store"
     )
 
 
@@ -136,14 +137,14 @@ def _record_id(name: str) -> bytes:
     try:
         return bytes.fromhex(name.rsplit("-", 1)[-1])
     except ValueError:
-        return b""  # no name that Staddle gave; reading it says so
+        return b""  # not a name of Staddle's; reading it reports that
 
 
 def look_at_objects(turn: Turn) -> Objects:
-    """Lists the tenant's packs in the store.
+    """List the tenant's packs in the store.
 
     Raises:
-        NotCollected: all live packs are missing.
+        NotCollected: All live packs are missing.
 
     """
     live = turn.catalog.purge.live(turn.tenant.id)
@@ -170,5 +171,5 @@ def _packs_listed(turn: Turn) -> Iterator[tuple[bytes, str, int]]:
         try:
             _, pack = parse_pack_name(name)
         except ValueError:
-            continue  # nothing that Staddle put there, so nothing that it removes
+            continue  # not Staddle's, so not Staddle's to remove
         yield pack, name, size

@@ -1,4 +1,6 @@
-"""What goes for good: backups whose grace is over, condemned packs, left-overs, orphans, records of what is gone."""
+"""Final removal: backups past their grace period, condemned packs, left-overs, orphans, records of purged
+backups.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from staddle_server.upkeep.record_chain import merge_spans
 
 
 def purge(turn: Turn) -> None:
-    """Ends the backups whose grace is over; the records of that are durable on return."""
+    """Purge the backups whose grace period is over; their records are durable on return."""
     removal, tenant = turn.catalog.purge, turn.tenant.id
     for found in removal.purgeable(tenant, turn.clock.now_ns(), turn.graces.purge_s):
         turn.tick()
@@ -29,7 +31,9 @@ def purge(turn: Turn) -> None:
 
 
 def sweep_left_over(turn: Turn) -> None:
-    """Removes packs that dead uploads and dead collectors began and can never publish: the object, then its row."""
+    """Remove packs that dead uploads and dead collectors began and can never publish: the object, then its
+    row.
+    """
     while packs := turn.catalog.packs.writing_left_over(turn.tenant.id):
         for left in packs:
             turn.tick()
@@ -39,7 +43,9 @@ def sweep_left_over(turn: Turn) -> None:
 
 
 def reap(turn: Turn) -> None:
-    """Removes the objects of packs whose reap grace is over, each before its row, so that a crash leaves the row to go on from."""
+    """Remove the objects of packs past their reap grace, each before its row: after a crash the row lets it
+    continue.
+    """
     removal = turn.catalog.purge
     while packs := removal.condemned(turn.tenant.id, turn.reaped_before_ns()):
         for pack in packs:
@@ -53,7 +59,7 @@ def reap(turn: Turn) -> None:
 
 
 def tell_waiting(turn: Turn) -> None:
-    """Reports what will come free later, and when."""
+    """Report what becomes free later, and when."""
     report = turn.report
     hidden, report.purge_from_ns = turn.catalog.purge.hidden(
         turn.tenant.id, turn.clock.now_ns(), turn.graces.purge_s
@@ -68,9 +74,9 @@ def tell_waiting(turn: Turn) -> None:
 
 
 def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
-    """Removes objects that no row names and that were seen so before, `before_ns` or earlier; notes the others.
+    """Remove objects without a row that were seen so at `before_ns` or earlier; record the others.
 
-    While a live pack is absent, all of them stay: one of them may hold what it held.
+    While a live pack is missing, all of them stay: one may hold its content.
     """
     removal = turn.catalog.purge
     noted = removal.orphans(packs_prefix(turn.tenant.id))
@@ -91,15 +97,16 @@ def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
 
 
 def forget(turn: Turn, decided: Decided) -> None:
-    """Removes the records of backups that were purged a reap grace ago, and their rows; and `noted` records, which later ones replace.
+    """Remove the records of backups purged at least a reap grace ago, and their rows; and superseded `noted`
+    records.
 
-    That these records may be absent is durable before the first one goes. The `purged` record of a backup goes last: a
-    `committed` one without it would bring the backup back at a rebuild, with nothing of it left, and would make this catalog
-    look older than the store.
+    That these records may be absent is durable before the first one is removed. A backup's `purged` record
+    goes last: a `committed` one without it would bring the backup back at a rebuild, without its data, and
+    would make this catalog look older than the store.
     """
     before_ns = turn.reaped_before_ns()
     rows = [gone.backup for gone in decided.gone]
-    # Purged before this catalog was made: only the records are left of these.
+    # Purged before this catalog existed: only the records are left of these.
     rest = [
         backup
         for backup, (_, at_ns) in decided.purged.items()
@@ -124,7 +131,9 @@ def _records_of(backup: bytes, decided: Decided) -> list[str]:
 
 
 def _say_forgotten(turn: Turn, decided: Decided, names: list[str]) -> list[str]:
-    """Records that the records of these names may be absent; gives the names of earlier such records that this one replaces."""
+    """Record that the records of these names may be absent; return the names of earlier such records that
+    this one replaces.
+    """
     numbers = [sequence for name in names if (sequence := sequence_of(name)) is not None]
     if not numbers:
         return []
@@ -147,12 +156,12 @@ def _say_forgotten(turn: Turn, decided: Decided, names: list[str]) -> list[str]:
 
 def _remove_records(turn: Turn, names: Iterable[str]) -> None:
     for name in names:
-        turn.tick()  # there may be thousands, each of which the disk has to confirm
+        turn.tick()  # there may be thousands, each confirmed by the disk
         turn.tenant.records.copies.remove(name)
 
 
 def _delete(turn: Turn, pack: bytes) -> None:
-    """Removes a pack's object and its parity, those of them that there are."""
+    """Remove a pack's object and its parity, if they exist."""
     tenant = turn.tenant
     remove_parity(tenant.blobs, tenant.id, pack)
     with suppress(BlobMissing):

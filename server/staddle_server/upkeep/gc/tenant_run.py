@@ -1,4 +1,4 @@
-"""One tenant's turn in a collection: what its steps share, and what they report."""
+"""One tenant's turn in a collection: the shared state of its steps, and their report."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class NotCollected(Exception):  # noqa: N818 - an outcome that is reported, not 
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the caller wants it to stop
-    """The collector has to stop: what is done stays done, and the next collection does the rest."""
+    """The collector must stop: what is done stays done, and the next collection does the rest."""
 
 
 @dataclass
 class TenantReport:
-    """What a collection did for a tenant; of a dry run, what it would do. Sizes are bytes in the store."""
+    """What a collection did for a tenant, or in a dry run would do. Sizes are bytes in the store."""
 
     tenant: str
     backups_purged: int = 0
     backups_hidden: int = 0
-    """Deleted ones that can still be brought back."""
+    """Deleted ones that can still be undeleted."""
     purge_from_ns: int | None = None
-    """When the grace of the first of these is over."""
+    """When the first one's grace period ends."""
     backups_walked: int = 0
     chunks_looked_up: int = 0
     chunks_missing: int = 0
-    """Chunks that manifests name and no pack has. They keep nothing from being collected; a check names them."""
+    """Chunks that manifests name and no pack has. They do not block collection; a check reports them."""
     packs_condemned: int = 0
     bytes_condemned: int = 0
     packs_compacted: int = 0
@@ -46,21 +46,21 @@ class TenantReport:
     packs_absent: int = 0
     """Live packs whose objects the store does not list."""
     orphans: int = 0
-    """Objects that no row names, and that stay for now."""
+    """Objects without a row that stay for now."""
     bytes_orphaned: int = 0
     packs_waiting: int = 0
-    """Condemned packs whose bytes come free later."""
+    """Condemned packs whose bytes become free later."""
     bytes_waiting: int = 0
     free_from_ns: int | None = None
     free_by_ns: int | None = None
     backups_forgotten: int = 0
     failure: str = ""
-    """Why the tenant was not collected, or not to the end."""
+    """Why the tenant was not collected, or not completely."""
 
 
 @dataclass(frozen=True)
 class Graces:
-    """How long what is deleted stays. `purge_s` None: as each tenant has it."""
+    """How long deleted data stays. `purge_s` None: as set for each tenant."""
 
     purge_s: int | None
     reap_s: int
@@ -68,12 +68,12 @@ class Graces:
 
 @dataclass(frozen=True)
 class Turn:
-    """Whose garbage is collected, by whom, and how the steps learn that they shall end.
+    """Whose garbage is collected, by whom, and how the steps learn that they must end.
 
     Attributes:
-        fence: Under which the catalog is changed.
+        fence: The fence of changes to the catalog.
         tick: Called often: keeps the lease, and raises Stopped when it is time to end.
-        show: Says how far a step is: what it does, how much is done, of how much (0: not known).
+        show: Reports a step's progress: the step, amount done, total (0: unknown).
 
     """
 
@@ -87,5 +87,5 @@ class Turn:
     report: TenantReport = field(default_factory=lambda: TenantReport(""))
 
     def reaped_before_ns(self) -> int:
-        """What was condemned, or first seen as an orphan, by then may go now."""
+        """Return what was condemned, or first seen as an orphan, before this time may go now."""
         return self.clock.now_ns() - self.graces.reap_s * NS

@@ -1,4 +1,6 @@
-"""Checks a store: compares everything that it should have with what it has (docs/operations.md, "Check, scrub, repair")."""
+"""Check a store: compare what it should have with what it has (docs/operations.md, "Check, scrub,
+repair").
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from staddle_server.upkeep.integrity.record_check import Said, missing_records, 
 
 @dataclass
 class Summary:
-    """What a check looked at, and what it found."""
+    """What a check read, and what it found."""
 
     tenants: int = 0
     packs: int = 0
@@ -31,42 +33,42 @@ class Summary:
     records: int = 0
     backups: int = 0
     chunks: int = 0
-    """References of manifests that were looked up."""
+    """References of manifests looked up."""
     damage: int = 0
     """Findings that matter."""
     healed: int = 0
     cleared: int = 0
-    """Marks that turned out wrong, and were removed."""
+    """Marks that were wrong, and were removed."""
     paths: int = 0
-    """Paths in backups that cannot be given back whole."""
+    """Paths in backups that cannot be restored completely."""
     orphans: int = 0
     orphan_bytes: int = 0
-    """Objects that no row names, and their bytes: what a crash leaves; the collector takes them away."""
+    """Objects without a row, and their bytes: left by a crash; the collector removes them."""
     temporary: int = 0
-    """Files in store/tmp: what is being written, or a crash has left; the next start takes the latter away."""
+    """Files in store/tmp: in progress, or left by a crash; the next start removes the latter."""
 
 
 class CheckProgress(Protocol):
-    """Receives the progress of a check now and then."""
+    """Receives the progress of a check from time to time."""
 
     def __call__(self, doing: str, done: int, total: int) -> None:
-        """`done` of `total` bytes (packs) or backups."""
+        """Report `done` of `total` bytes (packs) or backups."""
 
 
 def silent(doing: str, done: int, total: int) -> None:
-    """No progress."""
+    """Report nothing."""
 
 
 @dataclass
 class CheckPlan:
-    """How a check is done.
+    """How a check runs.
 
     Attributes:
-        read: whether packs are read that nothing is known against; then also the manifests are walked.
-        share: what part of these, 0 to 1; others are read only for a reason.
-        random: picks them.
-        pace: receives the size of every read.
-        mark_damage: whether what is found is marked in the catalog.
+        read: Whether to read packs without suspicion; then also walk the manifests.
+        share: The share of these to read, 0 to 1; others are read only for a reason.
+        random: Picks them.
+        pace: Receives the size of every read.
+        mark_damage: Whether to mark findings in the catalog.
 
     """
 
@@ -88,10 +90,10 @@ class Check:
         self.summary = Summary()
 
     def run(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> Summary:
-        """Checks these tenants; with `all_tenants` also that there are no others in the store.
+        """Check these tenants; with `all_tenants` also that the store has no others.
 
         Raises:
-            Unavailable: the store or the catalog does not answer at all.
+            Unavailable: The store or the catalog does not answer at all.
 
         """
         for row in tenants:
@@ -104,7 +106,7 @@ class Check:
         return self.summary
 
     def emit(self, finding: Finding) -> None:
-        """Counts a finding and hands it on."""
+        """Count a finding and pass it on."""
         self.summary.damage += finding.severity == DAMAGE
         self.summary.healed += finding.severity == HEALED
         self._take(finding)
@@ -124,7 +126,7 @@ class Check:
                         "keys",
                         DAMAGE,
                         f"the store has keys of a tenant {tenant.hex()} that the catalog does not know: the catalog is older "
-                        "than the store; bring back a newer copy, or rebuild it",
+                        "than the store; restore a newer copy, or rebuild it",
                         object=f"keys/{tenant.hex()}",
                     )
                 )
@@ -139,7 +141,7 @@ class _TenantCheck:
         self._row = row
         self._catalog = check.kept.catalog
         self._found: list[Examined] = []
-        """Packs with something to say."""
+        """Packs with something to report."""
 
     def run(self) -> None:
         self._look_at_records()
@@ -165,22 +167,23 @@ class _TenantCheck:
                     "older-catalog",
                     DAMAGE,
                     f"the catalog is older than its store: it does not know {newer} of the newest decisions of tenant "
-                    f"{self._tenant.name}; put the newest copy of it back, or run `rebuild --replace`",
+                    f"{self._tenant.name}; restore its newest copy, or run `rebuild --replace`",
                     tenant=self._tenant.name,
                 )
             )
-            wanted = []  # what an older catalog says may have been decided otherwise since
+            wanted = []  # an older catalog may contradict later decisions
         for finding in record_findings(self._tenant, said.damaged, [each.what for each in wanted]):
             self._check.emit(finding)
         for finding in chain_findings(self._tenant, said):
             self._check.emit(finding)
-        # The head follows its record at once, but not before a check beside it can see that: what counts as durable has its head.
+        # The head follows its record at once, but not before a concurrent check can see that: what counts as
+        # durable has its head.
         head = head_finding(self._tenant, self._catalog.verification.recorded(self._tenant.id))
         if head is not None:
             self._check.emit(head)
         unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
         if unknown:
-            # One that was purged between the two looks has a record of that by now.
+            # A backup purged between the two reads has a record of that by now.
             unknown = unknown_backups(
                 read_records(self._tenant), self._catalog.verification.facts(self._tenant.id)
             )
@@ -190,7 +193,7 @@ class _TenantCheck:
                     "unknown-backup",
                     DAMAGE,
                     f"the store has a record of backup {backup.hex()}, which the catalog does not know: the catalog is older than "
-                    "the store; bring back a newer copy, or rebuild it",
+                    "the store; restore a newer copy, or rebuild it",
                     tenant=self._tenant.name,
                     backup=backup.hex(),
                 )
@@ -231,7 +234,7 @@ class _TenantCheck:
         if plan.read and plan.random.random() < plan.share:
             return examiner.read(pack, indexed)
         seen = examiner.glance(pack, indexed)
-        # What is suspected is read whole, so that what is said of it is certain.
+        # Suspected packs are read completely, so that their findings are certain.
         suspected = pack.marks or any(fault.kind in {"footer", "index"} for fault in seen.faults)
         return examiner.read(pack, indexed) if suspected and not seen.gone else seen
 
@@ -249,7 +252,7 @@ class _TenantCheck:
 
     def _count_orphans(self, listed: dict[bytes, int]) -> None:
         for pack in self._catalog.verification.without_row(self._tenant.id, list(listed)):
-            # A pack may go between the listing and the question.
+            # A pack may go between the listing and the query.
             if stored_size(self._tenant, pack) is not None:
                 self._orphan(listed[pack])
 
@@ -260,7 +263,9 @@ class _TenantCheck:
     # --- manifests
 
     def _walk(self) -> LostPaths:
-        """Names the lost paths; reads all manifests only if there is a reason, else looks up the first page of each."""
+        """Report the lost paths; read all manifests only if there is a reason, else look up the first page of
+        each.
+        """
         lost = LostPaths(self._tenant, self._catalog)
         summary = self._check.summary
         total = 0
@@ -278,7 +283,7 @@ class _TenantCheck:
 
 
 def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
-    """All live packs of a tenant."""
+    """Yield all live packs of a tenant."""
     after = b""
     while page := catalog.verification.live_packs(tenant, after=after):
         yield from page
@@ -286,7 +291,7 @@ def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
 
 
 def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:
-    """The keys of a tenant do not open: nothing of it can be looked at."""
+    """Return the finding for a tenant whose keys do not open: nothing else of it can be checked."""
     return Finding(
         "keys",
         DAMAGE,
@@ -297,7 +302,7 @@ def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:
 
 
 def record_findings(tenant: Tenant, damaged: dict[str, str], missing: Iterable[str]) -> list[Finding]:
-    """Records that do not open, and records that are not there."""
+    """Return findings for records that do not open, and for missing ones."""
     absent = list(missing)
     found = [
         Finding(
@@ -309,20 +314,23 @@ def record_findings(tenant: Tenant, damaged: dict[str, str], missing: Iterable[s
         for what in absent
     ]
     severity = DAMAGE if absent else HEALED
-    why = "" if absent else "; all that the catalog knows stands in other records"
+    why = "" if absent else "; all that the catalog knows is in other records"
     for name, message in damaged.items():
         found.append(Finding("record", severity, message + why, tenant=tenant.name, object=name))
     return found
 
 
 def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
-    """Records that are gone, and such as do not follow one another. What a rebuild did not find, nothing knows any more."""
+    """Yield findings for missing records, and for those out of sequence.
+
+    What a rebuild did not find is lost.
+    """
     for span in said.missing:
         known = span.first > said.rebuilt
         then = (
-            "the catalog knows all that still counts of it, and `repair` writes that again"
+            "the catalog knows everything in it that still counts, and `repair` writes that again"
             if known
-            else "the catalog was rebuilt without it, so what it said is lost. Put the object back from a copy of the store and "
+            else "the catalog was rebuilt without it, so its content is lost. Restore the object from a copy of the store and "
             "rebuild again; or accept the loss with `repair --accept-lost-records`"
         )
         yield Finding(
@@ -336,14 +344,16 @@ def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
         yield Finding(
             "record-order",
             DAMAGE,
-            f"{words}: records of two histories are mixed, as when an older catalog was put back. Rebuild the catalog",
+            f"{words}: records of two histories are mixed, as after restoring an older catalog. Rebuild the catalog",
             tenant=tenant.name,
             object=records_prefix(tenant.id),
         )
 
 
 def head_finding(tenant: Tenant, newest: int) -> Finding | None:
-    """The tenant's head, if it does not say that there is a record with the number `newest`, the last one known to be durable."""
+    """Return a finding if the tenant's head does not state at least `newest`, the last record known to be
+    durable.
+    """
     head = tenant.records.head
     try:
         if head.read() >= newest:
@@ -354,7 +364,7 @@ def head_finding(tenant: Tenant, newest: int) -> Finding | None:
     return Finding(
         "head",
         DAMAGE,
-        f"{why}: a rebuild could not tell whether the newest records are there; `repair` writes it again",
+        f"{why}: a rebuild could not tell whether the newest records exist; `repair` writes it again",
         tenant=tenant.name,
         object=head.name,
     )
@@ -364,10 +374,10 @@ _KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
 
 
 def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[Finding]:
-    """What is said of a pack, once it is known what of it anything refers to."""
+    """Yield the findings of a pack, once it is known which of its data is referred to."""
     pack = seen.pack.id
     reported = {fault.segment for fault in seen.faults} | seen.marks()
-    # What a glance does not see is reported because it was marked before.
+    # Damage that a glance cannot see is reported because it was marked before.
     before = [
         PackFault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
         for offset in sorted(seen.pack.marks - set(seen.cleared) - reported)
@@ -394,14 +404,14 @@ _PLACES: Final = {WHOLE_PACK: "as a whole", FOOTER: "in its header or footer"}
 
 
 def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
-    """Marks of a pack that turned out wrong."""
+    """Yield findings for marks of a pack that were wrong."""
     pack = seen.pack.id
     for offset in seen.cleared:
         where = _PLACES.get(offset, f"at {offset}")
         yield Finding(
             "cleared",
             NOTE,
-            f"pack {pack.hex()} was put down as damaged {where}, and is sound: the mark was removed",
+            f"pack {pack.hex()} was marked as damaged {where}, but is intact: the mark was removed",
             tenant=tenant.name,
             pack=pack.hex(),
             segment=offset,
@@ -410,18 +420,18 @@ def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
 
 
 def _weight(seen: Examined, fault: PackFault, lost: LostPaths) -> tuple[str, str]:
-    """How bad a fault is, and what mends it."""
+    """Return how bad a fault is, and what repairs it."""
     pack = seen.pack.id
     match fault.kind:
         case "unanswered":
-            return DAMAGE, "this says nothing about what is stored; look at the disk, and check again"
+            return DAMAGE, "this says nothing about the stored data; check the disk, and check again"
         case "index":
-            return DAMAGE, "`repair` makes the index again"
+            return DAMAGE, "`repair` writes the index again"
         case "footer" if WHOLE_PACK not in seen.pack.marks:
-            return DAMAGE, "all its segments can be read by the index; `repair` copies them into a new pack"
+            return DAMAGE, "all its segments are readable by the index; `repair` copies them into a new pack"
     if lost.needs(pack, fault.segment):
         return (
             DAMAGE,
-            "the paths that need it are named; `repair` saves what can be read, and the next backup of them heals it",
+            "the paths that need it are listed; `repair` saves what is readable, and the next backup of them heals it",
         )
-    return HEALED, "nothing that can be restored needs it"
+    return HEALED, "no restorable data needs it"

@@ -1,4 +1,4 @@
-"""Second copies of records and keys: made beside the server's other work, and used to bring back what is damaged or lost."""
+"""Second copies of records and keys: made in the background, and used to restore damaged or lost ones."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class CopiesReport(NamedTuple):
     """What was done to records and keys.
 
     Attributes:
-        copied: How many copies were made, because there was none or it was damaged.
-        restored: The names of objects that were damaged or lost and were made again from their copy.
-        damaged: What is wrong with those of which nothing right is left.
+        copied: How many copies were written, because they were missing or damaged.
+        restored: The names of damaged or lost objects that were restored from their copy.
+        damaged: What is wrong with those without an intact copy.
 
     """
 
@@ -36,17 +36,20 @@ class CopiesReport(NamedTuple):
 def copy_new(
     tenants: Tenants, catalog: Catalog, keys: KeyStore, stopping: Stopping = lambda: False
 ) -> CopiesReport:
-    """Make a copy of each record and keys object that has none. Raises what the blobs raise."""
+    """Copy each record and keys object that has no copy. Raises what the blobs raise."""
     return _mend(tenants, catalog, keys, stopping, everything=False)
 
 
 def mend_all(tenants: Tenants, catalog: Catalog, keys: KeyStore) -> CopiesReport:
-    """Read each record and keys object and its copy, and make either again from the other. Raises what the blobs raise."""
+    """Read each record and keys object and its copy, and restore either from the other.
+
+    Raises what the blobs raise.
+    """
     return _mend(tenants, catalog, keys, lambda: False, everything=True)
 
 
 def copies_task(tenants: Tenants, catalog: Catalog, keys: KeyStore, *, on: bool) -> Task:
-    """What makes copies of records and keys that have none."""
+    """Return the task that copies records and keys without a copy."""
 
     def run(stopping: Stopping) -> str:
         report = copy_new(tenants, catalog, keys, stopping)
@@ -67,7 +70,7 @@ def _mend(
     copied = 0
     restored: list[str] = []
     damaged: list[str] = []
-    # A tenant's keys come first: its records cannot be read without them.
+    # A tenant's keys come first: its records are unreadable without them.
     for copies, prefix in _kinds(tenants, catalog, keys, damaged):
         for name in _names(copies, prefix, everything=everything):
             if stopping():
@@ -91,7 +94,7 @@ def _kinds(
         try:
             yield tenants.get(row.id).records.copies, records_prefix(row.id)
         except Damaged as error:
-            damaged.append(f"the records of tenant {row.name} cannot be read: {error.message}")
+            damaged.append(f"the records of tenant {row.name} are unreadable: {error.message}")
 
 
 def _names(copies: Copies[Any], prefix: str, *, everything: bool) -> Iterable[str]:

@@ -1,4 +1,6 @@
-"""Names the paths of backups that cannot be restored whole, by what the catalog knows of chunks, without reading data."""
+"""Report the paths of backups that cannot be restored completely, from the catalog's view of chunks, without
+reading data.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from staddle_server.upkeep.integrity.findings import DAMAGE, Emit, Finding
 
 
 class _Lost(NamedTuple):
-    """What is lost of one path: the first of its `chunks` lost chunks, and why its list of chunks cannot be read."""
+    """The losses of one path: the first of its `chunks` lost chunks, and why its list of chunks is
+    unreadable.
+    """
 
     first: LostChunk | None
     chunks: int
@@ -27,16 +31,16 @@ class _Lost(NamedTuple):
 
 
 class LostPaths:
-    """Walks the manifests of one tenant's backups; reads once what they share and what is whole. Not thread-safe."""
+    """Walks the manifests of one tenant's backups; reads shared and intact parts once. Not thread-safe."""
 
     def __init__(self, tenant: Tenant, catalog: Catalog) -> None:
         self._tenant = tenant
         self._reader = ChunkReader(tenant, catalog)
         self._losses = Losses(self._reader, share=True)
         self._places: set[tuple[bytes, int]] = set()
-        """Where damaged copies of lost chunks lie: pack, and offset of the segment."""
+        """The places of damaged copies of lost chunks: pack, and offset of the segment."""
         self._blind = False
-        """A page or list could not be read, so that it is unknown what that needs."""
+        """A page or list was unreadable, so it is unknown what that needs."""
 
     @property
     def chunks(self) -> int:
@@ -44,15 +48,15 @@ class LostPaths:
         return self._losses.chunks
 
     def has_root(self, backup: Backup) -> bool:
-        """Whether the first page of a backup has a sound copy."""
+        """Return whether the first page of a backup has an intact copy."""
         return not backup.root.entries or bool(self._reader.sound(Role.MANIFEST, [backup.root.digest]))
 
     def name(self, backup: Backup, emit: Emit) -> int:
-        """Reports what is lost of every damaged path of a backup, and gives their number."""
+        """Report the losses of every damaged path of a backup, and return their number."""
         paths = 0
         for where, losses in groupby(self._losses.of(backup.root), key=lambda loss: loss.where):
             lost = self._summed(losses)
-            if where is None:  # a page that could be read: nothing is lost with it
+            if where is None:  # a readable page: nothing is lost with it
                 continue
             is_gap = isinstance(where, Gap)
             emit(_gap(self._tenant, backup, where) if is_gap else _path(self._tenant, backup, where, lost))
@@ -60,11 +64,13 @@ class LostPaths:
         return paths
 
     def needs(self, pack: bytes, segment_offset: int) -> bool:
-        """Whether something that was walked needs what is damaged there (WHOLE_PACK: anywhere in the pack), or may need it."""
+        """Return whether anything walked needs, or may need, the damage there (WHOLE_PACK: anywhere in the
+        pack).
+        """
         return self._blind or (pack, segment_offset) in self._places
 
     def _summed(self, losses: Iterable[Loss]) -> _Lost:
-        """The losses of one path, and notes which places they need."""
+        """Sum up the losses of one path, and record which places they need."""
         first, chunks, message = None, 0, ""
         for loss in losses:
             for chunk in (*loss.manifest, *loss.data):
@@ -81,7 +87,7 @@ class LostPaths:
 
 
 def each_backup(catalog: Catalog, tenant: bytes) -> Iterator[Backup]:
-    """All backups of a tenant that are not purged, deleted ones too."""
+    """Yield all unpurged backups of a tenant, deleted ones included."""
     after = b""
     while page := catalog.verification.backups(tenant, after=after):
         yield from page
@@ -90,7 +96,7 @@ def each_backup(catalog: Catalog, tenant: bytes) -> Iterator[Backup]:
 
 def _path(tenant: Tenant, backup: Backup, entry: Entry, lost: _Lost) -> Finding:
     path = shown(entry.path)
-    said = f"{path or '(the root)'} in backup {backup.id.hex()} ({backup.dataset} #{backup.number}) cannot be given back whole: "
+    said = f"{path or '(the root)'} in backup {backup.id.hex()} ({backup.dataset} #{backup.number}) cannot be restored completely: "
     chunk = "" if lost.first is None else lost.first.ref.digest.hex()
     place = lost.first.places[0].segment if lost.first is not None and lost.first.places else None
     if lost.first is None:
@@ -104,7 +110,7 @@ def _path(tenant: Tenant, backup: Backup, entry: Entry, lost: _Lost) -> Finding:
     return Finding(
         "path",
         DAMAGE,
-        said + "; the next backup of the same data brings it back",
+        said + "; the next backup of the same data heals it",
         tenant=tenant.name,
         pack="" if place is None else place.pack.hex(),
         segment=-1 if place is None else place.offset,
@@ -118,13 +124,13 @@ def _path(tenant: Tenant, backup: Backup, entry: Entry, lost: _Lost) -> Finding:
 
 
 def _gap(tenant: Tenant, backup: Backup, gap: Gap) -> Finding:
-    after = "from the beginning" if gap.after is None else f"behind {shown(gap.after)}"
+    after = "from the beginning" if gap.after is None else f"after {shown(gap.after)}"
     upto = "to the end" if gap.upto is None else f"up to {shown(gap.upto)}"
     return Finding(
         "manifest",
         DAMAGE,
-        f"what lies {after} {upto} in backup {backup.id.hex()} ({backup.dataset} #{backup.number}) cannot be given back: "
-        f"{gap.message}; a FULL backup of the same data brings it back",
+        f"what lies {after} {upto} in backup {backup.id.hex()} ({backup.dataset} #{backup.number}) cannot be restored: "
+        f"{gap.message}; a FULL backup of the same data heals it",
         tenant=tenant.name,
         dataset=backup.dataset,
         backup=backup.id.hex(),

@@ -1,4 +1,4 @@
-"""What checking and repairing find and do, as data: one finding is one line, for people and as JSON."""
+"""What check and repair find and do, as data: one finding is one line, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.tenancy.tenant import Tenants
 
 DAMAGE: Final = "damage"
-"""Something is lost, or protects nothing any more: what `check` exits 1 for."""
+"""Something is lost, or no longer protected: what `check` exits 1 for."""
 HEALED: Final = "healed"
-"""Damaged, and of no consequence: all that anything refers to is whole elsewhere."""
+"""Damaged, without consequence: everything referred to is intact elsewhere."""
 NOTE: Final = "note"
-"""Worth a line, and no damage."""
+"""Worth a line, but not damage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Finding:
     """One finding. Ids and digests are hexadecimal; what does not apply is empty, an offset then -1.
 
     Attributes:
-        kind: What it is about, a stable word (docs/operations.md lists them).
+        kind: Its subject, a stable word (docs/operations.md lists them).
         severity: DAMAGE, HEALED or NOTE.
-        message: What is wrong, and what mends it.
+        message: What is wrong, and what repairs it.
 
     """
 
@@ -46,7 +46,7 @@ class Finding:
     object: str = ""
 
     def as_json(self) -> dict[str, str | int]:
-        """The fields that apply."""
+        """Return the fields that apply."""
         said = {key: value for key, value in asdict(self).items() if value not in {"", 0, -1}}
         if self.segment == 0:
             said["segment"] = 0
@@ -59,7 +59,7 @@ Emit = Callable[[Finding], None]
 
 @dataclass(frozen=True)
 class Kept:
-    """What is checked and mended: a catalog and a store, with the keys to both and a clock."""
+    """What is checked and repaired: a catalog and a store, with the keys to both and a clock."""
 
     catalog: Catalog
     blobs: Blobs

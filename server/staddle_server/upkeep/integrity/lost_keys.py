@@ -1,4 +1,4 @@
-"""What it means that a tenant's keys do not open: what is lost, what still works, and what to do."""
+"""A tenant whose keys do not open: what is lost, what still works, and what to do."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from staddle_server.store.keys import KeyStore, WrongMasterKey, keys_name
 
 
 def catalog_has_keys(blobs: Blobs, keys: KeyStore, row: TenantRow) -> bool:
-    """Whether the catalog's copy of the tenant's wrapped keys can take their place in the store.
+    """Return whether the catalog's copy of the tenant's wrapped keys can replace the store's.
 
-    It cannot where the store has a newer version, and where the copy does not open. Raises Unavailable.
+    It cannot if the store has a newer version, or if the copy does not open. Raises Unavailable.
     """
     name = keys_name(row.id, row.keys_version)
     newer = any(other > name for other, _ in blobs.list(f"keys/{row.id.hex()}"))
@@ -19,17 +19,17 @@ def catalog_has_keys(blobs: Blobs, keys: KeyStore, row: TenantRow) -> bool:
 
 
 def keys_words(blobs: Blobs, keys: KeyStore, row: TenantRow, error: StaddleError) -> str:
-    """In words, for a tenant whose keys are missing or do not open with `error`. Raises Unavailable."""
+    """Describe a tenant whose keys are missing or do not open with `error`. Raises Unavailable."""
     if catalog_has_keys(blobs, keys, row):
         way = "`staddle-server repair` writes the keys again from the catalog"
     elif isinstance(error, WrongMasterKey):
         way = (
-            "put back the master.key that belongs to this directory, and restart the server; if it is the right one, put "
-            f"keys/{row.id.hex()} back from a copy of the store"
+            "restore the master.key that belongs to this directory, and restart the server; if it is the right one, restore "
+            f"keys/{row.id.hex()} from a copy of the store"
         )
     else:
-        way = f"put keys/{row.id.hex()} back from a copy of the store, as the catalog has no copy that fits"
+        way = f"restore keys/{row.id.hex()} from a copy of the store, as the catalog has no copy that fits"
     return (
         f"nothing of tenant {row.name} can be read or backed up: {error.message}. Other tenants are served, and nothing is "
-        f"deleted. To mend it: {way}"
+        f"deleted. What to do: {way}"
     )

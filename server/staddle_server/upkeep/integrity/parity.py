@@ -1,4 +1,4 @@
-"""Parity of stored packs: made beside the server's other work, and used to repair packs that are damaged."""
+"""Parity of stored packs: made in the background, and used to repair damaged packs."""
 
 from __future__ import annotations
 
@@ -38,34 +38,36 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 60.0
 TURN_S: Final = 60.0
-"""How long the task runs before it leaves the thread to others; it resumes when it is due again."""
+"""How long the task runs before it yields to others; it resumes when it is due again."""
 SWITCHED_ON: Final = "parity is on"
-"""In the catalog's tasks: since when packs that are begun shall have parity. It has ended while they shall not."""
+"""Name in the catalog's tasks: its last run records since when new packs get parity. It has ended while
+parity is off.
+"""
 _BATCH: Final = 500
 
 
 class Outcome(enum.Enum):
-    """What became of a pack that was to be repaired."""
+    """The result for a pack."""
 
     SOUND = "sound"
-    """Every byte of it was read, and is right."""
+    """Every byte was read, and is intact."""
     REPAIRED = "repaired"
     NO_PARITY = "no parity"
-    """It is damaged, and there is nothing to repair it from."""
+    """It is damaged, and has no parity."""
     BEYOND = "beyond parity"
-    """It has lost more than its parity gives back, or the parity is damaged itself."""
+    """It has lost more than its parity restores, or the parity is damaged itself."""
 
 
 class RepairReport(NamedTuple):
-    """What became of one pack.
+    """The result for one pack.
 
     Attributes:
         pack: Its id.
-        outcome: What became of it; unless it is sound or repaired, nothing was changed.
-        found: In words, what was wrong with it, and what keeps it from being repaired; "" if it is sound.
+        outcome: The result; unless it is sound or repaired, nothing was changed.
+        found: What was wrong with it, and what prevents its repair; "" if it is sound.
         ranges: What was restored, in whole blocks.
-        found_bytes: The length of the object that was there; None: there was none, or it was not looked at.
-        pack_bytes: Its length as it is now; 0 where that is not known.
+        found_bytes: The length of the existing object; None if it was missing, or was not read.
+        pack_bytes: Its current length; 0 if unknown.
 
     """
 
@@ -78,14 +80,14 @@ class RepairReport(NamedTuple):
 
 
 class ParityReport(NamedTuple):
-    """What a run of `make_all` did.
+    """The result of a run of `make_all`.
 
     Attributes:
-        packs: How many packs have got parity.
+        packs: How many packs got parity.
         pack_bytes: Their bytes.
-        parity_bytes: Those of their parity.
-        damaged: Packs that cannot have parity because they are not whole, with what is wrong, by tenant and id.
-        finished: Whether it went through all of them, and was not stopped.
+        parity_bytes: The bytes of their parity.
+        damaged: Packs that cannot have parity because they are damaged, with the reason, by tenant and id.
+        finished: Whether it processed all of them without a stop.
 
     """
 
@@ -97,14 +99,14 @@ class ParityReport(NamedTuple):
 
 
 def repair_pack(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> RepairReport:
-    """Check every byte of a pack, and if it is damaged, cut off or gone, make it whole again from its parity.
+    """Check every byte of a pack, and repair it from its parity if it is damaged, truncated or gone.
 
-    A pack that is sound in the end, repaired or not, is no longer marked as damaged. Where it cannot be repaired nothing is
-    changed. Sectors that the disk cannot read are lost like others. It may be repaired beside reads, uploads and other repairs.
+    The marks of a pack that is intact in the end, repaired or not, are cleared. If it cannot be repaired
+    nothing changes. Unreadable sectors count as lost. Safe beside reads, uploads and other repairs.
 
     Raises:
-        Exhausted, Unavailable: the store cannot be read or written; what is there stays as it was.
-        ParityLibraryMissing: there is parity, and pyeclib is not installed.
+        Exhausted, Unavailable: The store cannot be read or written; it stays unchanged.
+        ParityLibraryMissing: The pack has parity, and pyeclib is not installed.
 
     """
     try:
@@ -116,10 +118,11 @@ def repair_pack(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> R
 
 
 def repair_if_possible(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> RepairReport | None:
-    """As `repair_pack`, for callers that have another way if it fails; None: there is no parity, or no pyeclib.
+    """Repair as `repair_pack` does, for callers with an alternative; return None without parity or without
+    pyeclib.
 
     Raises:
-        Exhausted, Unavailable: the store cannot be read or written; what is there stays as it was.
+        Exhausted, Unavailable: The store cannot be read or written; it stays unchanged.
 
     """
     if not has_parity(tenant.blobs, tenant.id, pack):
@@ -127,7 +130,7 @@ def repair_if_possible(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: in
     try:
         return repair_pack(tenant, catalog, pack, now_ns)
     except ParityLibraryMissing as e:
-        log.warning("pack %s has parity, and cannot be repaired: %s", pack.hex(), e.message)
+        log.warning("pack %s has parity, but cannot be repaired: %s", pack.hex(), e.message)
         return None
 
 
@@ -138,7 +141,7 @@ def _repair(
         mended: Mended = Parity(tenant.blobs, tenant.keys).mend(pack)
     except Damaged as error:
         if isinstance(damage, Unavailable):
-            # Without parity, what cannot be read says nothing about what is stored.
+            # Without parity, unreadable bytes say nothing about the stored data.
             raise damage from error
         return _not_repaired(tenant, pack, damage, error)
     catalog.packs.mark_sound(tenant.id, pack, now_ns)
@@ -154,13 +157,13 @@ def _not_repaired(tenant: Tenant, pack: bytes, damage: Damaged, error: Damaged) 
 
 
 def make_parity(tenant: Tenant, catalog: Catalog, pack: bytes, percent: int) -> int:
-    """Make the parity of a pack, in place of what there may be; its bytes, 0 if the pack is not live any more.
+    """Make the parity of a pack, replacing any older one; return its bytes, 0 if the pack is not live any
+    more.
 
-    Durable on return. A crash on the way leaves a pack that counts as one without parity, and the next run makes it again.
+    Durable on return. After a crash the pack counts as one without parity, and the next run makes it.
 
-    Raises:
-        PackDamaged, BlobMissing, BlobShort: the pack is not whole, which is marked in the catalog; it gets no parity.
-        Exhausted, Unavailable: the store cannot be read or written.
+    Raises: PackDamaged, BlobMissing, BlobShort: The pack is damaged, which is marked in the catalog; it gets
+        no parity. Exhausted, Unavailable: The store cannot be read or written.
         ParityLibraryMissing: pyeclib is not installed.
 
     """
@@ -188,10 +191,11 @@ def make_all(
     stopping: Stopping = lambda: False,
     tick: Callable[[PackParity, int], None] = lambda _pack, _bytes: None,
 ) -> ParityReport:
-    """Make the parity of all live packs that were begun at `since_ns` or later, are not marked as damaged and have none.
+    """Make parity for all live packs begun at `since_ns` or later that are not marked as damaged and have
+    none.
 
-    `tick` receives each pack and the bytes of its parity. What is done stays done when it is stopped or killed. Raises what
-    `make_parity` does, but for damage, which is in the report, as are tenants whose keys are damaged.
+    `tick` receives each pack and the bytes of its parity. A stop or kill keeps what is done. Raises as
+    `make_parity` does, except for damage, which is in the report, as are tenants whose keys are damaged.
     """
     packs = pack_bytes = parity_bytes = 0
     damaged: list[tuple[bytes, bytes, str]] = []
@@ -210,9 +214,10 @@ def make_all(
 
 
 def forget_lost(tenants: Tenants, catalog: Catalog, blobs: Blobs, *, read: bool = False) -> int:
-    """Look which parity objects are gone or of another length: their packs count as without from then on. How many.
+    """Find parity objects that are gone or have another length, count their packs as without, and return how
+    many.
 
-    With `read`, all packs that have parity are read, and their parity, and those count, too, where anything does not fit.
+    With `read`, also read all packs with parity and their parity, and include every mismatch.
     """
     lost = 0
     for each in _pages(lambda after: catalog.packs.with_parity(after, _BATCH)):
@@ -234,7 +239,7 @@ def _fits_the_pack(tenants: Tenants, pack: PackParity) -> bool:
     try:
         tenant = tenants.get(pack.tenant)
     except Damaged:
-        return True  # without the tenant's keys there is nothing to be said of its packs
+        return True  # without the tenant's keys its packs cannot be checked
     try:
         Parity(tenant.blobs, tenant.keys).check(pack.pack)
     except Damaged:
@@ -243,7 +248,7 @@ def _fits_the_pack(tenants: Tenants, pack: PackParity) -> bool:
 
 
 def remove_orphans(blobs: Blobs, catalog: Catalog, tenant: bytes) -> int:
-    """Remove parity of a tenant's packs that are gone, of which there is neither a row nor an object. How many."""
+    """Remove parity of a tenant's packs that have neither a row nor an object; return how many."""
     packs = _parities_of(blobs, tenant)
     removed = 0
     while batch := list(islice(packs, _BATCH)):
@@ -254,12 +259,13 @@ def remove_orphans(blobs: Blobs, catalog: Catalog, tenant: bytes) -> int:
 
 def _parities_of(blobs: Blobs, tenant: bytes) -> Iterator[bytes]:
     for name, _ in blobs.list(parity_prefix(tenant)):
-        with suppress(ValueError):  # what is not ours is left alone
+        with suppress(ValueError):  # foreign objects are left alone
             yield parse_parity_name(name)[1]
 
 
 def _remove_orphan(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
-    # A pack without a row may be one of a catalog that was put back from an older copy: then its parity is still wanted.
+    # A pack without a row may belong to a catalog restored from an older copy: then its parity is still
+    # needed.
     with suppress(BlobMissing):
         blobs.size(pack_name(tenant, pack))
         return False
@@ -273,11 +279,12 @@ def _pages(page: Callable[[int], list[PackParity]]) -> Iterator[PackParity]:
         after = found[-1].row
 
 
-# --- what the server does by itself
+# --- scheduled work
 
 
 def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) -> Task:
-    """What makes parity of packs that are begun from now on, or from when it was switched on; percent 0: off.
+    """Return the task that makes parity for packs begun from now on, or since it was switched on; percent 0:
+    off.
 
     Raises ParityLibraryMissing if it is on and pyeclib is not installed.
     """
@@ -297,7 +304,7 @@ def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) 
 
 
 def _switch(catalog: Catalog, now_ns: int, *, on: bool) -> int:
-    """Keep in the catalog since when parity is on, over restarts; 0 if it is off."""
+    """Keep in the catalog, across restarts, since when parity is on; return 0 if it is off."""
     last = catalog.tasks.last(SWITCHED_ON)
     was_on = last.begun_ns is not None and last.ended_ns is None
     if on and not was_on:
@@ -312,7 +319,7 @@ def _words(report: ParityReport) -> str:
     if report.packs:
         said.append(f"parity was made for {counted(report.packs, 'pack')}, {size(report.parity_bytes)}")
     if not report.finished:
-        said.append("there are more")
+        said.append("more are left")
     if report.damaged:
-        said.append(f"{counted(len(report.damaged), 'pack')} not whole: {report.damaged[0][2]}")
+        said.append(f"{counted(len(report.damaged), 'pack')} damaged: {report.damaged[0][2]}")
     return "; ".join(said)

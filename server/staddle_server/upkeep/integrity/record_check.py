@@ -1,4 +1,6 @@
-"""Compares the records in the store with the catalog: which are missing, and which the catalog does not know."""
+"""Compare the records in the store with the catalog: which are missing, and which the catalog
+does not know.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from staddle_server.upkeep.record_history import History
 
 
 class Wanted(NamedTuple):
-    """A record that the catalog implies and the store lacks: what it says in words."""
+    """A record that the catalog implies and the store lacks: its content in words."""
 
     what: str
     record: Record
@@ -38,10 +40,10 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Said:
-    """What a tenant's records say together, and those of them that do not open, with the reason.
+    """The content of a tenant's records, and those that do not open, with the reason.
 
-    `missing`: numbers of records that the catalog decided on, and that are gone, with no record that says they may be.
-    `rebuilt`: records up to this number were decided by an earlier catalog.
+    `missing`: numbers of records that the catalog decided on, and that are gone without a record that permits
+    it. `rebuilt`: records up to this number come from an earlier catalog.
     """
 
     history: History = field(default_factory=History)
@@ -53,13 +55,13 @@ class Said:
 
 
 def read_records(tenant: Tenant) -> Said:
-    """Reads all records of a tenant. Raises Unavailable."""
+    """Read all records of a tenant. Raises Unavailable."""
     said = Said()
     for name in tenant.records.list():
         try:
             stored = tenant.records.stored(name)
         except BlobMissing:
-            continue  # it was there a moment ago: the chain says whether it may be gone
+            continue  # it existed a moment ago: the chain says whether it may be gone
         except Damaged as e:
             said.damaged[name] = e.message
             said.chain.take(name, None)
@@ -71,9 +73,9 @@ def read_records(tenant: Tenant) -> Said:
 
 
 def lost_records(tenant: Tenant, catalog: Catalog) -> list[Span]:
-    """Numbers of records that were durable, and are gone. Lists the records once, and opens only `forgotten` ones.
+    """Return the numbers of records that were durable, and are gone.
 
-    Raises Unavailable.
+    Lists the records once, and opens only `forgotten` ones. Raises Unavailable.
     """
     recorded = catalog.verification.recorded(tenant.id)
     chain = Chain()
@@ -93,9 +95,9 @@ def lost_records(tenant: Tenant, catalog: Catalog) -> list[Span]:
 def missing_records(
     tenant: Tenant, catalog: Catalog, row: TenantRow, now_ns: int
 ) -> tuple[Said, list[Wanted]]:
-    """What the records say, and which ones are missing.
+    """Return the content of the records, and which ones are missing.
 
-    What is being decided meanwhile is not taken for missing: only what two looks in a row find missing is.
+    Decisions in progress do not count as missing: only what two consecutive reads find missing does.
     """
     said, wanted = _look(tenant, catalog, row, now_ns)
     if not wanted and not said.missing:
@@ -112,10 +114,10 @@ def _look(tenant: Tenant, catalog: Catalog, row: TenantRow, now_ns: int) -> tupl
     wanted: list[Wanted] = []
     if tenant.id not in facts.pending and not said.history.tenant_made:
         record = TenantRecord(name=row.name, created_ns=row.created_ns)
-        wanted.append(Wanted(f"the tenant {row.name} was made", record))
-    # A decision on its way may be about anything; the record of a backup or of the tenant is about that alone.
+        wanted.append(Wanted(f"the tenant {row.name} was created", record))
+    # A pending decision may be about anything; the record of a backup or of the tenant is about that alone.
     if not facts.pending - facts.backups.keys() - {tenant.id}:
-        # What is said now is later than all that was said, or it would not count.
+        # A new statement is later than all earlier ones, or it would not count.
         wanted += _wanted(catalog, tenant.id, facts, said.history, max(now_ns, said.history.last_ns + 1))
     return said, wanted
 
@@ -163,7 +165,7 @@ def _of_backup(backup: BackupFacts, said: History, at_ns: int) -> list[Wanted]:
         wanted.append(Wanted(f"{name} was deleted", deleted))
     if backup.deleted_ns is None and said.is_deleted(backup.id):
         undeleted = UndeletedRecord(backup=backup.id, at_ns=at_ns)
-        wanted.append(Wanted(f"{name} was taken back", undeleted))
+        wanted.append(Wanted(f"{name} was undeleted", undeleted))
     if backup.retain_until_ns > said.retain_until_ns(backup.id):
         retained = RetainedRecord(backup=backup.id, until_ns=backup.retain_until_ns, at_ns=at_ns)
         wanted.append(Wanted(f"{name} is retained", retained))
@@ -183,7 +185,9 @@ def _hold(backup: bytes, dataset: str, reason: str | None, said: History, at_ns:
 
 
 def unknown_backups(said: Said, facts: Facts) -> list[bytes]:
-    """Backups that the records have and the catalog has not, and that were not purged: then the catalog is older than the store."""
+    """Return backups in the records, not purged, that the catalog lacks: then the catalog is older than the
+    store.
+    """
     history = said.history
     return [
         backup

@@ -1,6 +1,7 @@
-"""Mends what can be mended: keys, records and index rows from the other side that still has them, chunks from damaged packs.
+"""Repairs keys, records and index rows from their other copy, and saves chunks from damaged packs.
 
-Nothing is ever discarded here: a damaged pack stays, and stays readable, until the collector finds that nothing needs it.
+Never discards anything: a damaged pack stays, and stays readable, until the collector finds that nothing
+needs it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ LOOKED_AT: Final = frozenset(
     }
     | {"segment", "unanswered"}
 )
-"""Kinds of findings that a dry run says itself: what of them would be left."""
+"""Kinds of findings that a dry run reports itself: what would be left of them."""
 
 
 @dataclass
@@ -72,19 +73,19 @@ class Repaired:
     keys: int = 0
     records: int = 0
     index_packs: int = 0
-    """Packs of which the index was made again."""
+    """Packs whose index was written again."""
     parity_packs: int = 0
-    """Packs that were made whole again from their parity."""
+    """Packs repaired from their parity."""
     chunks: int = 0
-    """Chunks that were saved from damaged packs into new ones."""
+    """Chunks saved from damaged packs into new ones."""
     bytes: int = 0
     packs: int = 0
     """New packs."""
     cleared: int = 0
     damage: int = 0
-    """Findings that it could not mend."""
+    """Findings that it could not repair."""
     paths: int = 0
-    """Paths in backups that cannot be given back whole."""
+    """Paths in backups that cannot be restored completely."""
 
 
 class Repair:
@@ -99,7 +100,7 @@ class Repair:
         dry_run: bool = False,
         accept_lost_records: bool = False,
     ) -> None:
-        """`accept_lost_records`: records that a rebuild did not find are given up, with what they said."""
+        """`accept_lost_records`: accept the loss of records that a rebuild did not find."""
         self.kept = kept
         self.progress = progress
         self.dry_run = dry_run
@@ -108,14 +109,15 @@ class Repair:
         self._take = emit
 
     def run(self, tenants: Sequence[TenantRow], *, all_tenants: bool = True) -> Repaired:
-        """Repairs these tenants (`all_tenants`: there are no others), and then checks them: what a check finds is what is left.
+        """Repair these tenants (`all_tenants`: there are no others), and then check them: the check's
+        findings are what is left.
 
-        A dry run, which mends nothing, counts as left what it would not mend.
+        A dry run, which repairs nothing, counts as left what it would not repair.
 
         Raises:
-            Unavailable: the store or the catalog does not answer; what was done until then stays.
-            Conflict: LEASE_HELD, STALE_EPOCH: a collection is at work; the same.
-            Exhausted: there is no room for what was saved.
+            Unavailable: The store or the catalog does not answer; what was done until then stays.
+            Conflict: LEASE_HELD, STALE_EPOCH: a collection is running; what was done stays.
+            Exhausted: No space for saved chunks.
 
         """
         for row in tenants:
@@ -126,7 +128,7 @@ class Repair:
         return self.done
 
     def _check(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> None:
-        """The verdict: one definition of damage, that of `check`."""
+        """Check the result: the definition of damage is that of `check`."""
         left: list[Finding] = []
         plan = CheckPlan(mark_damage=not self.dry_run)
         take = left.append if self.dry_run else self.emit
@@ -139,17 +141,17 @@ class Repair:
                 self.emit(finding)
 
     def emit(self, finding: Finding) -> None:
-        """Counts a finding and hands it on."""
+        """Count a finding and pass it on."""
         self.done.damage += finding.severity == DAMAGE
         self._take(finding)
 
     def note(self, finding: Finding) -> None:
-        """Hands on what says nothing of what is left."""
+        """Pass on what says nothing about what is left."""
         self._take(replace(finding, severity=NOTE))
 
     def say(self, kind: str, message: str, tenant: str, **fields: str) -> None:
-        """Something was mended."""
-        would = "would be mended: " if self.dry_run else "mended: "
+        """Report a repair."""
+        would = "would be repaired: " if self.dry_run else "repaired: "
         self._take(Finding(kind, NOTE, would + message, tenant=tenant, **fields))  # type: ignore[arg-type]
 
     def _open(self, row: TenantRow) -> Tenant | None:
@@ -163,7 +165,7 @@ class Repair:
         return None if self.dry_run else self.kept.tenants.get(row.id)
 
     def _write_keys(self, row: TenantRow) -> bool:
-        """The catalog has a copy of each tenant's wrapped keys."""
+        """Write the keys from the catalog's copy of the tenant's wrapped keys."""
         if not catalog_has_keys(self.kept.blobs, self.kept.keys, row):
             return False
         name = keys_name(row.id, row.keys_version)
@@ -211,7 +213,7 @@ class _TenantRepair:
             if not self._repair.dry_run:
                 with catalog.tenants.deciding(
                     self._tenant.id, said.history.last_ns
-                ):  # what is decided next is later
+                ):  # later decisions come after it
                     # Under a new id: a damaged record keeps its name.
                     catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, each.record)])
             self._repair.done.records += 1
@@ -221,14 +223,14 @@ class _TenantRepair:
         self._mend_chain(said, now_ns)
 
     def _mend_chain(self, said: Said, now_ns: int) -> None:
-        """Records that are gone and of which nothing is lost may be absent from now on: what they said is written by now."""
+        """Permit the absence of lost records without loss: their content is written by now."""
         catalog = self._kept.catalog
         accepted = self._repair.accept_lost_records
         given_up = [span for span in said.missing if accepted or span.first > said.rebuilt]
         for span in given_up:
-            what = f"{span}: all that still counts of it stands in other records"
+            what = f"{span}: all that still counts in it is in other records"
             if span.first <= said.rebuilt:
-                what = f"{span}: it is given up, with what it said"
+                what = f"{span}: its loss is accepted, with its content"
             self._repair.say("record-missing", what, self._tenant.name)
         if given_up and not self._repair.dry_run:
             with catalog.tenants.deciding(self._tenant.id, now_ns) as at_ns:
@@ -253,7 +255,7 @@ class _TenantRepair:
     # --- packs
 
     def _mend_packs(self) -> list[Examined]:
-        """Mends what is wrong with packs; gives those of which something is still to be said."""
+        """Repair what is wrong with packs; return those with something left to report."""
         catalog = self._kept.catalog
         total, _ = catalog.verification.totals(self._tenant.id)
         counts = catalog.verification.indexed_counts(self._tenant.id)
@@ -276,7 +278,7 @@ class _TenantRepair:
         return [self._again(seen) for seen in damaged]
 
     def _from_parity(self, seen: Examined, examiner: Examiner) -> Examined:
-        """A damaged pack as it is when its parity, if it has some, has given back what was lost."""
+        """Return a damaged pack's state after its parity, if any, restored what was lost."""
         if self._repair.dry_run:
             return seen
         catalog, pack = self._kept.catalog, seen.pack.id
@@ -291,7 +293,7 @@ class _TenantRepair:
         return examiner.read(now)
 
     def _again(self, seen: Examined) -> Examined:
-        """What is left of a finding when the rest was mended."""
+        """Return what is left of a finding when the rest was repaired."""
         if self._repair.dry_run:
             return seen
         now = self._kept.catalog.verification.live_pack(self._tenant.id, seen.pack.id)
@@ -299,7 +301,7 @@ class _TenantRepair:
         return seen if now is None else Examined(now, faults, seen.cleared, seen.read_bytes)
 
     def _mend_index(self, seen: Examined) -> None:
-        """Gives a pack its index rows again: from its footer, else from what a search of it finds."""
+        """Write a pack's index rows again: from its footer, else from a search of the pack."""
         try:
             chunks, all_of_it = self._tenant.packs.footer(seen.pack.id).chunks, True
         except (Damaged, Unavailable):
@@ -316,7 +318,7 @@ class _TenantRepair:
             self._kept.catalog.salvage.reindex(self._tenant.id, seen.pack.id, chunks, all_of_it=all_of_it)
 
     def _missing_from_index(self, seen: Examined) -> list[StoredChunk]:
-        """Chunks that a search of the pack finds and the index does not have there."""
+        """Return chunks that a search of the pack finds and the index does not have there."""
         missing: list[StoredChunk] = []
         for segment in self._readable(seen):
             chunks = {chunk.chunk_id: chunk for chunk in self._stored(segment)}
@@ -332,7 +334,7 @@ class _TenantRepair:
             offset += length
 
     def _readable(self, seen: Examined) -> Iterator[Segment]:
-        """Every segment of a pack that opens and is what it says, wherever it is found."""
+        """Yield every intact segment of a pack, wherever it is found."""
         try:
             for segment in self._tenant.packs.scan(seen.pack.id):
                 if isinstance(segment, Unreadable):
@@ -349,7 +351,7 @@ class _TenantRepair:
                 Finding(
                     "unanswered",
                     DAMAGE,
-                    f"pack {seen.pack.id.hex()} could not be searched to its end: {e.message}; look at the disk, and repair again",
+                    f"pack {seen.pack.id.hex()} could not be searched to its end: {e.message}; check the disk, and repair again",
                     tenant=self._tenant.name,
                     pack=seen.pack.id.hex(),
                 )
@@ -358,7 +360,7 @@ class _TenantRepair:
     # --- saving
 
     def _save(self, damaged: Sequence[Examined]) -> None:
-        """Copies what only these packs have into new ones."""
+        """Copy what only these packs have into new ones."""
         with self._turn() as fence:
             saved = _SavedPacks(self._repair, self._tenant, fence, {seen.pack.id for seen in damaged})
             try:
@@ -373,7 +375,7 @@ class _TenantRepair:
 
     @contextmanager
     def _turn(self) -> Iterator[int]:
-        """The collector's turn; for a dry run, nothing."""
+        """Hold the collector's lease; for a dry run, do nothing."""
         collectors, clock = self._kept.catalog.gc_lease, self._kept.clock
         if self._repair.dry_run:
             yield 0
@@ -386,7 +388,7 @@ class _TenantRepair:
 
 
 class _SavedPacks:
-    """New packs with what was saved. Each is published when it is full, with the packs that it comes from."""
+    """New packs with saved chunks. Each is published when it is full, with its source packs."""
 
     def __init__(self, repair: Repair, tenant: Tenant, fence: int, damaged: set[bytes]) -> None:
         self._repair = repair
@@ -397,14 +399,14 @@ class _SavedPacks:
         self._writer: PackWriter | None = None
         self._sources: set[bytes] = set()
         self._taken: set[bytes] = set()
-        """Ids of chunks that were saved from another damaged pack already."""
+        """Ids of chunks already saved from another damaged pack."""
 
     def source(self, pack: bytes) -> None:
-        """What comes next comes from this pack."""
+        """Set the source pack of the following segments."""
         self._sources.add(pack)
 
     def take(self, segment: Segment) -> None:
-        """Saves the chunks of a segment that have no sound copy in another pack."""
+        """Save the chunks of a segment that have no intact copy in another pack."""
         chunks = self._only_here(segment)
         if not chunks:
             return
@@ -422,12 +424,12 @@ class _SavedPacks:
             self._publish()
 
     def finish(self) -> None:
-        """Publishes the last pack, and marks the damaged ones, also where nothing had to be saved."""
+        """Publish the last pack, and mark the damaged ones, even if nothing had to be saved."""
         if not self._repair.dry_run:
             self._publish()
 
     def abort(self) -> None:
-        """Drops what was not published."""
+        """Drop what was not published."""
         if self._writer is not None:
             self._writer.abort()
 
@@ -472,6 +474,9 @@ class _SavedPacks:
 
 
 def _falls_apart(seen: Examined) -> bool:
-    """Whether a pack is to be replaced as a whole: its footer or its header is gone. Single segments leave the others usable."""
+    """Return whether to replace a pack as a whole: its footer or header is gone.
+
+    Damaged segments leave the others usable.
+    """
     whole = WHOLE_PACK in seen.pack.marks and WHOLE_PACK not in seen.cleared
     return whole or any(fault.kind in {"pack", "footer"} for fault in seen.faults)

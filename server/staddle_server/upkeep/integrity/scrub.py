@@ -1,4 +1,6 @@
-"""Reads everything that is stored once in a period, a little at a time, to find damage before a restore needs the data."""
+"""Read all stored data once in a period, a little at a time, to find damage before a restore
+needs the data.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,24 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 60.0
 RUN_S: Final = 300.0
-"""How long a run takes before it reports what it did; the next one resumes there."""
+"""How long a run lasts before it reports; the next one resumes there."""
 BATCH: Final = 64
 AGAIN_S: Final = 24 * 3600
 PAUSE_S: Final = 0.5
-"""The longest time between two looks whether the server is about to end."""
+"""The longest time between two checks whether the server is about to end."""
 CHUNK_BYTES: Final = 4096
-"""What checking a chunk counts for, beside its own bytes: packs of tiny chunks are much work and few bytes."""
+"""The extra cost of checking a chunk, in bytes: packs of tiny chunks are much work and few bytes."""
 TOO_SHORT_S: Final = 0.001
-"""What is shorter is not waited for: it stays to be waited for with the next bytes."""
+"""Shorter waits are not worth it: they add up until the next bytes."""
 BUSY_PART: Final = 16
-"""While clients are at work, only one in so many bytes of the rate is read: enough to come round, too little to be felt."""
+"""While clients are active, the rate is divided by this: enough to complete a round, too little to notice."""
 
 
 class Rate:
-    """Keeps reading to so many bytes a second, by waiting, and to a small part of that while the server is `busy`.
+    """Limits reads to so many bytes a second, by waiting, and to a small share of that while the server is
+    `busy`.
 
-    `wait(seconds)` is given for tests.
+    `wait(seconds)` is for tests.
     """
 
     def __init__(
@@ -57,11 +60,14 @@ class Rate:
         self._busy = busy
         self._wait = wait or threading.Event().wait
         self._ahead_bytes = 0.0
-        """What was read and is still to be waited for; no more than a second may have been saved."""
+        """The wait owed for what was read; credit is limited to one second."""
         self._at_s = clock.monotonic_s()
 
     def __call__(self, size: int, chunks: int) -> None:
-        """So many bytes were read: waits until more may be. Raises StoppedError when the server is about to end."""
+        """Wait after so many bytes were read, until more may be.
+
+        Raises StoppedError when the server is about to end.
+        """
         size += CHUNK_BYTES * chunks
         self._pass()
         self._ahead_bytes = max(self._ahead_bytes, -self._now_bytes_per_s()) + size
@@ -74,7 +80,7 @@ class Rate:
         raise StoppedError
 
     def _pass(self) -> None:
-        """Takes the time into account that has gone by."""
+        """Account for the time that has passed."""
         now_s = self._clock.monotonic_s()
         self._ahead_bytes -= (now_s - self._at_s) * self._now_bytes_per_s()
         self._at_s = now_s
@@ -84,7 +90,7 @@ class Rate:
 
 
 class Scrubber:
-    """Each run reads packs that were not read for a period, those that waited longest first, until its time is over."""
+    """Each run reads packs not read for a period, the longest unread first, until its time is over."""
 
     def __init__(
         self,
@@ -101,14 +107,14 @@ class Scrubber:
         self._busy = busy
         self._wait = wait
         self._not_right: dict[bytes, int] = {}
-        """Packs that were read and stay due, for they were not found right: when that was."""
+        """Packs that were read and stay due, because they are damaged: when that was."""
 
     def task(self) -> Task:
-        """It as a task of a server; without a period, one that never runs."""
+        """Return the scrubber as a server's task; without a period, one that never runs."""
         return Task("scrub", EVERY_S if self._period_s else 0, self.run)
 
     def run(self, stopping: Stopping) -> str:
-        """One run. What it did, in words; "" where nothing was due."""
+        """Run once. Return a summary; "" if nothing was due."""
         clock = self._kept.clock
         rate = Rate(self._bytes_per_s, clock, stopping, busy=self._busy, wait=self._wait)
         end_s = clock.monotonic_s() + RUN_S
@@ -133,12 +139,12 @@ class Scrubber:
         return f"{counted(packs, 'pack')} read, {counted(size, 'byte')}; {counted(left, 'byte')} due{found}"
 
     def _bounds_ns(self) -> tuple[int, int]:
-        """Packs that were read between these times are not due; later ones are, for no right clock has read them."""
+        """Return the times between which a read pack is not due; a later time cannot come from a right clock."""
         now_ns = self._kept.clock.now_ns()
         return now_ns - int(self._period_s * NS), now_ns + JUMP_S * NS
 
     def _due(self) -> list[LivePack]:
-        """The next packs. One that was not found right stays due, and is read again a day later."""
+        """Return the next packs. A damaged one stays due, and is read again a day later."""
         recent_ns = self._kept.clock.now_ns() - AGAIN_S * NS
         self._not_right = {
             pack: at_ns
@@ -151,7 +157,9 @@ class Scrubber:
         return [pack for pack in due if pack.id not in self._not_right]
 
     def _read(self, pack: LivePack, rate: Rate) -> Examined | None:
-        """Reads a pack, unless it was condemned since it was listed; None: it, or its tenant's keys, could not be read."""
+        """Read a pack, unless it was condemned since it was listed; return None if it, or its tenant's keys,
+        are unreadable.
+        """
         catalog = self._kept.catalog
         now = catalog.verification.live_pack(pack.tenant, pack.id)
         if now is None:
@@ -175,7 +183,7 @@ class Scrubber:
         return seen
 
     def _is_right_now(self, seen: Examined, tenant: Tenant) -> bool:
-        """Whether the pack was right, or was made so from its parity."""
+        """Return whether the pack was intact, or was repaired from its parity."""
         if all(fault.kind == "index" for fault in seen.faults):
             return True
         pack = seen.pack.id
@@ -193,4 +201,4 @@ class Scrubber:
             log.error("damage found: %s", fault.message, extra={"fields": fields})
         for offset in seen.cleared:
             fields = {"tenant": tenant, "pack": seen.pack.id.hex(), "segment": offset}
-            log.warning("a mark of damage was wrong, and is removed", extra={"fields": fields})
+            log.warning("a mark of damage was wrong, and was removed", extra={"fields": fields})

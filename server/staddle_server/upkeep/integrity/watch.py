@@ -1,7 +1,8 @@
 """Watches for missing packs, records and keys, and for known damage, and reports them in health and log.
 
-Damage is known as marks of packs in the catalog (`Packs.known_damage`), whatever found it: this comparison, a check, the scrubber, a
-restore, an upload. A mark counts until every backup was found whole without what is marked.
+Damage is known as marks of packs in the catalog (`Packs.known_damage`), from any source: this comparison, a
+check, the scrubber, a restore, an upload. A mark counts until every backup was found intact without what is
+marked.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ log = logging.getLogger(__name__)
 
 COMPARE_EVERY_S: Final = 3600.0
 CATALOG_EVERY: Final = 5
-"""The file of the catalog is looked into at every so many-th look."""
+"""The catalog's file is checked at every so many-th look."""
 REST: Final = 10
-"""Reading all manifests takes at most one in so many parts of the time."""
+"""Reading all manifests takes at most this share (1/n) of the time."""
 MARKED_AT_ONCE: Final = 1000
 LOST_NAMED: Final = 5
-"""Gaps among a tenant's records that one line of the log names."""
+"""The most gaps in a tenant's records that one log line names."""
 RECORDS_LOST: Final = (
-    ". Backups and restores work, but a catalog that is rebuilt from the store would not know what these records say. To mend it: "
-    "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` names what it does not know"
+    ". Backups and restores work, but a catalog rebuilt from the store would not know what these records say. To repair it: "
+    "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` lists what it does not know"
 )
 
 
 class Compared(NamedTuple):
-    """How the live packs of a tenant compare with the store: how many there are, are gone, and have another size."""
+    """A tenant's live packs compared with the store: how many exist, are gone, and have another size."""
 
     packs: int = 0
     gone: int = 0
@@ -54,19 +55,19 @@ class Compared(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What decides whether a tenant's backups are whole."""
+    """What determines whether a tenant's backups are intact."""
 
     damage: KnownDamage
     stands: tuple[int, int, int]
 
 
 def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False) -> Compared:
-    """Compares the live packs with one listing of the store, in memory that does not grow with either.
+    """Compare the live packs with one listing of the store, in constant memory.
 
-    A pack of which the object is gone, or has another size than was published, is marked as damaged as a whole.
+    A pack whose object is gone, or has another size than published, is marked as damaged as a whole.
 
     Raises:
-        Unavailable: the store does not answer.
+        Unavailable: The store does not answer.
 
     """
     packs = gone = other = 0
@@ -111,27 +112,27 @@ class Integrity:
     """Keeps the report of damage current while a server runs, on its own thread."""
 
     def __init__(self, kept: Kept, every_s: float = INTEGRITY_EVERY_S) -> None:
-        """Looks every `every_s` after the start; 0: only at the start."""
+        """Look every `every_s` after the start; 0: only at the start."""
         self._kept = kept
         self._every_s = every_s
         self._thread = Background("integrity", every_s, self._look_again)
         self.known: dict[bytes, KnownDamage] = {}
         """What is damaged, by tenant, a second ago."""
         self._walked: dict[bytes, _State] = {}
-        """What was so when a tenant's backups were last found not to be whole."""
+        """The state in which a tenant's backups were last found damaged."""
         self._rest_until_s = 0.0
         self._looks = 0
         self._mark: Generation | None = None
         """That of this server's start."""
         self.is_whole = True
-        """Whether nothing is known to be damaged, a second ago."""
+        """Whether no damage was known a second ago."""
         self._lost: dict[bytes, str] = {}
         """What tenants lack besides packs, in words: keys that open, and records."""
         self._absent: set[str] = set()
-        """Which of store and catalog were not there a second ago."""
+        """Which of store and catalog were missing a second ago."""
 
     def start(self) -> None:
-        """Compares what all tenants have with the store, reports damage, and then keeps looking on its own thread."""
+        """Compare all tenants with the store, report damage, and keep watching on a separate thread."""
         self._mark = self._kept.catalog.generation.get()
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
@@ -139,16 +140,18 @@ class Integrity:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends."""
+        """Stop the thread."""
         self._thread.stop()
 
     def task(self) -> Task:
-        """The comparison as a task of a running server, which compares for the first time when it starts."""
+        """Return the comparison as a task of a running server, which compares for the first time when it
+        starts.
+        """
         every_s = COMPARE_EVERY_S if self._every_s else 0
         return Task("packs", every_s, self.compare, first_after_s=COMPARE_EVERY_S)
 
     def compare(self, stopping: Stopping) -> str:
-        """Compares packs and records of all tenants. What was found of packs, in words; "" for nothing."""
+        """Compare packs and records of all tenants. Return findings about packs in words; "" for none."""
         gone = other = 0
         for row in self._kept.catalog.tenants.list_all():
             try:
@@ -165,7 +168,7 @@ class Integrity:
         )
 
     def look(self) -> None:
-        """Looks whether store and catalog are there, what is known to be damaged, and whether the backups are whole without it."""
+        """Check store and catalog, known damage, and whether the backups are intact without it."""
         if not self._look_for_parts():
             return
         known = self._kept.catalog.packs.known_damage()
@@ -180,9 +183,13 @@ class Integrity:
         self._tell(known)
 
     def _look_for_parts(self) -> bool:
-        """Asks whether the store and the catalog that were opened are there: one may be unmounted, or another be in its place."""
+        """Return whether the opened store and catalog still exist: one may be unmounted, or replaced by
+        another.
+        """
         self._look_for(
-            "the store", lambda: self._kept.blobs.size(FORMAT_NAME), ". Is its file system mounted?"
+            "the store",
+            lambda: self._kept.blobs.size(FORMAT_NAME),
+            ". Is its file system mounted, or its object store running?",
         )
         self._look_for("the catalog", self._look_into_catalog)
         if self._absent:
@@ -203,7 +210,7 @@ class Integrity:
         except Unavailable as e:
             if part not in self._absent:
                 log.error(  # noqa: TRY400
-                    "%s is gone or another one: %s%s Backups and restores fail until that is mended",
+                    "%s is missing or was replaced: %s%s Backups and restores fail until that is fixed",
                     part,
                     e.message,
                     hint,
@@ -215,7 +222,7 @@ class Integrity:
             self._absent.remove(part)
 
     def _look_for_lost(self, row: TenantRow) -> None:
-        """Looks whether the tenant's keys open and its records are there. Raises Unavailable."""
+        """Check that the tenant's keys open and its records exist. Raises Unavailable."""
         try:
             spans = lost_records(self._kept.tenants.get(row.id), self._kept.catalog)
             lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
@@ -237,14 +244,14 @@ class Integrity:
         left = dict(known)
         for tenant, damage in known.items():
             if not damage.packs and not damage.segments:
-                continue  # no backup can tell whether footers are whole
+                continue  # backups cannot show whether footers are intact
             state = _State(damage, self._kept.catalog.verification.stands(tenant))
             if self._walked.get(tenant) == state:
                 continue
             try:
                 whole = self._all_whole(tenant)
             except StaddleError as e:
-                log.warning("whether backups are whole could not be found out: %s", e.message)
+                log.warning("could not determine whether backups are intact: %s", e.message)
                 continue
             if whole and self._kept.catalog.packs.not_needed(tenant, damage.epoch):
                 left[tenant] = damage._replace(packs=0, segments=0)
@@ -287,7 +294,7 @@ class Integrity:
                     },
                 )
         for tenant in self.known.keys() - known.keys():
-            log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))
+            log.warning("no damage is left in tenant %s: all its backups are intact", names.get(tenant, ""))
         self.known = known
 
     def _look_again(self) -> None:
@@ -296,4 +303,4 @@ class Integrity:
         except StoppedError:
             return
         except StaddleError as e:
-            log.warning("it could not be found out whether anything is damaged: %s", e.message)
+            log.warning("could not determine whether anything is damaged: %s", e.message)

@@ -1,4 +1,4 @@
-"""Hiding backups, and showing them again: decided in the catalog, recorded in the store, then answered."""
+"""Deleting and undeleting backups: decided in the catalog, recorded in the store, then answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from staddle_server.tenancy.tenant import Tenants
 
 
 class Deletion:
-    """Soft deletion: a hidden backup is never listed, picked or used as a base, and loses nothing."""
+    """Soft deletion: a deleted backup is never listed, picked or used as a base, and loses no data."""
 
     def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock) -> None:
         self._catalog = catalog
@@ -20,13 +20,13 @@ class Deletion:
         self._guard = ClockGuard(catalog, clock)
 
     def delete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
-        """Hides a backup. Hiding a hidden one changes nothing.
+        """Delete a backup. Deleting a deleted one changes nothing.
 
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
             BadRequest: AMBIGUOUS_BACKUP.
-            Precondition: PROTECTED, for everybody, until its hold is released or its retention ends.
-            Exhausted, Unavailable: it is hidden, but no record of that is durable; a replay writes it.
+            Precondition: PROTECTED, for every role, until its hold is released or its retention ends.
+            Exhausted, Unavailable: It is deleted, but no record of that is durable; a replay writes it.
 
         """
         found = self._find(principal, dataset, prefix)
@@ -40,10 +40,13 @@ class Deletion:
         return self._recorded(backup)
 
     def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
-        """Shows a hidden backup again, until it is purged; one that is not hidden stays as it is. Raises as `delete` does."""
+        """Undelete a backup, until it is purged; one that is not deleted stays unchanged.
+
+        Raises as `delete` does.
+        """
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
-        # A catalog that was put back from a copy may not know when it was deleted last, but this backup says it.
+        # A catalog restored from a copy may not know the last deletion, but this backup does.
         latest_ns = max(now_ns, (found.deleted_ns or 0) + 1)
         with self._catalog.tenants.deciding(principal.tenant, latest_ns) as at_ns:
             record = as_pending(principal.tenant, UndeletedRecord(backup=found.id, at_ns=at_ns))
@@ -51,11 +54,13 @@ class Deletion:
         return self._recorded(backup)
 
     def _recorded(self, backup: Backup) -> Backup:
-        """The backup, once all that was decided is recorded: also what an earlier call could not write."""
+        """Return the backup, once all decisions are recorded, including those that an earlier call could not
+        write.
+        """
         finish_missing(self._tenants.get(backup.tenant), self._catalog)
         return backup
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
-        """The backup, if it can be recorded what is decided about it."""
+        """Return the backup, if decisions about it can be recorded."""
         self._tenants.require_recording(principal.tenant)
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)

@@ -1,4 +1,4 @@
-"""How many stored bytes would come free if some backups were gone for good."""
+"""How many stored bytes become free if some backups are purged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staddle_server.upkeep.gc.live_chunks import Positions, Reached
 
 
 class Freed(NamedTuple):
-    """The bytes; None: unknown, for a reason in words."""
+    """The bytes; None if unknown, with a reason in words."""
 
     stored_bytes: int | None
     unknown: str = ""
@@ -27,10 +27,10 @@ def freed_by(
     standing: StandingRoots,
     tick: Callable[[], None] = lambda: None,
 ) -> Freed:
-    """What the store would be rid of without the backups `going`, where `standing` is all that stays.
+    """Return what purging the backups `going` would free, with `standing` as all that stays.
 
-    Counted are the stored bytes of chunks that only they reach. Of a segment that has other chunks, too, it is the share that
-    they have of its data, which comes free when its pack is rewritten. Packs that open uploads rely on are left out.
+    Counts the stored bytes of chunks that only they reach. In a segment with other chunks it is their share
+    of its data, which becomes free when the pack is rewritten. Packs that open uploads rely on are left out.
     """
     staying = Reached(tenant, catalog)
     leaving = Reached(tenant, catalog, behind=staying)
@@ -45,7 +45,7 @@ def freed_by(
             if pack not in standing.claimed:
                 total += _freed_in(tenant, pack, positions, staying.packs.get(pack))
     except (Damaged, BlobMissing) as e:
-        return Freed(None, f"something is damaged that has to be read for that: {e.message}")
+        return Freed(None, f"data that has to be read for that is damaged: {e.message}")
     return Freed(total)
 
 
@@ -55,7 +55,7 @@ def _freed_in(tenant: Tenant, pack: bytes, leaving: Positions, staying: Position
 
 
 def _stored_bytes(pack: PackSummary, positions: set[int]) -> int:
-    """Of a pack that nothing else uses, all of it; else of each segment the share of the chunks at these positions."""
+    """Return all of a pack without other users; else their share of each segment."""
     all_bytes: dict[SegmentRef, int] = {}
     free_bytes: dict[SegmentRef, int] = {}
     free_chunks = 0

@@ -14,10 +14,10 @@ from staddle_server.upkeep.lifecycle.retention import NS
 
 
 class Holds:
-    """What keeps backups from being deleted by anyone, administrators too.
+    """What protects backups from deletion by anyone, administrators included.
 
-    All methods raise NotFound and AMBIGUOUS_BACKUP for what they cannot find, and Exhausted or Unavailable where it is decided
-    and no record of that is durable: a replay writes it.
+    All methods raise NotFound and AMBIGUOUS_BACKUP for what they cannot find, and Exhausted or Unavailable if
+    it is decided but no record of that is durable: a replay writes it.
     """
 
     def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock) -> None:
@@ -26,7 +26,7 @@ class Holds:
         self._clock = clock
 
     def hold_dataset(self, principal: Principal, dataset: str, reason: str) -> Hold:
-        """Holds a dataset with all its backups, also later ones, until it is released."""
+        """Hold a dataset with all its backups, also later ones, until it is released."""
         self._tenants.require_recording(principal.tenant)
         now_ns = self._clock.now_ns()
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
@@ -38,7 +38,7 @@ class Holds:
         return hold
 
     def hold_backup(self, principal: Principal, dataset: str, prefix: str, reason: str) -> Backup:
-        """Holds a backup until it is released; one that is deleted is not purged meanwhile."""
+        """Hold a backup until it is released; a deleted one is not purged meanwhile."""
         found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = HeldRecord(backup=found.id, dataset=dataset, reason=reason, at_ns=at_ns)
@@ -49,7 +49,7 @@ class Holds:
         return backup
 
     def release_dataset(self, principal: Principal, dataset: str) -> None:
-        """Releases the dataset's hold. Its backups' own holds stay."""
+        """Release the dataset's hold. Its backups' own holds stay."""
         self._tenants.require_recording(principal.tenant)
         now_ns = self._clock.now_ns()
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
@@ -60,7 +60,7 @@ class Holds:
         self._finish(principal)
 
     def release_backup(self, principal: Principal, dataset: str, prefix: str) -> Backup:
-        """Releases a backup's own hold. That of its dataset stays."""
+        """Release a backup's own hold. That of its dataset stays."""
         found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = ReleasedRecord(backup=found.id, dataset=dataset, at_ns=at_ns)
@@ -71,19 +71,20 @@ class Holds:
         return backup
 
     def retain(self, principal: Principal, dataset: str, prefix: str, until_ns: int) -> Backup:
-        """Keeps a backup from being deleted before a time; an earlier time than it has changes nothing.
+        """Protect a backup from deletion before a time; an earlier time than it has changes nothing.
 
-        BAD_FIELD for a time that has passed (unless it is the one that the backup has: a replay), or more than a hundred years away.
+        BAD_FIELD for a time that has passed (unless the backup has it already: a replay), or over a hundred
+        years away.
         """
         found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
         if not 0 <= until_ns <= now_ns + RETENTION_S_MAX * NS:
             raise BadRequest(
-                "BAD_FIELD", "until_time: it is at most a hundred years from now", field="until_time"
+                "BAD_FIELD", "until_time: the limit is a hundred years from now", field="until_time"
             )
         if until_ns <= now_ns and until_ns != found.retain_until_ns:
             raise BadRequest(
                 "BAD_FIELD",
-                f"until_time: {rfc3339(until_ns)} has passed (the server's clock says {rfc3339(now_ns)}): nothing would be retained",
+                f"until_time: {rfc3339(until_ns)} has passed (the server's clock says {rfc3339(now_ns)}), so it would retain nothing",
                 field="until_time",
             )
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
@@ -95,7 +96,7 @@ class Holds:
         return backup
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
-        """The backup that something is to be decided about."""
+        """Return the backup of a decision."""
         self._tenants.require_recording(principal.tenant)
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
 

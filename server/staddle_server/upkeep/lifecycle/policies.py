@@ -1,4 +1,4 @@
-"""A dataset's policy: set, planned, applied; by callers, and by the server itself on a schedule."""
+"""A dataset's policy: set, planned, applied; by callers, and by the server on a schedule."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ TASK = "retention"
 TOKEN_BYTES = 16
 
 Tick = Callable[[], None]
-"""Called now and then by what takes long; raises to stop it."""
+"""Called from time to time by long work; raises to stop it."""
 
 
 class Plan(NamedTuple):
-    """What becomes of each backup of a dataset, the newest first; `token` stands for all of it."""
+    """The plan for each backup of a dataset, the newest first; `token` identifies all of it."""
 
     token: str
     state: RetentionState
@@ -58,11 +58,11 @@ class Plan(NamedTuple):
 
     @property
     def going(self) -> list[bytes]:
-        """The backups that are to be deleted."""
+        """Return the backups to delete."""
         return [each.id for each in self.planned if each.goes]
 
     def require(self, dataset: str, token: str) -> None:
-        """PLAN_CHANGED unless this is the plan with that token."""
+        """Raise PLAN_CHANGED unless this is the plan with that token."""
         if self.token != token:
             raise plan_changed(dataset)
 
@@ -72,16 +72,16 @@ def _no_tick() -> None:
 
 
 def _go_on(stopping: Stopping) -> None:
-    """Unavailable once the server is about to end."""
+    """Raise Unavailable once the server is about to end."""
     if stopping():
         raise Unavailable("DRAINING", "the server is about to end")
 
 
 class Policies:
-    """The policies of all tenants' datasets. What cannot be found is NotFound."""
+    """The policies of all tenants' datasets. Unknown ones raise NotFound."""
 
     def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock, every_s: float) -> None:
-        """`every_s`: how often `run` is called, and for how long it leaves a policy alone that was just set."""
+        """`every_s`: how often `run` is called, and how long it ignores a policy that was just set."""
         self._every_ns = int(every_s * NS)
         self._catalog = catalog
         self._tenants = tenants
@@ -89,17 +89,19 @@ class Policies:
         self._guard = ClockGuard(catalog, clock)
 
     def get(self, principal: Principal, dataset: str) -> Retention:
-        """What keeps a dataset's backups."""
+        """Return what protects a dataset's backups."""
         return self._catalog.retention.get(principal.tenant, dataset)
 
     def change(
         self, principal: Principal, dataset: str, policy: Policy | None, minimum_s: int | None
     ) -> Retention:
-        """Sets policy, minimum retention, or both; None: as it is. A policy without a rule: none.
+        """Set policy, minimum retention, or both; None leaves it unchanged.
+
+        A policy without a rule means none.
 
         Raises:
             BadRequest: BAD_FIELD, a value is out of its range.
-            Exhausted, Unavailable: it is decided, and no record of that is durable; a replay writes it.
+            Exhausted, Unavailable: It is decided, but no record of that is durable; a replay writes it.
 
         """
         self._tenants.require_recording(principal.tenant)
@@ -120,10 +122,10 @@ class Policies:
         return retention
 
     def plan(self, tenant: bytes, dataset: str, tick: Tick = _no_tick) -> Plan:
-        """What the dataset's policy would do now. Changes nothing.
+        """Return what the dataset's policy would do now. Changes nothing.
 
         Raises:
-            Unavailable: the policy cannot be followed by this server, or the store does not answer.
+            Unavailable: This server cannot apply the policy, or the store does not answer.
 
         """
         opened = self._tenants.get(tenant)
@@ -134,11 +136,11 @@ class Policies:
         return Plan(_token(opened, dataset, state, planned), state, planned)
 
     def backup(self, tenant: bytes, backup: bytes) -> Backup:
-        """A backup of a plan, as a whole."""
+        """Return a backup of a plan with all its fields."""
         return self._catalog.backups.get(tenant, backup)
 
     def freed(self, tenant: bytes, made: Plan, tick: Tick = _no_tick) -> Freed:
-        """What the store would be rid of if what goes by a plan were gone for good."""
+        """Return what purging the backups of a plan would free."""
         going = set(made.going)
         if not going:
             return Freed(0)
@@ -149,11 +151,13 @@ class Policies:
         return freed_by(self._tenants.get(tenant), self._catalog, roots, standing, tick)
 
     def apply(self, tenant: bytes, dataset: str, token: str, tick: Tick = _no_tick) -> Applied:
-        """Deletes just what the plan with this token said, all or nothing. A replay is answered as the first call was.
+        """Delete exactly what the plan with this token says, all or nothing.
+
+        A replay returns the first call's answer.
 
         Raises:
             Precondition: PLAN_CHANGED, nothing was deleted.
-            Exhausted, Unavailable: it is decided, and no record of that is durable; a replay writes it.
+            Exhausted, Unavailable: It is decided, but no record of that is durable; a replay writes it.
 
         """
         applied = self._catalog.retention.applied(tenant, dataset, token)
@@ -165,12 +169,13 @@ class Policies:
         return applied
 
     def run(self, stopping: Stopping) -> str:
-        """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back.
+        """Apply the policies of all tenants' datasets; return a short summary.
 
-        A new policy is not followed in its first period, so that there is time to look at its plan.
+        A failure in one does not stop the others. A new policy is not applied in its first period, to leave
+        time to check its plan.
 
         Raises:
-            ClockInDoubt: the clock has jumped, and the jump is not confirmed.
+            ClockInDoubt: The clock has jumped, and the jump is not confirmed.
 
         """
         deleted = failed = 0
@@ -180,7 +185,7 @@ class Policies:
         ):
             try:
                 deleted += self._follow(tenant, dataset, lambda: _go_on(stopping))
-            except Precondition as e:  # a backup came, or a hold, between the plan and its application
+            except Precondition as e:  # a backup or a hold arrived between the plan and its application
                 log.info("retention of dataset %r waits for its next turn: %s", dataset, e.message)
             except StaddleError as e:
                 if stopping():
@@ -195,12 +200,13 @@ class Policies:
         return ", ".join(words)
 
     def _follow(self, tenant: bytes, dataset: str, tick: Tick) -> int:
-        """Deletes what a dataset's policy lets go; gives how many backups that are."""
+        """Delete what a dataset's policy allows; return the number of backups."""
         tick()
         now_ns = self._guard.require()
         state = self._catalog.retention.state(tenant, dataset, _tag_keys)
         policy = decode_policy(state.retention.policy)
-        # Damage only ever keeps more. Where nothing goes without any, no manifest is walked, hour for hour, to look for some.
+        # Damage only ever keeps more. If nothing would go even without any, do not walk manifests hour after
+        # hour to find some.
         if not any(each.goes for each in _planned(policy, state.backups, set(), now_ns)):
             return 0
         made = self.plan(tenant, dataset, tick)
@@ -231,9 +237,9 @@ class Policies:
         return applied
 
     def _damaged(self, tenant: Tenant, backups: list[Backup], tick: Tick) -> set[bytes]:
-        """The backups of which something is known to be damaged or missing.
+        """Return the backups with known damage or missing data.
 
-        While no damage is known in the tenant, only the newest is looked at: the plan rests on that it is whole.
+        Without known damage in the tenant, only checks the newest: the plan depends on its being intact.
         """
         losses = Losses(ChunkReader(tenant, self._catalog), share=True, tick=tick)
         newest = max(backups, key=lambda each: each.number, default=None)
@@ -245,7 +251,7 @@ class Policies:
 
 
 def _tag_keys(policy: str) -> set[str]:
-    """The keys of the tags that decide what a policy keeps."""
+    """Return the keys of the tags that decide what a policy keeps."""
     return {tag.key for tag in decode_policy(policy).keep_tags}
 
 
@@ -266,7 +272,9 @@ def _candidate(backup: Backup, damaged: set[bytes], now_ns: int) -> Candidate:
 
 
 def _token(tenant: Tenant, dataset: str, state: RetentionState, planned: list[Planned]) -> str:
-    """What only this tenant can have for this plan: any other plan, state or policy has another one."""
+    """Return a token that only this tenant can have for this plan: any other plan, state or policy gives
+    another one.
+    """
     becomes = [(each.id, each.goes, each.damaged) for each in planned]
     body = msgspec.msgpack.encode(("retention plan", dataset, state.decisive(), becomes))
     return blake3(body, key=tenant.secrets.token_key).hexdigest(TOKEN_BYTES)

@@ -1,4 +1,4 @@
-"""Which backups of a dataset a policy keeps, and why. Pure: nothing here looks at a clock, a catalog or a store."""
+"""Which backups of a dataset a policy keeps, and why. Pure: uses no clock, catalog or store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Seconds = Annotated[int, msgspec.Meta(ge=0, le=RETENTION_S_MAX)]
 
 
 class Tag(msgspec.Struct, frozen=True, array_like=True):
-    """A tag that keeps a backup; `value` None: whatever its value is."""
+    """A tag that keeps a backup; `value` None matches any value."""
 
     key: Annotated[str, msgspec.Meta(min_length=1, max_length=TAG_KEY_BYTES_MAX)]
     value: Annotated[str, msgspec.Meta(max_length=TAG_VALUE_BYTES_MAX)] | None = None
@@ -39,13 +39,13 @@ class Tag(msgspec.Struct, frozen=True, array_like=True):
         return self.key if self.value is None else f"{self.key}={self.value}"
 
     def is_in(self, tags: Mapping[str, str]) -> bool:
-        """Whether a backup with these tags has it."""
+        """Return whether a backup with these tags matches."""
         return self.key in tags and self.value in {None, tags[self.key]}
 
 
-# A rule that this version does not know would keep backups that it deletes: so such a policy is not read at all.
+# Ignoring an unknown rule would delete backups that it keeps: such a policy is refused as a whole.
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The rules of protos/staddle/v1 RetentionPolicy, as the catalog and the records have them (JSON)."""
+    """The rules of protos/staddle/v1 RetentionPolicy, as the catalog and the records store them (JSON)."""
 
     keep_last: Count = 0
     keep_within_s: Seconds = 0
@@ -59,14 +59,14 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
     @property
     def has_rule(self) -> bool:
-        """Whether it keeps anything by itself."""
+        """Whether it has a rule that keeps anything."""
         return self != Policy(time_zone=self.time_zone)
 
     def zone(self) -> datetime.tzinfo:
-        """Where its hours and days begin.
+        """Return the zone in which its hours and days begin.
 
         Raises:
-            LookupError: there is no such zone on this machine.
+            LookupError: The zone does not exist on this machine.
 
         """
         if self.time_zone == UTC:
@@ -81,7 +81,7 @@ _DECODER: Final = msgspec.json.Decoder(Policy)
 
 
 def encode_policy(policy: Policy) -> str:
-    """The policy as it is kept; "" for one without a rule.
+    """Return the policy as stored; "" for one without a rule.
 
     Raises:
         BadRequest: BAD_FIELD, a value is out of its range, or this machine does not know the time zone.
@@ -96,17 +96,17 @@ def encode_policy(policy: Policy) -> str:
     except msgspec.ValidationError as e:
         raise _bad(str(e)) from e
     except LookupError as e:
-        raise _bad(f"this server knows no time zone {policy.time_zone!r}") from e
+        raise _bad(f"unknown time zone {policy.time_zone!r} on this server") from e
     if len(body) > POLICY_BYTES_MAX:
-        raise _bad(f"it is longer than {POLICY_BYTES_MAX} bytes: name fewer tags")
+        raise _bad(f"the policy is longer than {POLICY_BYTES_MAX} bytes: name fewer tags")
     return body.decode()
 
 
 def decode_policy(text: str) -> Policy:
-    """The policy that `encode_policy` made.
+    """Return the policy that `encode_policy` encoded.
 
     Raises:
-        Unavailable: it is not in a form that this version knows, so nothing may be deleted by it.
+        Unavailable: Its form is unknown to this version, so it may not delete anything.
 
     """
     if not text:
@@ -116,13 +116,16 @@ def decode_policy(text: str) -> Policy:
     except msgspec.MsgspecError as e:
         raise Unavailable(
             "STORE_UNAVAILABLE",
-            f"the retention policy is not one that this version knows ({e}), so nothing is deleted by it: run the version "
+            f"this version does not know the form of the retention policy ({e}), so nothing is deleted by it: run the version "
             "that set it, or set it again",
         ) from e
 
 
 class Candidate(NamedTuple):
-    """A backup that is not deleted, as far as it matters here. `protection` says in words why it may not be deleted; empty if it may."""
+    """The relevant facts of an undeleted backup.
+
+    `protection` says why it may not be deleted; empty if it may.
+    """
 
     id: bytes
     number: int
@@ -133,7 +136,7 @@ class Candidate(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """What becomes of a backup, and all the reasons, in words."""
+    """The decision about a backup, with all reasons in words."""
 
     id: bytes
     goes: bool
@@ -142,17 +145,19 @@ class Planned(NamedTuple):
 
 
 def plan(policy: Policy, backups: Iterable[Candidate], now_ns: int) -> list[Planned]:
-    """What becomes of each backup under a policy, the newest first: that with the highest number, which was committed last.
+    """Decide about each backup under a policy, the newest first: that with the highest number, which was
+    committed last.
 
-    Whatever the rules say, these stay: what is protected; the newest backup, and the newest that is whole; what begins behind
-    `now_ns`, which also counts for no rule; and everything while nothing is whole. Damaged backups take no other's place, so that
-    damage only ever keeps more. At most RETENTION_DELETIONS_MAX go, the oldest ones.
+    Whatever the rules say, these stay: protected backups; the newest backup, and the newest intact one; those
+    that begin after `now_ns`, which also count for no rule; and everything while none is intact. Damaged
+    backups take no other's place, so that damage only ever keeps more. At most RETENTION_DELETIONS_MAX go,
+    the oldest ones.
 
     Raises:
-        Unavailable: this machine does not know the policy's time zone.
+        Unavailable: This machine does not know the policy's time zone.
 
     """
-    # As `latest` is chosen. Times would do it as well, if no clock were ever set back.
+    # The order that defines `latest`. Times would do too, if clocks were never set back.
     ordered = sorted(backups, key=lambda each: each.number, reverse=True)
     reasons: dict[bytes, list[str]] = {each.id: [] for each in ordered}
     for each, why in _reasons(policy, ordered, now_ns):
@@ -171,35 +176,38 @@ def plan(policy: Policy, backups: Iterable[Candidate], now_ns: int) -> list[Plan
 
 
 def _reasons(policy: Policy, ordered: Sequence[Candidate], now_ns: int) -> Iterator[tuple[Candidate, str]]:
-    """Every reason for which a backup stays."""
+    """Yield every reason for which a backup stays."""
     counted = [each for each in ordered if each.begin_ns <= now_ns]
     whole = [each for each in counted if not each.damaged]
     for each in ordered:
         if each.protection:
             yield each, each.protection
         if each.begin_ns > now_ns:
-            yield each, "it begins after the present time of the server, whose clock was wrong then or is now"
+            yield (
+                each,
+                "it begins after the server's present time, so the server's clock was wrong then or is now",
+            )
         if not policy.has_rule:
-            yield each, "there is no policy"
+            yield each, "the dataset has no policy"
         elif all(other.damaged for other in ordered):
-            yield each, "no backup is known to be whole"
+            yield each, "no backup is known to be intact"
     if not policy.has_rule:
         return
     newest_ns = min((some[0].begin_ns for some in (counted, whole) if some), default=0)
     yield from _kept(policy, whole, newest_ns)
     if len(whole) < len(counted):
-        # What would stay if nothing were damaged; beside the whole ones these are damaged ones alone.
+        # What would stay if nothing were damaged; besides the intact ones, these are only damaged ones.
         yield from (found for found in _kept(policy, counted, newest_ns) if found[0].damaged)
     if counted:
         yield counted[0], "the newest"
     if whole and whole[0] is not counted[0]:
-        yield whole[0], "the newest that is whole"
+        yield whole[0], "the newest intact one"
 
 
 def _kept(
     policy: Policy, newest_first: Sequence[Candidate], newest_ns: int
 ) -> Iterator[tuple[Candidate, str]]:
-    """What the rules keep of these, and by which one; `newest_ns` is when the newest of all began."""
+    """Yield what the rules keep of these, and by which one; `newest_ns` is when the newest of all began."""
     for place, each in enumerate(newest_first[: policy.keep_last], 1):
         yield each, f"last {place} of {policy.keep_last}"
     if policy.keep_within_s:
@@ -220,7 +228,7 @@ def _kept(
 def _newest_of_each(
     newest_first: Iterable[tuple[Candidate, str]], name: str, count: int
 ) -> Iterator[tuple[Candidate, str]]:
-    """The newest of each of the last `count` buckets in which there is one; each comes with its bucket."""
+    """Yield the newest of each of the last `count` non-empty buckets, with its bucket."""
     newest: dict[str, Candidate] = {}
     for each, label in newest_first:
         newest.setdefault(label, each)
@@ -238,7 +246,7 @@ def _buckets(policy: Policy) -> Iterator[tuple[str, int, Callable[[datetime.date
 
 
 def _hour(moment: datetime.datetime) -> str:
-    """With its offset: where clocks are set back, an hour of the day comes twice."""
+    """Return the hour with its offset: when clocks are set back, an hour of the day occurs twice."""
     return moment.strftime("%Y-%m-%d %H:00%z")
 
 
@@ -252,13 +260,13 @@ def _zone_of(policy: Policy) -> datetime.tzinfo:
     except LookupError as e:
         raise Unavailable(
             "STORE_UNAVAILABLE",
-            f"this server knows no time zone {policy.time_zone!r}, which the retention policy names, so nothing is deleted by it: "
+            f"this server does not know the time zone {policy.time_zone!r} of the retention policy, so nothing is deleted by it: "
             "install the system's time zone data, or set a policy with another zone",
         ) from e
 
 
 def in_words(seconds: int) -> str:
-    """A duration in its largest whole unit: 36h, 14d."""
+    """Return a duration in its largest whole unit: 36h, 14d."""
     for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds % size == 0:
             return f"{seconds // size}{unit}"

@@ -1,4 +1,4 @@
-"""Whether a catalog knows of every record in its store: one that does not was put back from a copy."""
+"""Whether a catalog knows every record in its store: one that does not was restored from an old copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from staddle_server.tenancy.tenant import Tenant, keys_damage
 
 
 def newest_stored(tenant: Tenant) -> int:
-    """The highest number of a record that the store has, or had. Reads the head, and lists the records once."""
+    """Return the highest number of a record that the store has, or had.
+
+    Reads the head, and lists the records once.
+    """
     try:
         newest = tenant.records.head.read()
     except Damaged:
@@ -21,26 +24,29 @@ def newest_stored(tenant: Tenant) -> int:
 
 
 def records_unknown(tenant: Tenant, catalog: Catalog) -> int:
-    """How many decisions the store has records of that the catalog has not made. Raises Unavailable."""
+    """Return how many decisions in the store's records the catalog lacks. Raises Unavailable."""
     stored = newest_stored(tenant)
-    # Asked second: what a server that runs decides meanwhile is known by then.
+    # Read second: what a running server decides meanwhile is known by then.
     return max(0, stored - catalog.tenants.newest_record(tenant.id))
 
 
 def tenants_unknown(blobs: Blobs, keys: KeyStore, catalog: Catalog) -> set[bytes]:
-    """The tenants that the catalog does not know, and that a rebuild finds: with records or packs, and with keys that open.
+    """Return tenants that the catalog lacks and a rebuild finds: with records or packs, and with keys that
+    open.
 
     Lists the heads once. Raises Unavailable.
     """
     recorded = {
         bytes.fromhex(name.partition("/")[2]) for name, _ in blobs.list("heads") if is_head_name(name)
     }
-    # Asked second: a tenant that another process makes meanwhile is known by then.
+    # Read second: a tenant that another process creates meanwhile is known by then.
     unknown = recorded - {row.id for row in catalog.tenants.list_all()}
     return {tenant for tenant in unknown if was_finished(blobs, tenant) and keys_damage(keys, tenant) is None}
 
 
 def was_finished(blobs: Blobs, tenant: bytes) -> bool:
-    """Whether a tenant was ever made to the end: its record is written last, before the tenant is reported as made."""
+    """Return whether a tenant's creation was completed: its record is written last, before the tenant is
+    reported.
+    """
     names = (records_prefix(tenant), packs_prefix(tenant))
     return any(next(blobs.list(prefix), None) is not None for prefix in names)

@@ -1,4 +1,4 @@
-"""What is in a pack: from its footer, or from looking at all of it where that cannot be read."""
+"""The contents of a pack: from its footer or, if that is damaged, from a search of the whole pack."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from staddle_server.store.pack import PackReader, Segment
 
 
 class Contents(NamedTuple):
-    """A pack, and what is wrong with it; an empty text: nothing that was looked at."""
+    """A pack, and what is wrong with it; empty if nothing was found."""
 
     pack: RebuiltPack
     damage: str
 
 
 def read_contents(reader: PackReader, keys: TenantKeys, pack: bytes, size_bytes: int) -> Contents:
-    """What is in a pack object of that size.
+    """Return the contents of a pack object of that size.
 
-    A footer is believed: what it says was sealed with the pack. Without one every segment is opened, and what lies between
-    those that open is put down as damaged. Never raises for what is stored: also a pack that nothing can be read of has a row, else
-    its object would count as one that nobody knows.
+    Trusts the footer: it was sealed with the pack. Without one every segment is opened, and the gaps between
+    them are marked as damaged. Never raises for stored data: even an unreadable pack gets a row, or its
+    object would count as an orphan.
     """
     try:
         return Contents(RebuiltPack(reader.footer(pack)), "")
@@ -47,10 +47,10 @@ def _scanned(reader: PackReader, keys: TenantKeys, summary: PackSummary, cause: 
                     damage.append(found.offset)
                 end = found.offset + found.length
     except (Damaged, Unavailable):
-        damage.append(end)  # the disk does not give more of it
+        damage.append(end)  # the disk does not return more of it
     if not summary.chunks:
         return Contents(
-            RebuiltPack(summary, (None,)), f"{cause.message}; nothing else in it can be read either"
+            RebuiltPack(summary, (None,)), f"{cause.message}; nothing else in it is readable either"
         )
     what = f"{cause.message}; a search of the whole pack found {counted(len(summary.chunks), 'chunk')}"
     return Contents(RebuiltPack(summary, tuple(damage)), what)

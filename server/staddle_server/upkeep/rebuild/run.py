@@ -1,8 +1,8 @@
-"""A new catalog from what the store alone says.
+"""A new catalog from the store alone.
 
-For each tenant whose secrets open: its records, which are the truth about backups → its packs with their chunks → its
-datasets and backups → their manifests, whose chunks must all be in a pack. What cannot be used is named, and keeps
-nothing else from being used.
+For each tenant whose secrets open: its records, which are the truth about backups → its packs with their
+chunks → its datasets and backups → their manifests, whose chunks must all be in a pack. Unusable objects are
+reported, and do not affect the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from staddle_server.base.threads import Threads
 from staddle_server.base.types import NO_LINK, TenantKeys
 from staddle_server.catalog import Backup, Catalog, TenantRow
 from staddle_server.catalog.rebuild import Rebuild, RebuiltPack
+from staddle_server.store.backends.object_urls import PROBES
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, StoredTenant, keys_name, parse_keys_name
 from staddle_server.store.marks import is_mark_name
@@ -34,21 +35,21 @@ from staddle_server.upkeep.record_chain import Chain
 from staddle_server.upkeep.record_history import History, Renumbered
 
 READERS: Final = 4
-"""Footers that are read at once; twice as many wait to be put into the catalog."""
+"""Footers read at once; twice as many wait to be put into the catalog."""
 CHUNKS_PER_COMMIT: Final = 50_000
 PAGE: Final = 1000
 """Backups, or datasets, that are written or read at once."""
 LISTED_MAX: Final = 1000
 """Problems that a report lists; it counts all of them."""
-BESIDE: Final = frozenset({"parity", "copies"})
-"""Below these lie objects that only help to mend others."""
+BESIDE: Final = frozenset({"parity", "copies", PROBES})
+"""Prefixes of objects that only help to repair others, or that tested an object store."""
 
 Show = Callable[[str, int], None]
-"""How far it is: what is read, and how many of it were."""
+"""The progress: what is being read, and how many are done."""
 
 
 class Problem(NamedTuple):
-    """Something that could not be used: what (an object by its name, or a backup), and what is wrong with it."""
+    """An unusable object (by its name) or backup, and what is wrong with it."""
 
     what: str
     message: str
@@ -62,26 +63,26 @@ class RebuildReport:
     datasets: int = 0
     backups: int = 0
     deleted: int = 0
-    """Of the backups: those that are deleted, and can be brought back."""
+    """Of the backups: deleted ones that can be undeleted."""
     purged: int = 0
-    """Backups that are gone for good, and not in the catalog."""
+    """Purged backups, which are not in the catalog."""
     records: int = 0
     packs: int = 0
     chunks: int = 0
     problem_count: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What differs from what was, though nothing is wrong with the store."""
+    """Differences from the old state without a fault of the store."""
 
     def problem(self, what: str, message: str) -> None:
-        """Counts a problem, and lists it while the list is short."""
+        """Count a problem, and list it while the list is short."""
         self.problem_count += 1
         if len(self.problems) < LISTED_MAX:
             self.problems.append(Problem(what, message))
 
 
 class NothingOpens(Damaged):
-    """No tenant's secrets open: with this master key there is nothing to rebuild."""
+    """No tenant's secrets open: with this master key nothing can be rebuilt."""
 
 
 class _FoundTenant(NamedTuple):
@@ -118,12 +119,12 @@ class Rebuilding:
         self._report = RebuildReport()
 
     def run(self) -> RebuildReport:
-        """Reads the store and fills the catalog.
+        """Read the store and fill the catalog.
 
         Raises:
-            NothingOpens: the store has tenants, and none of their secrets open.
-            Unavailable: the store cannot be listed: an empty list is never taken for an empty store.
-            Exhausted: the catalog's disk is full.
+            NothingOpens: The store has tenants, and none of their secrets open.
+            Unavailable: The store cannot be listed: that is never taken for an empty store.
+            Exhausted: The catalog's disk is full.
 
         """
         opened = self._open_tenants()
@@ -154,7 +155,7 @@ class Rebuilding:
                 self._report.problem(f"keys/{tenant.hex()}", e.message)
         if closed and not found:
             raise NothingOpens(
-                f"nothing can be rebuilt: {closed[0].message}. Put back the master.key, or the keys/ of the store, that "
+                f"nothing can be rebuilt: {closed[0].message}. Restore the master.key, or the keys/ of the store, that "
                 "belong to it"
             )
         return self._named([each for each in found if self._was_finished(each[0])])
@@ -162,7 +163,7 @@ class Rebuilding:
     def _tenant_ids(self) -> list[bytes]:
         try:
             return self._keys.tenant_ids()
-        except Damaged:  # a stranger among the keys; it is named later, and hides no tenant
+        except Damaged:  # a foreign object among the keys; reported later, it hides no tenant
             owners = (_owner("keys", name) for name, _ in self._blobs.list("keys"))
             return sorted({owner for owner in owners if owner is not None})
 
@@ -170,12 +171,12 @@ class Rebuilding:
         if was_finished(self._blobs, tenant.tenant):
             return True
         self._report.notes.append(
-            f"the tenant {tenant.name} ({tenant.tenant.hex()}) has keys and nothing else: it was never made to the end, and is left out"
+            f"the tenant {tenant.name} ({tenant.tenant.hex()}) has keys and nothing else: its creation was never completed, so it is left out"
         )
         return False
 
     def _named(self, found: list[tuple[StoredTenant, TenantKeys]]) -> list[_FoundTenant]:
-        """The tenants under names of their own; of two with the same name the older one has it."""
+        """Return the tenants with unique names; of two with the same name the older one keeps it."""
         taken: set[str] = set()
         opened = []
         for tenant, keys in sorted(found, key=lambda each: (each[0].created_ns, each[0].tenant)):
@@ -183,7 +184,7 @@ class Rebuilding:
             if name in taken:
                 name = f"{tenant.name[:55]}.{tenant.tenant.hex()[:8]}"
                 self._report.notes.append(
-                    f"two tenants have the name {tenant.name}: the younger one is {name} now"
+                    f"two tenants have the name {tenant.name}: the younger one is now {name}"
                 )
             taken.add(name)
             opened.append(_FoundTenant(self._row(tenant, name, keys), keys))
@@ -200,7 +201,7 @@ class Rebuilding:
         )
 
     def _object(self, name: str) -> bytes:
-        """The whole object; empty if it cannot be read: the catalog keeps it as a second copy, no more."""
+        """Return the whole object; empty if it is unreadable: the catalog only keeps it as a second copy."""
         try:
             size = self._blobs.size(name)
             return self._blobs.read(name, 0, size) if size <= KEYS_BYTES_MAX else b""
@@ -210,7 +211,7 @@ class Rebuilding:
     # ------------------------------------------------------------------ records
 
     def _read_records(self, tenant: _FoundTenant) -> tuple[History, Chain, set[bytes]]:
-        """What the records come to, their chain, and the ids of those that cannot be read."""
+        """Return the combined records, their chain, and the ids of unreadable ones."""
         history, chain, damaged = History(), Chain(), set[bytes]()
         records = Records(self._blobs, tenant.keys)
         for count, name in enumerate(records.list()):
@@ -230,28 +231,24 @@ class Rebuilding:
         return history, chain, damaged
 
     def _head(self, tenant: _FoundTenant, chain: Chain) -> int:
-        """The number of the newest record, as the tenant's head says it; 0 where nothing says it."""
+        """Return the number of the newest record according to the tenant's head; 0 if unknown."""
         head = Records(self._blobs, tenant.keys).head
         try:
             return head.read()
         except BlobMissing:
-            if chain.newest > 1:  # the first one is written before it
-                self._report.problem(
-                    head.name, "it is missing: whether the newest records are there cannot be told"
-                )
+            if chain.newest > 1:  # the first record is written before it
+                self._report.problem(head.name, "it is missing, so missing newest records cannot be detected")
         except (Damaged, Unavailable) as e:
-            self._report.problem(
-                head.name, f"{e.message}: whether the newest records are there cannot be told"
-            )
+            self._report.problem(head.name, f"{e.message}, so missing newest records cannot be detected")
         return 0
 
     def _name_missing(self, tenant: _FoundTenant, chain: Chain, newest: int) -> None:
-        """Records that are gone: what they said is lost with the old catalog."""
+        """Report missing records: their content is lost with the old catalog."""
         for span in chain.missing(newest):
             self._report.problem(
                 records_prefix(tenant.id),
                 f"{span.missing_of(tenant.row.name)}, and so is what "
-                "was decided in them: a backup, a deletion, a hold, a policy. Put the objects back from a copy of the store, "
+                "was decided in them: a backup, a deletion, a hold, a policy. Restore the objects from a copy of the store, "
                 "and rebuild again",
             )
         for words in chain.breaks:
@@ -260,11 +257,13 @@ class Rebuilding:
             )
 
     def _name_orphans(self, backups: set[bytes]) -> None:
-        """Decisions about a backup that no record made: that record is lost, and the backup with it."""
+        """Report decisions about a backup without a commit record: that record is lost, and the backup with
+        it.
+        """
         for backup in sorted(backups):
             self._report.problem(
                 f"backup {backup.hex()}",
-                "there are records about it, but not the one that it was committed: put that back from a copy of the store",
+                "it has records, but not that of its commit: restore that from a copy of the store",
             )
 
     # ------------------------------------------------------------------ packs
@@ -287,7 +286,7 @@ class Rebuilding:
         self._report.chunks += chunks
 
     def _contents(self, tenant: _FoundTenant) -> Iterator[tuple[str, Contents]]:
-        """The tenant's packs, in order; the next few are read meanwhile."""
+        """Yield the tenant's packs in order, reading the next few ahead."""
         reader = PackReader(self._blobs, tenant.keys)
         reading: deque[tuple[str, Future[Contents]]] = deque()
         with Threads(READERS, thread_name_prefix="footers") as readers:
@@ -305,7 +304,8 @@ class Rebuilding:
     # ------------------------------------------------------------------ datasets and backups
 
     def _add_datasets(self, tenant: _FoundTenant, history: History) -> None:
-        # The graces of deleted backups begin again; by a clock that is behind they would be over as soon as it is right.
+        # The grace periods of deleted backups begin again; by a clock that is behind they would end as soon
+        # as it is right.
         grace_ns = max(self._now_ns, history.newest_ns)
         for dataset in history.datasets(self._now_ns):
             self._rebuild.add_dataset(tenant.id, dataset)
@@ -320,16 +320,17 @@ class Rebuilding:
 
     def _note_number(self, found: Renumbered) -> None:
         self._report.notes.append(
-            f"backup {found.backup.hex()} of dataset {found.dataset!r} has the number {found.number} now: another "
-            f"one has its number {found.before}, as a catalog was once put back from a copy"
+            f"backup {found.backup.hex()} of dataset {found.dataset!r} now has the number {found.number}: another "
+            f"one has its number {found.before}, because a catalog was once restored from a copy"
         )
 
     # ------------------------------------------------------------------ manifests
 
     def _walk_manifests(self, tenant: _FoundTenant) -> None:
-        """Names the backups whose manifest cannot be read. They stay: it may come back, and a restore says what is missing.
+        """Report the backups whose manifest is unreadable.
 
-        Chunks that no pack has were in packs that are lost: nothing else tells of these, and the next uploads must know.
+        They stay: it may return, and a restore reports what is missing. Chunks without a pack were in lost
+        packs: nothing else reveals these, and the next uploads must know.
         """
         reached = Reached(Tenants(self._blobs, self._catalog, self._keys).get(tenant.id), self._catalog)
         unreadable = 0
@@ -346,15 +347,15 @@ class Rebuilding:
         if reached.missing:
             self._report.problem(
                 f"packs/{tenant.id.hex()}",
-                f"No pack that can be read holds {counted(reached.missing, 'chunk')} that backups refer to. Put what is lost back from a "
-                "copy of the store, and rebuild again; else the next backups of the same data bring them: clients are told "
-                "what to send",
+                f"No readable pack holds {counted(reached.missing, 'chunk')} that backups refer to. Restore the lost packs from a "
+                "copy of the store, and rebuild again; otherwise the next backups of the same data heal them: the server asks clients for "
+                "what is missing",
             )
         if (reached.missing or unreadable) and not self._catalog.packs.damaged_count(tenant.id):
             self._rebuild.add_lost_pack(tenant.id, self._now_ns)
 
     def _kept(self, tenant: bytes) -> Iterator[Backup]:
-        """All backups of the tenant, deleted ones too."""
+        """Yield all backups of the tenant, deleted ones included."""
         after = ""
         while datasets := self._catalog.datasets.list_page(tenant, after, PAGE):
             for dataset in datasets:
@@ -372,7 +373,7 @@ class Rebuilding:
     # ------------------------------------------------------------------ what no row names
 
     def _look_for_strangers(self, tenants: set[bytes]) -> None:
-        """Names objects that Staddle did not put there, and counts those of tenants that are not in the catalog."""
+        """Report foreign objects, and count those of tenants that are not in the catalog."""
         left: Counter[tuple[str, bytes]] = Counter()
         for name, _ in self._blobs.list(""):
             kind = name.partition("/")[0]
@@ -380,15 +381,15 @@ class Rebuilding:
             if owner is None and name != FORMAT_NAME and kind not in BESIDE and not is_mark_name(name):
                 self._report.problem(
                     name,
-                    "it is nothing that Staddle puts into a store, and was passed over: move it elsewhere",
+                    "not an object of Staddle's, skipped: move it elsewhere",
                 )
             elif owner is not None and owner not in tenants and kind != "keys":
                 left[(kind, owner)] += 1
         for (kind, owner), count in sorted(left.items()):
             self._report.problem(
                 f"{kind}/{owner.hex()}",
-                f"{count} {kind} of a tenant whose keys are missing or damaged: put keys/{owner.hex()} back from a copy of "
-                "the store, and rebuild again; a catalog that knows the tenant has a copy of them, too, which `repair` writes "
+                f"{count} {kind} of a tenant whose keys are missing or damaged: restore keys/{owner.hex()} from a copy of "
+                "the store, and rebuild again; a catalog that knows the tenant also has a copy of them, which `repair` writes "
                 "to the store",
             )
 
@@ -408,7 +409,7 @@ def _keys_owner(name: str) -> bytes | None:
 
 
 def _owner(kind: str, name: str) -> bytes | None:
-    """The tenant that an object belongs to; None for a name that Staddle does not give."""
+    """Return the tenant that an object belongs to; None for a name that is not Staddle's."""
     if kind == "keys":
         return _keys_owner(name)
     if kind == "packs":
