@@ -251,7 +251,7 @@ class Policies:
 
 
 def _tag_keys(policy: str) -> set[str]:
-    """The keys of the tags that decide what a policy keeps."""
+    """Return the keys of the tags that decide what a policy keeps."""
     return {tag.key for tag in decode_policy(policy).keep_tags}
 
 
