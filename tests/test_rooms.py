@@ -196,16 +196,16 @@ class Import(NamedTuple):
 
 
 @cache
-def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
-    """Those of a file, also inside functions."""
-    tree = ast.parse(path.read_text(), str(path))
+def import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """Those of a module, also inside functions."""
+    tree = ast.parse(source)
     return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imports(path: Path, side: Side) -> Iterator[Import]:
     """Every import in a file; relative ones are made absolute."""
     package = list(path.relative_to(side.source.parent).parent.parts)
-    for node in import_statements(path):
+    for node in import_statements(path.read_text()):
         if isinstance(node, ast.Import):
             yield from (Import(path, node.lineno, alias.name) for alias in node.names)
         else:

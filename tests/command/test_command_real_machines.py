@@ -149,7 +149,7 @@ def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source:
         assert why in staddle(*words, "--files-from", "-", given=data, code=2).err
     assert "only once" in staddle(*words, "--files-from", "-", "--files-from0", "-", code=2).err
     assert (
-        "for a PATH" in staddle(*("backup", "-", *words[2:]), "--name", "f", "--files-from", "x", code=2).err
+        "need a PATH" in staddle(*("backup", "-", *words[2:]), "--name", "f", "--files-from", "x", code=2).err
     )
 
 

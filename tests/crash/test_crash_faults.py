@@ -202,7 +202,7 @@ def test_after_a_failed_sync_health_reports_read_only_until_a_restart(
     assert failure(lambda: back_up(stub, "www", {"b": b"2"})) == UNAVAILABLE
     fault.mend()
     wait_until(lambda: writes(running.address) == "NOT_SERVING")
-    assert caplog.text.count("from now on nothing is written") == 1
+    assert caplog.text.count("refuses writes from now on") == 1
     asked = CliRunner().invoke(
         group, ["health", "--data", str(running.root), "--server", running.address, "--wait", "20s"]
     )

@@ -12,7 +12,7 @@ from staddle._errors import ExhaustedError
 def no_thread() -> ExhaustedError:
     """The error for it."""
     return ExhaustedError(
-        "The system gives this process no further thread: raise its limit of processes (`ulimit -u`, TasksMax, the "
+        "The system gives this process no more threads: raise its limit of processes (`ulimit -u`, TasksMax, the "
         "container's limit of pids) or its memory, and try again."
     )
 
