@@ -123,8 +123,17 @@ def test_a_signal_ends_a_restore_cleanly_without_temporary_files(
     finally:
         gate.open.set()
     assert interrupted.returncode == 130, err
+    assert err.count("\n") == 1, err
     assert json.loads(err)["reason"] == "INTERRUPTED"
     assert list(target.iterdir()) == []
+
+
+def test_a_thread_that_fails_after_an_interrupt_prints_nothing(unconfigured: CommandLine) -> None:
+    words = "import os, signal, threading; from staddle.command.run import _heed_interrupts as heed; heed()\n"
+    words += "fail = lambda: (t := threading.Thread(target=lambda: 1 / 0), t.start(), t.join())\n"
+    words += "fail()\ntry: os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt: fail()"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stderr.count("ZeroDivisionError") == 1
 
 
 def test_sigterm_and_sighup_together_count_as_one_request(unconfigured: CommandLine) -> None:

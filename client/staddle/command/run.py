@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Final
@@ -204,6 +205,8 @@ def _heed_interrupts() -> None:
             # A service manager may send SIGTERM and SIGHUP together: the second one does not count as a second request.
             again = each in (number, signal.SIGINT)
             signal.signal(each, signal.SIG_DFL if again else signal.SIG_IGN)
+        # An interrupt inside Condition.wait can release the lock of a thread of gRPC. That thread then fails, at no cost.
+        threading.excepthook = lambda _: None
         raise KeyboardInterrupt
 
     heeded = [
