@@ -66,6 +66,7 @@ def made(tmp_path: Path) -> tuple[Path, str]:
     return tmp_path / "data", url
 
 
+@pytest.mark.slow
 def test_another_database_for_the_same_directory_is_refused(made):
     data, _ = made
     refused = _run(
@@ -88,6 +89,7 @@ def test_a_directory_with_a_catalog_file_is_not_given_a_database(tmp_path):
     assert "default" in _run("tenant", "list", "--data", str(tmp_path / "data")).stdout
 
 
+@pytest.mark.slow
 def test_a_catalog_that_is_gone_is_not_replaced_by_an_empty_one(made):
     data, url = made
     server = postgres_server.shared()
@@ -103,6 +105,7 @@ def test_a_catalog_that_is_gone_is_not_replaced_by_an_empty_one(made):
     assert "default" in _run("tenant", "list", "--data", str(data)).stdout
 
 
+@pytest.mark.slow
 def test_a_rebuild_replaces_the_catalog_in_one_transaction_and_sets_the_old_one_aside(made):
     data, url = made
     refused = _run("rebuild", "--data", str(data), check=False)

@@ -101,6 +101,7 @@ def test_backups_in_a_bucket_survive_a_kill_and_the_loss_of_everything_but_the_m
         assert again.stop() == 0
 
 
+@pytest.mark.slow
 def test_every_command_finds_the_store_by_the_data_directory_alone(
     server: ServerProcess, data: Path, url: str
 ) -> None:
@@ -121,6 +122,7 @@ def test_every_command_finds_the_store_by_the_data_directory_alone(
     assert restore(server.stub(), "set").files == {"a": content}
 
 
+@pytest.mark.slow
 def test_what_no_backup_needs_leaves_the_bucket_and_what_one_needs_is_compacted(
     server: ServerProcess, data: Path, url: str
 ) -> None:
@@ -138,6 +140,7 @@ def test_what_no_backup_needs_leaves_the_bucket_and_what_one_needs_is_compacted(
     assert "No damage" in run("check", "--read-data", "--data", data).output
 
 
+@pytest.mark.slow
 def test_a_restore_through_the_cache_reads_each_segment_once_and_checks_read_the_bucket(
     data: Path, tmp_path: Path, url: str
 ) -> None:
@@ -199,6 +202,7 @@ def test_another_way_to_the_same_bucket_is_taken_over(data: Path, s3: S3Server, 
     assert "No damage" in run("check", "--data", data).output
 
 
+@pytest.mark.slow
 def test_an_older_state_of_the_bucket_is_refused(server: ServerProcess, data: Path, url: str) -> None:
     assert server.stop() == 0
     blobs = open_blobs(url, os.environ, str(data))

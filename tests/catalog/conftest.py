@@ -151,9 +151,11 @@ class World:
         return made
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(
+    params=[name if name == "sqlite" else pytest.param(name, marks=pytest.mark.slow) for name in DATABASES]
+)
 def databases(request: pytest.FixtureRequest) -> Databases:
-    """Each kind of database in turn."""
+    """Each kind of database in turn; daily SQLite alone, besides what test_catalog_postgres.py tests."""
     return DATABASES[request.param]
 
 
