@@ -10,6 +10,8 @@ import postgres_server
 import pytest
 from postgres_server import PostgresServer
 from servers import NOTHING_BY_ITSELF, SERVER, ServerProcess
+from staddle_server.app.catalog_place import catalog_place_of
+from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import has_catalog
 from thin import back_up, noise, reason, restore
@@ -130,6 +132,15 @@ def test_a_database_that_does_not_answer_is_an_error_in_words_without_its_passwo
     assert "hunter2" not in refused.stderr
     with pytest.raises(Unavailable):
         has_catalog(url)
+
+
+@pytest.mark.parametrize(
+    ("content", "flaw"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff", "is not the URL")]
+)
+def test_an_unusable_catalog_url_is_named_and_no_other_catalog_takes_its_place(tmp_path, content, flaw):
+    (tmp_path / "catalog.url").write_bytes(content)
+    with pytest.raises(DataDirectoryError, match=f"catalog.url {flaw}.*restore the URL"):
+        catalog_place_of(tmp_path, "")
 
 
 def test_a_malformed_url_is_named_without_its_text(tmp_path):

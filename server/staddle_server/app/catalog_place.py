@@ -37,7 +37,7 @@ class CatalogPlace(Protocol):
         """Return whether the catalog that is there holds tables."""
 
     def prepare_new(self) -> None:
-        """Make room for a new catalog, and drop what an interrupted rebuild left."""
+        """Prepare for a new catalog: drop what an interrupted rebuild left."""
 
     def drop_new(self) -> None:
         """Drop a new catalog that was not installed."""
@@ -127,7 +127,7 @@ class DatabasePlace:
         return has_catalog(self._url)
 
     def is_made(self) -> bool:
-        return True  # its tables and their version are made in one transaction
+        return True  # its tables and their version are created in one transaction
 
     def prepare_new(self) -> None:
         self._replacement().prepare()
@@ -192,13 +192,16 @@ def _recorded(data: Path) -> str:
     path = data / URL_NAME
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read(URL_BYTES_MAX).strip()
+            url = file.read(URL_BYTES_MAX).strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         raise unreadable(path, error) from error
     except ValueError as error:
-        raise DataDirectoryError(f"{path} holds no URL of a catalog: put the URL back") from error
+        raise DataDirectoryError(f"{path} is not the URL of a catalog: restore the URL") from error
+    if not url:
+        raise DataDirectoryError(f"{path} is empty: restore the URL of the catalog")
+    return url
 
 
 def _sync(path: Path) -> None:

@@ -15,7 +15,7 @@ class Link(psycopg.Connection[Row]):
     """A connection in autocommit mode, for one thread at a time.
 
     Statements given to `later` (such as BEGIN), and those executed inside `deferring`, wait for the next
-    other     statement or the commit, and share its round trip. They run in order. The call that sends them
+    other statement or the commit, and share its round trip. They run in order. The call that sends them
     raises their errors.
     """
 

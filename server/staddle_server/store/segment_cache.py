@@ -30,13 +30,13 @@ class SegmentCache:
     """
 
     def __init__(self, path: str, bytes_max: int) -> None:
-        """`path` is made if it is missing, and goes on with what it holds. Raises OSError."""
+        """Create `path` if it is missing, or use its content. Raises OSError."""
         self._path = path
         self._bytes_max = bytes_max
         self._files = Files()
         self._lock = threading.Lock()
         self._sizes: OrderedDict[SegmentRef, int] = OrderedDict()
-        """What is there, in blocks' bytes, the least recently used first."""
+        """The sizes of the cached segments in whole blocks, the least recently used first."""
         self._bytes = 0
         for shard in range(SHARDS):
             os.makedirs(os.path.join(path, f"{shard:02x}"), mode=0o700, exist_ok=True)
@@ -44,7 +44,7 @@ class SegmentCache:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes of its disk."""
+        """The bytes that it takes on its disk."""
         return self._bytes
 
     def get(self, ref: SegmentRef) -> bytes | None:
@@ -67,9 +67,7 @@ class SegmentCache:
         return None
 
     def put(self, ref: SegmentRef, data: Buffer) -> None:
-        """Keep the sealed bytes of a segment that was opened, and removes the oldest ones beyond
-        the limit.
-        """
+        """Keep the sealed bytes of a segment that was opened, and remove the oldest ones beyond the limit."""
         size = _blocks(len(data))
         with self._lock:
             if ref in self._sizes or size > self._bytes_max:
@@ -116,7 +114,7 @@ class SegmentCache:
         return os.path.join(self._path, digits[:2], f"{digits}-{ref.offset}-{ref.length}")
 
     def _load(self) -> None:
-        """Take over what an earlier process has left; what is not whole goes."""
+        """Use what an earlier process left, and remove incomplete files."""
         found: list[tuple[int, SegmentRef, int]] = []
         for shard in range(SHARDS):
             for entry in self._files.scan(os.path.join(self._path, f"{shard:02x}")):
