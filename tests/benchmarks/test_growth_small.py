@@ -109,7 +109,7 @@ def test_sizes_beyond_their_limits_are_refused(words: str, capsys: pytest.Captur
 
 
 def test_an_unknown_program_is_named() -> None:
-    with pytest.raises(SystemExit, match="no program tar"):
+    with pytest.raises(SystemExit, match="Unknown program tar"):
         growth.programs_of(growth.parsed(["--peers", "tar"]))
     assert [each.name for each in growth.programs_of(growth.parsed([]))] == ["staddle"]
 

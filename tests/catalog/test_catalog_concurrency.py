@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 from staddle_server.base import errors
 from staddle_server.base.types import UploadState
-from staddle_server.catalog import MissingChunk, PendingRecord, Terms, open_catalog
+from staddle_server.catalog import ClockSeen, MissingChunk, PendingRecord, Terms, open_catalog
 
 ROUNDS = 15
 TERMS = Terms(300, 7 * 24 * 3600)
@@ -51,6 +51,16 @@ def _can_write(world, upload):
     except errors.Conflict:
         return False
     return True
+
+
+def test_of_concurrent_observations_of_the_clock_the_first_stands(world):
+    before = None
+    for round_ in range(ROUNDS):
+        seen = [ClockSeen("boot", 1, round_, number, 0, 0) for number in range(6)]
+        put = [lambda each=each, last=before: world.catalog.clock.put(each, last) for each in seen]
+        assert sorted(_together(*put), key=repr) == [False] * 5 + [True]
+        before = world.catalog.clock.get()
+        assert before in seen
 
 
 def test_one_of_two_principals_that_take_an_upload_over_wins(world):

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, Insert, Update, func, select, update
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import PendingRecord
@@ -54,10 +54,15 @@ class Clocks:
         it was.
         """
         with self._database.write() as connection:
-            if _last(connection) != before:
+            # One statement compares and writes: another server may look at the same moment.
+            query: Insert | Update
+            if before is None:
+                query = insert_or_ignore(connection, schema.clock).values(row=_ROW, **seen._asdict())
+            else:
+                same = [_c[name] == value for name, value in before._asdict().items()]
+                query = update(schema.clock).where(_c.row == _ROW, *same).values(**seen._asdict())
+            if connection.execute(query).rowcount != 1:
                 return False
-            connection.execute(delete(schema.clock))
-            connection.execute(insert(schema.clock), {"row": _ROW, **seen._asdict()})
             for record in records:
                 keep_pending(connection, self._tenants.row(connection, record.tenant), [record])
             return True
