@@ -131,7 +131,6 @@ class Running:
     upload_life_s: float = 7 * 24 * 3600.0
     retention_every_s: float = 0.0
     parity_percent: int = 0
-    integrity_every_s: float = 0.0
     listen: str = "127.0.0.1:0"
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
@@ -169,7 +168,7 @@ class Running:
                 parity_percent=self.parity_percent,
             ),
             clock=self.clock,
-            integrity_every_s=self.integrity_every_s,
+            integrity_every_s=0.0,
         )
         self.port = self.service.start(self.listen, None)
 

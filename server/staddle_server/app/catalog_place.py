@@ -8,12 +8,10 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
-from staddle_server.app.store_place import DataDirectoryError, unreadable
+from staddle_server.app.store_place import DataDirectoryError, read_url, write_url
 from staddle_server.catalog import Replacement, has_catalog, name_of, replacement
-from staddle_server.store.files import Files, sync_directory, write_synced
 
 URL_NAME: Final = "catalog.url"
-URL_BYTES_MAX: Final = 16 * 1024
 _PARTS: Final = ("", "-wal", "-shm", "-journal")
 """SQLite's files beside a database belong to it: apart, they would be lost, or taken for part of another one.
 """
@@ -179,29 +177,12 @@ def record_catalog_place(data: Path, wanted: str) -> None:
 
     Raises OSError.
     """
-    if not wanted or _recorded(data) == wanted:
-        return
-    files, path = Files(), str(data / URL_NAME)
-    Path(f"{path}.new").unlink(missing_ok=True)
-    write_synced(files, f"{path}.new", f"{wanted}\n".encode())
-    files.replace(f"{path}.new", path)
-    sync_directory(files, str(data))
+    if wanted and _recorded(data) != wanted:
+        write_url(data / URL_NAME, wanted)
 
 
 def _recorded(data: Path) -> str:
-    path = data / URL_NAME
-    try:
-        with open(path, encoding="utf-8") as file:
-            url = file.read(URL_BYTES_MAX).strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except ValueError as error:
-        raise DataDirectoryError(f"{path} is not the URL of a catalog: restore the URL") from error
-    if not url:
-        raise DataDirectoryError(f"{path} is empty: restore the URL of the catalog")
-    return url
+    return read_url(data / URL_NAME, "catalog")
 
 
 def _sync(path: Path) -> None:

@@ -267,18 +267,27 @@ def record_place(data: Path, wanted: str) -> None:
 
     Raises OSError.
     """
-    if not wanted or _recorded(data) == wanted:
-        return
-    files, path = Files(), str(data / URL_NAME)
-    with contextlib.suppress(FileNotFoundError):
-        files.unlink(f"{path}.new")
-    write_synced(files, f"{path}.new", f"{wanted}\n".encode())
-    files.replace(f"{path}.new", path)
-    sync_directory(files, str(data))
+    if wanted and _recorded(data) != wanted:
+        write_url(data / URL_NAME, wanted)
 
 
 def _recorded(data: Path) -> str:
-    path = data / URL_NAME
+    url = read_url(data / URL_NAME, "store")
+    try:
+        if url:
+            parse_object_url(url)
+    except ValueError as error:
+        raise DataDirectoryError(
+            f"{data / URL_NAME} is not the URL of a store ({error}): restore the URL"
+        ) from error
+    return url
+
+
+def read_url(path: Path, what: str) -> str:
+    """Return the URL in a file of the data directory, which says where `what` is; empty without the file.
+
+    Raises DataDirectoryError for a file that is empty or unreadable.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             url = file.read(URL_BYTES_MAX).strip()
@@ -286,13 +295,21 @@ def _recorded(data: Path) -> str:
         return ""
     except OSError as error:
         raise unreadable(path, error) from error
-    except ValueError:
-        url = ""
-    try:
-        parse_object_url(url)
     except ValueError as error:
-        raise DataDirectoryError(f"{path} is not the URL of a store ({error}): restore the URL") from error
+        raise DataDirectoryError(f"{path} is not the URL of a {what}: restore the URL") from error
+    if not url:
+        raise DataDirectoryError(f"{path} is empty: restore the URL of the {what}")
     return url
+
+
+def write_url(path: Path, url: str) -> None:
+    """Replace the file with one that contains the URL: durable on return. Raises OSError."""
+    files = Files()
+    with contextlib.suppress(FileNotFoundError):
+        files.unlink(f"{path}.new")
+    write_synced(files, f"{path}.new", f"{url}\n".encode())
+    files.replace(f"{path}.new", str(path))
+    sync_directory(files, str(path.parent))
 
 
 def unreadable(path: Path, error: OSError) -> DataDirectoryError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Insert, Update, func, select, update
+from sqlalchemy import Insert, Update, func, select, update
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
@@ -47,7 +47,8 @@ class Clocks:
     def get(self) -> ClockSeen | None:
         """Return the last observation; None for none."""
         with self._database.look_up() as connection:
-            return _last(connection)
+            rows = rows_in(connection, _SEEN, {}, _c.row, (_ROW,))
+        return ClockSeen(*rows[0]) if rows else None
 
     def put(self, seen: ClockSeen, before: ClockSeen | None, records: Iterable[PendingRecord] = ()) -> bool:
         """Store this observation, and `records` as pending, if `before` is still the last one; return whether
@@ -73,8 +74,3 @@ class Clocks:
             commit = connection.execute(select(func.max(schema.backups.c.commit_ns))).scalar() or 0
             decided = connection.execute(select(func.max(schema.tenants.c.decided_ns))).scalar() or 0
         return max(int(commit), int(decided))
-
-
-def _last(connection: Connection) -> ClockSeen | None:
-    rows = rows_in(connection, _SEEN, {}, _c.row, (_ROW,))
-    return ClockSeen(*rows[0]) if rows else None
