@@ -160,23 +160,31 @@ class Sweep:
             self.problems.append(f"{number}: afterwards: {''.join(traceback.format_exception(error)[-3:])}")
 
     def again(self, number: int) -> str:
-        """The backup of this point, as its client makes it sure: by GetUpload, ResumeUpload and the same call once more."""
+        """The backup of this point, as its client makes it sure: by GetUpload, ResumeUpload and the same call once more.
+
+        A process may die in here too, so an upload that was given up has a successor that is
+        looked at in the same way.
+        """
+        request = f"r{number}"
+        while (upload := self._upload_of(request)) is not None:
+            if upload.state == pb.UPLOAD_STATE_COMMITTED:
+                made = self.back_up(number, request)
+                assert made == upload.backup_id, "a replay made another backup"
+                return made
+            if upload.state == pb.UPLOAD_STATE_OPEN:
+                resumed = self.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
+                self.stub.AbortUpload(sv.AbortUploadRequest(upload_id=upload.id, epoch=resumed.epoch))
+            request += "-again"
+        return self.back_up(number, request)
+
+    def _upload_of(self, request: str) -> pb.Upload | None:
         try:
-            upload = self.stub.GetUpload(sv.GetUploadRequest(request_id=f"r{number}")).upload
+            upload: pb.Upload = self.stub.GetUpload(sv.GetUploadRequest(request_id=request)).upload
         except Failed as failed:
             if failed.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
-            return self.back_up(number, f"r{number}")
-        if upload.state == pb.UPLOAD_STATE_COMMITTED:
-            made = self.back_up(number, f"r{number}")
-            assert made == upload.backup_id, "a replay made another backup"
-            return made
-        if (
-            upload.state == pb.UPLOAD_STATE_OPEN
-        ):  # otherwise a previous process gave it up, and died after that
-            resumed = self.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
-            self.stub.AbortUpload(sv.AbortUploadRequest(upload_id=upload.id, epoch=resumed.epoch))
-        return self.back_up(number, f"again{number}")
+            return None
+        return upload
 
     def check(self) -> None:
         """Everything acknowledged is complete, and nothing else exists."""
