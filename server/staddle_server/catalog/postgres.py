@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Executable,
     Insert,
@@ -26,7 +27,10 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    extract,
+    func,
 )
+from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -258,6 +262,9 @@ class Postgres(DatabaseKind):
         query = _rows_in_sql(tuple(columns), tuple(equal), among)
         with _link(connection).cursor() as cursor:
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
+
+    def current_time(self) -> ColumnElement[int]:
+        return cast_to(extract("epoch", func.clock_timestamp()) * 1_000_000_000, BigInteger)
 
     def check_place(self) -> None:
         """Do nothing: its own server looks after its files."""
