@@ -6,9 +6,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Executable, Insert, Table, select
+from sqlalchemy import Column, Connection, Engine, Executable, Insert, Select, Table, select
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -20,6 +20,7 @@ BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
+Q = TypeVar("Q", bound=Select[Any])
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """The values of a statement: of one row, or of many."""
 
@@ -219,6 +220,15 @@ class Database:
 
 
 # --- statements in the form of the database behind a connection
+
+
+def locking(query: Q, *, of: Table | None = None) -> Q:
+    """Return the query with a lock on the rows it finds, in `of` if it joins tables.
+
+    Until the transaction ends, no other one changes or deletes them. Their keys stay unlocked: inserting a
+    row locks the keys it refers to, and would otherwise wait here, or end in a deadlock.
+    """
+    return query.with_for_update(key_share=True, of=of)
 
 
 def _kind_of(connection: Connection) -> DatabaseKind:

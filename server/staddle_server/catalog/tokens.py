@@ -10,7 +10,7 @@ from sqlalchemy import Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, locking, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.rows import token_is_valid, unknown_token
 from staddle_server.catalog.tenants import TenantRows
@@ -92,7 +92,7 @@ class Tokens:
                 _t.revoked_ns.is_(None),
                 named if id_ is None else or_(named, _t.id == id_),
             )
-            row = connection.execute(query.with_for_update(key_share=True)).first()
+            row = connection.execute(locking(query)).first()
             if row is None:
                 raise errors.BadRequest("BAD_FIELD", f"No token {token[:80]!r} to revoke", field="token")
             connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))
