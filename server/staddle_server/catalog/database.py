@@ -35,6 +35,8 @@ class DatabaseKind(ABC):
 
     one_writer: bool = False
     """Whether the database allows one writer at a time; the writers of this process then take turns."""
+    is_distant: bool = False
+    """Whether a look-up waits for a network, so that some answers are worth keeping for a moment."""
 
     @property
     @abstractmethod
@@ -83,6 +85,18 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
+    def notify(self, connection: Connection, token: bytes) -> None:
+        """Tell the servers that share the database, when the transaction commits, that a token is revoked."""
+
+    @abstractmethod
+    def listen(self) -> None:
+        """Make sure that notices arrive, if that is possible."""
+
+    @abstractmethod
+    def heard(self) -> Sequence[bytes] | None:
+        """Return the tokens that other servers revoked since the last call; None: some may be unknown."""
+
+    @abstractmethod
     def check_place(self) -> None:
         """Raise Unavailable if the database is not the one that was opened."""
 
@@ -92,7 +106,7 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what `check_place` holds."""
+        """Release what `check_place` and `listen` hold."""
 
 
 class Database:
@@ -120,6 +134,19 @@ class Database:
     def name(self) -> str:
         """The database's name for messages."""
         return self._kind.name
+
+    @property
+    def is_distant(self) -> bool:
+        """Whether a look-up waits for a network."""
+        return self._kind.is_distant
+
+    def listen(self) -> None:
+        """Make sure that notices of other servers arrive, if that is possible."""
+        self._kind.listen()
+
+    def heard(self) -> Sequence[bytes] | None:
+        """Return the tokens that other servers revoked since the last call; None: some may be unknown."""
+        return self._kind.heard()
 
     def check_place(self) -> None:
         """Raise Unavailable if the database is not the one that was opened, or was given up."""
@@ -249,6 +276,11 @@ def lock_schema(connection: Connection) -> None:
 def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
     """Execute a statement whose outcome is not needed: a database may send it with the next one."""
     _kind_of(connection).later(connection, statement, rows)
+
+
+def notify(connection: Connection, token: bytes) -> None:
+    """Tell the servers that share the database, when the transaction commits, that a token is revoked."""
+    _kind_of(connection).notify(connection, token)
 
 
 def insert_rows(
