@@ -213,6 +213,15 @@ class Sqlite(DatabaseKind):
         finally:
             cursor.close()
 
+    def notify(self, connection: Connection, token: bytes) -> None:
+        """Do nothing: every look-up sees what other processes changed."""
+
+    def listen(self) -> None:
+        """Do nothing: there are no notices."""
+
+    def heard(self) -> Sequence[bytes] | None:
+        return ()
+
     def check_place(self) -> None:
         self._files.check()
 
