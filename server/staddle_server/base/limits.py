@@ -32,6 +32,8 @@ more than 1 MiB.
 PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128
+TOKENS_REMEMBERED_MAX: Final = 4096
+"""Valid tokens that a server with a distant catalog keeps for a few seconds."""
 CALLS_MAX: Final = 96
 """Concurrent calls without a stream: each holds a thread from before its message arrives until it is
 answered.

@@ -229,6 +229,15 @@ class Sqlite(DatabaseKind):
         """The clock of this machine, which is the only one: the file has one server."""
         return literal(time.time_ns(), BigInteger)
 
+    def notify(self, connection: Connection, token: bytes) -> None:
+        """Do nothing: every look-up sees what other processes changed."""
+
+    def listen(self) -> None:
+        """Do nothing: there are no notices."""
+
+    def heard(self) -> Sequence[bytes] | None:
+        return ()
+
     def check_place(self) -> None:
         self._files.check()
 

@@ -11,7 +11,7 @@ from staddle._base.figures import counted
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, schema
-from staddle_server.catalog.database import Database, insert_or_ignore, later, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
@@ -323,7 +323,7 @@ class UploadRows:
             if connection.execute(query).first() is None:
                 return []
         with self._database.write(erase=True) as connection:
-            over = connection.execute(query.with_for_update(key_share=True, of=schema.uploads)).all()
+            over = connection.execute(locking(query, of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
             return [ExpiredUpload(row.tenant_id, row.id) for row in over]
@@ -382,9 +382,7 @@ def _authors(upload: Row[Any], *, wrote: bool) -> str:
 def _insert_backup(
     connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
 ) -> None:
-    dataset = connection.execute(
-        select(schema.datasets).where(_d.row == upload.dataset).with_for_update(key_share=True)
-    ).one()
+    dataset = connection.execute(locking(select(schema.datasets).where(_d.row == upload.dataset))).one()
     number = dataset.last_number + 1
     later(
         connection,
