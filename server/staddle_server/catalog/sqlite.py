@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Engine,
     Insert,
     Table,
     create_engine,
@@ -224,6 +226,10 @@ class Sqlite(DatabaseKind):
             return cursor.fetchall()
         finally:
             cursor.close()
+
+    def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: the directory of the file is locked."""
+        return nullcontext()
 
     def current_time(self) -> ColumnElement[int]:
         """The clock of this machine, which is the only one: the file has one server."""
