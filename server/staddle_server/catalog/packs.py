@@ -10,10 +10,10 @@ from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
+from staddle_server.catalog.pack_values import KnownDamage, LeftOverPack, PackParity, ParityTotals
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import TenantRows, no_tenant
 from staddle_server.catalog.validation import batches, check_id
-from staddle_server.catalog.values import KnownDamage, LeftOverPack, PackParity, ParityTotals
 
 _p = schema.packs.c
 _d = schema.pack_damage.c

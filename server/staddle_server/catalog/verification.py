@@ -11,10 +11,11 @@ from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
 from staddle_server.catalog.database import Database, locking
+from staddle_server.catalog.pack_values import LivePack
 from staddle_server.catalog.rows import Page, backup_of, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
-from staddle_server.catalog.values import Backup, BackupFacts, DatasetFacts, Facts, LivePack
+from staddle_server.catalog.values import Backup, BackupFacts, DatasetFacts, Facts
 
 _p = schema.packs.c
 _d = schema.pack_damage.c
