@@ -155,6 +155,14 @@ UPLOADS_OPEN_TENANT_MAX: Final = 192
 LEASE_S: Final = 300
 UPLOAD_LIFE_S: Final = 7 * 24 * 3600
 
+# --- servers that share a catalog
+SERVER_BEAT_S: Final = 5.0
+"""How often a server tells the catalog that it lives."""
+SERVER_DEAD_S: Final = 20.0
+"""A server whose last heartbeat is older counts as dead, by the database's clock."""
+SERVER_FORGOTTEN_S: Final = 24 * 3600.0
+"""How long a dead server stays in the list."""
+
 # --- upkeep
 INTEGRITY_EVERY_S: Final = 1.0
 """How often a server checks for new damage, and whether its store and catalog are present."""

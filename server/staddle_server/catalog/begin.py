@@ -196,6 +196,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         .values(
             epoch=found.epoch + 1,
             principal=spec.principal.name,
+            server=spec.server,
             tags=pack_tags(spec.tags),
             **spec.terms.expiries(spec.now_ns),
         ),
@@ -238,6 +239,7 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
             "data_bytes": 0,
             "last_failure": "",
             "backup": b"",
+            "server": spec.server,
         },
     )
     return spec.upload

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Executable, Insert, Select, Table, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, Executable, Insert, Select, Table, select
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -83,6 +83,12 @@ class DatabaseKind(ABC):
         """Return rows whose columns match `equal` and whose `among` has one of `values` (1 to BATCH)."""
         conditions = [column == value for column, value in equal.items()]
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
+
+    @abstractmethod
+    def current_time(self) -> ColumnElement[int]:
+        """Return the expression for the time at which it is evaluated, in nanoseconds since 1970: by one
+        clock for all servers of the database.
+        """
 
     @abstractmethod
     def notify(self, connection: Connection, token: bytes) -> None:
@@ -303,6 +309,11 @@ def rows_in(
     For the statements of every chunk lookup: a database may have a faster way for them.
     """
     return _kind_of(connection).rows_in(connection, columns, equal, among, values)
+
+
+def database_time(connection: Connection) -> ColumnElement[int]:
+    """Return the expression for the current time, by one clock for all servers: nanoseconds since 1970."""
+    return _kind_of(connection).current_time()
 
 
 # --- errors

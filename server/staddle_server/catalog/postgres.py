@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Executable,
     Insert,
@@ -25,7 +26,10 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    extract,
+    func,
 )
+from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -258,6 +262,9 @@ class Postgres(DatabaseKind):
         query = _rows_in_sql(tuple(columns), tuple(equal), among)
         with _link(connection).cursor() as cursor:
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
+
+    def current_time(self) -> ColumnElement[int]:
+        return cast_to(extract("epoch", func.clock_timestamp()) * 1_000_000_000, BigInteger)
 
     def notify(self, connection: Connection, token: bytes) -> None:
         _link(connection).later("SELECT pg_notify(%s, %s)", (CHANNEL, token.hex()))

@@ -207,6 +207,7 @@ def upload_of(row: Row[Any]) -> Upload:
         data_bytes=row.data_bytes,
         last_failure=row.last_failure,
         backup=row.backup,
+        server=row.server,
     )
 
 
@@ -239,7 +240,7 @@ def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoc
 
 
 _LOOKED_AT = (_u.state, _u.epoch)
-"""Only two of the row's 27 columns: every claim reads them."""
+"""Only two of the row's 28 columns: every claim reads them."""
 
 
 def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tuple[int, int]:
