@@ -70,14 +70,16 @@ CHANGES: Final = {
         marks roots_walked
         marks save_reached
         marks walk_done
-        gc_lease acquire
-        gc_lease release
-        gc_lease renew
+        leases acquire
+        leases release
+        leases renew
         purge drop_orphans
         purge forget
         purge note_orphans
-        tasks begin
+        tasks claim
         tasks end
+        tasks note
+        settings put
         tenants set_gc_failure
     """,
     "an operator has to allow it again": """

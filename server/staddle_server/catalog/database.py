@@ -8,7 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, Executable, Insert, Table, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Executable,
+    Insert,
+    Label,
+    Table,
+    literal,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -55,6 +66,10 @@ class DatabaseKind(ABC):
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
         """Execute a statement whose outcome is not needed, no later than the next one or the commit."""
         connection.execute(statement, rows)
+
+    def now_ns(self, own_ns: int) -> Label[int]:
+        """Return the time for leases, as a column `now_ns`: this process's, unless the database has a clock."""
+        return literal(own_ns, BigInteger).label("now_ns")
 
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
@@ -229,6 +244,15 @@ def _kind_of(connection: Connection) -> DatabaseKind:
 def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     """Return an INSERT that skips existing rows."""
     return _kind_of(connection).insert_or_ignore(table)
+
+
+def now_ns(connection: Connection, own_ns: int) -> Label[int]:
+    """Return the time by which processes that share the catalog compare leases, as a column `now_ns`.
+
+    It is the database's where that has a clock: servers' clocks differ. Otherwise it is `own_ns`, the
+    process's.
+    """
+    return _kind_of(connection).now_ns(own_ns)
 
 
 def lock_schema(connection: Connection) -> None:

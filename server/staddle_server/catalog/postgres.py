@@ -20,12 +20,14 @@ from sqlalchemy import (
     Executable,
     Insert,
     Integer,
+    Label,
     LargeBinary,
     SmallInteger,
     String,
     Table,
     create_engine,
     event,
+    literal_column,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
@@ -63,6 +65,7 @@ _SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false),
     set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false)
     FROM current_setting('synchronous_commit') AS old"""
 """A commit that was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
 _ARRAYS: Final = (
     (LargeBinary, "bytea[]"),
     (Boolean, "boolean[]"),
@@ -235,6 +238,9 @@ class Postgres(DatabaseKind):
             statement = statement.inline()  # without RETURNING
         with _link(connection).deferring():
             connection.execute(statement, rows)
+
+    def now_ns(self, own_ns: int) -> Label[int]:  # noqa: ARG002
+        return literal_column(_NOW, BigInteger).label("now_ns")
 
     def insert_or_ignore(self, table: Table) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing()

@@ -314,16 +314,6 @@ pending_records = Table(
 
 # --- collection (docs/decisions/2026-11-25-collection.md)
 
-# One row: the current collector. A later one raises the fence, and the earlier one's writes are refused.
-collector = Table(
-    "collector",
-    metadata,
-    Column("row", ROW, primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column("fence", BigInteger, nullable=False),
-    Column("expires_ns", BigInteger, nullable=False),
-)
-
 MARK_WALKING, MARK_WALKED, MARK_DONE, MARK_FAILED = 1, 2, 3, 4
 
 marks = Table(
@@ -378,7 +368,9 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
-# The scheduled upkeep tasks, and when each last ran.
+# Work that one process does at a time (leases.py): the scheduled upkeep tasks, and when each last ran; and
+# `collector`, which all collectors and repairs share. A later holder raises the fence, and the earlier one's
+# writes are refused.
 tasks = Table(
     "tasks",
     metadata,
@@ -386,6 +378,19 @@ tasks = Table(
     Column("begun_ns", BigInteger),
     Column("ended_ns", BigInteger),
     Column("outcome", Text, nullable=False),
+    Column("holder", Text, nullable=False, server_default=text("''")),
+    Column("fence", BigInteger, nullable=False, server_default=text("0")),
+    Column("expires_ns", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# What the last started server set for all of them.
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    Column("since_ns", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
 )
 
 # One row: the last observation of the wall clock (clocks.py).
