@@ -89,9 +89,9 @@ USES: Final = {
         staddle_server.upkeep.schedule Schedule._look
         staddle_server.upkeep.schedule Schedule._run_here
         staddle_server.upkeep.integrity.scrub Scrubber._bounds_ns
-        staddle_server.upkeep.integrity.scrub Scrubber._due
-        staddle_server.upkeep.integrity.scrub Scrubber._is_right_now
         staddle_server.upkeep.integrity.scrub Scrubber._read
+        staddle_server.upkeep.integrity.scrub Scrubber._repair
+        staddle_server.upkeep.integrity.scrub Scrubber._tried
     """,
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
         staddle_server.upkeep.shared_setting SharedSetting.__init__

@@ -59,7 +59,9 @@ CHANGES: Final = {
         packs mark_lost
         packs mark_sound
         packs not_needed
+        verification put_back
         verification read_whole
+        verification take_up
     """,
     "the work of a collection, or when a task was due: it is done again": """
         marks _clear_some

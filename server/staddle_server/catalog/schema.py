@@ -232,6 +232,7 @@ packs = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("condemned_ns", BigInteger),
     Column("verified_ns", BigInteger),  # when every byte was last read and found intact
+    Column("tried_ns", BigInteger),  # when a scrubber last took it up: others leave it for a while
     Column(
         "parity_bytes", BigInteger, nullable=False, server_default=text("0")
     ),  # of its parity object; 0 for none

@@ -134,5 +134,5 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
         ],
         "backups": [time("purged_ns"), number("retain_until_ns", 0), time("hold_ns"), words("hold_reason")],
         "pending_records": [sa.Column("purges", ID)],
-        "packs": [time("condemned_ns"), time("verified_ns"), number("parity_bytes", 0)],
+        "packs": [time("condemned_ns"), time("verified_ns"), time("tried_ns"), number("parity_bytes", 0)],
     }
