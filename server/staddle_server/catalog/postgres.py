@@ -15,21 +15,19 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    ColumnElement,
     Connection,
     Executable,
     Insert,
     Integer,
+    Label,
     LargeBinary,
     SmallInteger,
     String,
     Table,
     create_engine,
     event,
-    extract,
-    func,
+    literal_column,
 )
-from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -67,6 +65,7 @@ _SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false),
     set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false)
     FROM current_setting('synchronous_commit') AS old"""
 """A commit that was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
 _ARRAYS: Final = (
     (LargeBinary, "bytea[]"),
     (Boolean, "boolean[]"),
@@ -240,6 +239,9 @@ class Postgres(DatabaseKind):
         with _link(connection).deferring():
             connection.execute(statement, rows)
 
+    def now_ns(self, own_ns: int) -> Label[int]:  # noqa: ARG002
+        return literal_column(_NOW, BigInteger).label("now_ns")
+
     def insert_or_ignore(self, table: Table) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing()
 
@@ -262,9 +264,6 @@ class Postgres(DatabaseKind):
         query = _rows_in_sql(tuple(columns), tuple(equal), among)
         with _link(connection).cursor() as cursor:
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
-
-    def current_time(self) -> ColumnElement[int]:
-        return cast_to(extract("epoch", func.clock_timestamp()) * 1_000_000_000, BigInteger)
 
     def notify(self, connection: Connection, token: bytes) -> None:
         _link(connection).later("SELECT pg_notify(%s, %s)", (CHANNEL, token.hex()))

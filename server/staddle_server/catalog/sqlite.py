@@ -16,15 +16,12 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import (
     URL,
-    BigInteger,
     Column,
-    ColumnElement,
     Connection,
     Insert,
     Table,
     create_engine,
     event,
-    literal,
     make_url,
 )
 from sqlalchemy.dialects import sqlite
@@ -224,10 +221,6 @@ class Sqlite(DatabaseKind):
             return cursor.fetchall()
         finally:
             cursor.close()
-
-    def current_time(self) -> ColumnElement[int]:
-        """The clock of this machine, which is the only one: the file has one server."""
-        return literal(time.time_ns(), BigInteger)
 
     def notify(self, connection: Connection, token: bytes) -> None:
         """Do nothing: every look-up sees what other processes changed."""
