@@ -8,7 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Engine, Executable, Insert, Select, Table, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Executable,
+    Insert,
+    Label,
+    Select,
+    Table,
+    literal,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -62,6 +74,10 @@ class DatabaseKind(ABC):
         """Execute a statement whose outcome is not needed, no later than the next one or the commit."""
         connection.execute(statement, rows)
 
+    def now_ns(self, own_ns: int) -> Label[int]:
+        """Return the time for leases, as a column `now_ns`: this process's, unless the database has a clock."""
+        return literal(own_ns, BigInteger).label("now_ns")
+
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
         """Return an INSERT that skips existing rows."""
@@ -90,12 +106,6 @@ class DatabaseKind(ABC):
     @abstractmethod
     def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:
         """Hold the lock of Database.alone."""
-
-    @abstractmethod
-    def current_time(self) -> ColumnElement[int]:
-        """Return the expression for the time at which it is evaluated, in nanoseconds since 1970: by one
-        clock for all servers of the database.
-        """
 
     @abstractmethod
     def notify(self, connection: Connection, token: bytes) -> None:
@@ -297,6 +307,15 @@ def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     return _kind_of(connection).insert_or_ignore(table)
 
 
+def now_ns(connection: Connection, own_ns: int) -> Label[int]:
+    """Return the time by which processes that share the catalog compare leases, as a column `now_ns`.
+
+    It is the database's where that has a clock: servers' clocks differ. Otherwise it is `own_ns`, the
+    process's.
+    """
+    return _kind_of(connection).now_ns(own_ns)
+
+
 def lock_schema(connection: Connection) -> None:
     """Keep other processes from making or changing tables until the transaction ends."""
     _kind_of(connection).lock_schema(connection)
@@ -332,11 +351,6 @@ def rows_in(
     For the statements of every chunk lookup: a database may have a faster way for them.
     """
     return _kind_of(connection).rows_in(connection, columns, equal, among, values)
-
-
-def database_time(connection: Connection) -> ColumnElement[int]:
-    """Return the expression for the current time, by one clock for all servers: nanoseconds since 1970."""
-    return _kind_of(connection).current_time()
 
 
 # --- errors

@@ -16,22 +16,20 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    ColumnElement,
     Connection,
     Engine,
     Executable,
     Insert,
     Integer,
+    Label,
     LargeBinary,
     SmallInteger,
     String,
     Table,
     create_engine,
     event,
-    extract,
-    func,
+    literal_column,
 )
-from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -82,6 +80,7 @@ _SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false),
 _TURN_SETTINGS: Final = (
     "SELECT set_config('lock_timeout', %s, false), set_config('idle_session_timeout', %s, false)"
 )
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
 _ARRAYS: Final = (
     (LargeBinary, "bytea[]"),
     (Boolean, "boolean[]"),
@@ -255,6 +254,9 @@ class Postgres(DatabaseKind):
         with _link(connection).deferring():
             connection.execute(statement, rows)
 
+    def now_ns(self, own_ns: int) -> Label[int]:  # noqa: ARG002
+        return literal_column(_NOW, BigInteger).label("now_ns")
+
     def insert_or_ignore(self, table: Table) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing()
 
@@ -294,9 +296,6 @@ class Postgres(DatabaseKind):
                 yield
             finally:
                 connection.invalidate()  # ends the lock; the connection may have ended meanwhile
-
-    def current_time(self) -> ColumnElement[int]:
-        return cast_to(extract("epoch", func.clock_timestamp()) * 1_000_000_000, BigInteger)
 
     def notify(self, connection: Connection, token: bytes) -> None:
         _link(connection).later("SELECT pg_notify(%s, %s)", (CHANNEL, token.hex()))

@@ -17,16 +17,13 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import (
     URL,
-    BigInteger,
     Column,
-    ColumnElement,
     Connection,
     Engine,
     Insert,
     Table,
     create_engine,
     event,
-    literal,
     make_url,
 )
 from sqlalchemy.dialects import sqlite
@@ -230,10 +227,6 @@ class Sqlite(DatabaseKind):
     def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
         """Do nothing: the directory of the file is locked."""
         return nullcontext()
-
-    def current_time(self) -> ColumnElement[int]:
-        """The clock of this machine, which is the only one: the file has one server."""
-        return literal(time.time_ns(), BigInteger)
 
     def notify(self, connection: Connection, token: bytes) -> None:
         """Do nothing: every look-up sees what other processes changed."""
