@@ -22,6 +22,7 @@ USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
         staddle._restore.archive_formats _dos_time
         staddle_server.app.run _leave_mark_of_stop
+        staddle_server.app.run _made
         staddle_server.app.run initialise
         staddle_server.app.run local_token
         staddle_server.app.run rebuild

@@ -5,7 +5,7 @@ differences.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -29,6 +29,9 @@ from staddle_server.base.threads import is_no_memory
 from staddle_server.catalog.validation import batches
 
 BUSY_TIMEOUT_S: Final = 30.0
+TURN_WAIT_S: Final = 60.0
+TURN_MAX_S: Final = 120.0
+"""How long one server may hold the lock for starts and stops: it may be suspended, or its machine gone."""
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
@@ -99,6 +102,10 @@ class DatabaseKind(ABC):
         """Return rows whose columns match `equal` and whose `among` has one of `values` (1 to BATCH)."""
         conditions = [column == value for column, value in equal.items()]
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
+
+    @abstractmethod
+    def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:
+        """Hold the lock of Database.alone."""
 
     @abstractmethod
     def notify(self, connection: Connection, token: bytes) -> None:
@@ -214,6 +221,22 @@ class Database:
         with self._own_turn(), self._translated(), self.engine.begin() as connection:
             self._kind.begin(connection, writes=True, erase=erase)
             yield connection
+
+    @contextmanager
+    def alone(self, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
+        """Run the block while no other server that shares the database runs such a block.
+
+        The lock has a connection of its own, and ends with it: with this process, or after TURN_MAX_S. A
+        catalog in a file has one server, which needs no lock.
+
+        Raises:
+            Unavailable: Another one has not finished after `wait_s`.
+
+        """
+        with ExitStack() as held:
+            with self._translated():
+                held.enter_context(self._kind.alone(self._uncached, wait_s))
+            yield
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from sqlalchemy import (
     URL,
     Column,
     Connection,
+    Engine,
     Insert,
     Table,
     create_engine,
@@ -221,6 +223,10 @@ class Sqlite(DatabaseKind):
             return cursor.fetchall()
         finally:
             cursor.close()
+
+    def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: the directory of the file is locked."""
+        return nullcontext()
 
     def notify(self, connection: Connection, token: bytes) -> None:
         """Do nothing: every look-up sees what other processes changed."""
