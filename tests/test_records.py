@@ -84,6 +84,10 @@ CHANGES: Final = {
         settings put
         tenants set_gc_failure
     """,
+    "who serves now: each server says it again with its next heartbeat": """
+        servers beat
+        servers remove
+    """,
     "an operator has to allow it again": """
         generations forget
         generations forget_birth

@@ -393,49 +393,6 @@ def test_after_reboots_the_newest_boot_is_continued_even_if_an_earlier_clock_was
     assert after_reboot(catalog, clock, 60).look().jump_ns == 0
 
 
-# --- several machines
-
-
-def test_a_jump_of_one_machines_clock_puts_no_other_machine_in_doubt(catalog):
-    clocks = [JumpingClock(), JumpingClock()]
-    one, other = (ClockGuard(catalog, clock, name) for clock, name in zip(clocks, "ab", strict=True))
-    for _ in range(3):
-        assert one.look().jump_ns == 0
-        assert other.look().jump_ns == 0
-    clocks[0].jump_s = 2 * DAY
-    for _ in range(3):
-        with pytest.raises(ClockInDoubt):
-            one.require()
-        assert other.look().jump_ns == 0
-    one.confirm()
-    assert one.look().jump_ns == 0
-    assert other.look().jump_ns == 0
-    clocks[1].jump_s = 2 * DAY
-    with pytest.raises(ClockInDoubt):
-        other.require()
-
-
-def test_machines_that_look_in_turn_write_no_more_often_than_one(catalog):
-    clocks = [JumpingClock(), JumpingClock()]
-    guards = [ClockGuard(catalog, clock, name) for clock, name in zip(clocks, "ab", strict=True)]
-    for guard_ in guards:
-        guard_.look()
-    noted = [catalog.clock.get(name) for name in "ab"]
-    for second in range(6):
-        for clock, guard_ in zip(clocks, guards, strict=True):
-            clock.ahead_s = second
-            guard_.look()
-    assert [catalog.clock.get(name) for name in "ab"] == noted
-
-
-def test_a_further_machine_whose_clock_is_an_hour_ahead_is_trusted_and_one_a_week_ahead_is_not(catalog):
-    ClockGuard(catalog, JumpingClock(), "first").look()
-    for jump_s, trusted in ((3600, True), (7 * DAY, False), (-7 * DAY, False)):
-        clock = JumpingClock()
-        clock.jump_s = jump_s
-        assert (ClockGuard(catalog, clock, f"by {jump_s}").look().jump_ns == 0) is trusted
-
-
 def test_a_catalog_without_a_clock_reading_uses_its_newest_commit(garbage):
     back_up(garbage.running.stub(), "www", {"a": b"1"})
     with garbage.running.catalog.database.write() as connection:

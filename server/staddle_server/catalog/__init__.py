@@ -1,7 +1,7 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
 from staddle_server.catalog.clocks import ClockSeen
-from staddle_server.catalog.decisions import protection_of
+from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
     Catalog,
     Replacement,
@@ -11,37 +11,41 @@ from staddle_server.catalog.engine import (
     replacement,
 )
 from staddle_server.catalog.generations import Generation
-from staddle_server.catalog.rows import Page, lease_held
-from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
-from staddle_server.catalog.values import (
-    Applied,
-    Backup,
-    BackupFacts,
-    BeginUpload,
-    Begun,
+from staddle_server.catalog.pack_values import (
     CondemnedPack,
-    Dataset,
-    DatasetFacts,
-    DeletionRefusal,
-    DurableUpdate,
-    ExpiredUpload,
-    Facts,
     GoneBackup,
-    Hold,
     KnownDamage,
     LeftOverPack,
     LivePack,
     Mark,
     MarkedPack,
     MarkRoot,
-    MissingChunk,
-    NewBackup,
     Orphan,
     PackParity,
     ParityTotals,
+    PurgeableBackup,
+    Waiting,
+)
+from staddle_server.catalog.rows import Page, lease_held
+from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
+from staddle_server.catalog.servers import Server, ServerIdentity
+from staddle_server.catalog.values import (
+    Applied,
+    Backup,
+    BackupFacts,
+    BeginUpload,
+    Begun,
+    Dataset,
+    DatasetFacts,
+    DeletionRefusal,
+    DurableUpdate,
+    ExpiredUpload,
+    Facts,
+    Hold,
+    MissingChunk,
+    NewBackup,
     PendingRecord,
     Principal,
-    PurgeableBackup,
     Retention,
     RetentionState,
     StandingRoots,
@@ -50,7 +54,6 @@ from staddle_server.catalog.values import (
     Token,
     Upload,
     UploadRequest,
-    Waiting,
 )
 
 __all__ = [
@@ -81,6 +84,7 @@ __all__ = [
     "MarkedPack",
     "MissingChunk",
     "NewBackup",
+    "NewDamageError",
     "Orphan",
     "PackParity",
     "Page",
@@ -91,6 +95,8 @@ __all__ = [
     "Replacement",
     "Retention",
     "RetentionState",
+    "Server",
+    "ServerIdentity",
     "StandingRoots",
     "TenantRow",
     "Terms",

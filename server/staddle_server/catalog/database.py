@@ -6,18 +6,18 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
-    BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Executable,
     Insert,
     Label,
+    Select,
     Table,
-    literal,
     select,
 )
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
@@ -31,6 +31,7 @@ BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
+Q = TypeVar("Q", bound=Select[Any])
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """The values of a statement: of one row, or of many."""
 
@@ -45,6 +46,8 @@ class DatabaseKind(ABC):
 
     one_writer: bool = False
     """Whether the database allows one writer at a time; the writers of this process then take turns."""
+    is_distant: bool = False
+    """Whether a look-up waits for a network, so that some answers are worth keeping for a moment."""
 
     @property
     @abstractmethod
@@ -66,10 +69,6 @@ class DatabaseKind(ABC):
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
         """Execute a statement whose outcome is not needed, no later than the next one or the commit."""
         connection.execute(statement, rows)
-
-    def now_ns(self, own_ns: int) -> Label[int]:
-        """Return the time for leases, as a column `now_ns`: this process's, unless the database has a clock."""
-        return literal(own_ns, BigInteger).label("now_ns")
 
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
@@ -97,6 +96,24 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
+    def current_time(self, own_ns: int | None) -> ColumnElement[int]:
+        """Return the expression for the time at which it is evaluated, in nanoseconds since 1970: by one
+        clock for all servers of the database. If that is this machine's, it is `own_ns`, if given.
+        """
+
+    @abstractmethod
+    def notify(self, connection: Connection, token: bytes) -> None:
+        """Tell the servers that share the database, when the transaction commits, that a token is revoked."""
+
+    @abstractmethod
+    def listen(self) -> None:
+        """Make sure that notices arrive, if that is possible."""
+
+    @abstractmethod
+    def heard(self) -> Sequence[bytes] | None:
+        """Return the tokens that other servers revoked since the last call; None: some may be unknown."""
+
+    @abstractmethod
     def check_place(self) -> None:
         """Raise Unavailable if the database is not the one that was opened."""
 
@@ -106,7 +123,7 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what `check_place` holds."""
+        """Release what `check_place` and `listen` hold."""
 
 
 class Database:
@@ -134,6 +151,19 @@ class Database:
     def name(self) -> str:
         """The database's name for messages."""
         return self._kind.name
+
+    @property
+    def is_distant(self) -> bool:
+        """Whether a look-up waits for a network."""
+        return self._kind.is_distant
+
+    def listen(self) -> None:
+        """Make sure that notices of other servers arrive, if that is possible."""
+        self._kind.listen()
+
+    def heard(self) -> Sequence[bytes] | None:
+        """Return the tokens that other servers revoked since the last call; None: some may be unknown."""
+        return self._kind.heard()
 
     def check_place(self) -> None:
         """Raise Unavailable if the database is not the one that was opened, or was given up."""
@@ -236,6 +266,15 @@ class Database:
 # --- statements in the form of the database behind a connection
 
 
+def locking(query: Q, *, of: Table | None = None) -> Q:
+    """Return the query with a lock on the rows it finds, in `of` if it joins tables.
+
+    Until the transaction ends, no other one changes or deletes them. Their keys stay unlocked: inserting a
+    row locks the keys it refers to, and would otherwise wait here, or end in a deadlock.
+    """
+    return query.with_for_update(key_share=True, of=of)
+
+
 def _kind_of(connection: Connection) -> DatabaseKind:
     kind: DatabaseKind = connection.get_execution_options()[_KIND_OPTION]
     return kind
@@ -246,15 +285,6 @@ def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     return _kind_of(connection).insert_or_ignore(table)
 
 
-def now_ns(connection: Connection, own_ns: int) -> Label[int]:
-    """Return the time by which processes that share the catalog compare leases, as a column `now_ns`.
-
-    It is the database's where that has a clock: servers' clocks differ. Otherwise it is `own_ns`, the
-    process's.
-    """
-    return _kind_of(connection).now_ns(own_ns)
-
-
 def lock_schema(connection: Connection) -> None:
     """Keep other processes from making or changing tables until the transaction ends."""
     _kind_of(connection).lock_schema(connection)
@@ -263,6 +293,11 @@ def lock_schema(connection: Connection) -> None:
 def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
     """Execute a statement whose outcome is not needed: a database may send it with the next one."""
     _kind_of(connection).later(connection, statement, rows)
+
+
+def notify(connection: Connection, token: bytes) -> None:
+    """Tell the servers that share the database, when the transaction commits, that a token is revoked."""
+    _kind_of(connection).notify(connection, token)
 
 
 def insert_rows(
@@ -285,6 +320,19 @@ def rows_in(
     For the statements of every chunk lookup: a database may have a faster way for them.
     """
     return _kind_of(connection).rows_in(connection, columns, equal, among, values)
+
+
+def database_time(connection: Connection, own_ns: int | None = None) -> ColumnElement[int]:
+    """Return the expression for the current time, by one clock for all servers: nanoseconds since 1970.
+
+    A database without a clock of its own has one server, whose time is `own_ns`, if given.
+    """
+    return _kind_of(connection).current_time(own_ns)
+
+
+def now_ns(connection: Connection, own_ns: int) -> Label[int]:
+    """Return `database_time` as a column `now_ns`."""
+    return database_time(connection, own_ns).label("now_ns")
 
 
 # --- errors

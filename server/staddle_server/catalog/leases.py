@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from staddle_server.base import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, later, now_ns
+from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, now_ns
 from staddle_server.catalog.validation import NS, rfc3339
 
 _t = schema.tasks.c
@@ -83,7 +83,7 @@ def require_fence(connection: Connection, fence: int) -> None:
 
     Locks its row: a successor waits for this transaction.
     """
-    query = select(_t.fence).where(_t.name == COLLECTOR).with_for_update(key_share=True)
+    query = locking(select(_t.fence).where(_t.name == COLLECTOR))
     _require(connection.execute(query).scalar(), fence, "collecting or repairing")
 
 
@@ -91,7 +91,7 @@ def lock(connection: Connection, name: str, own_ns: int) -> Row[Any]:
     """Lock the row of a lease, which is made if necessary, and return it with the time as `now_ns`."""
     later(connection, insert_or_ignore(connection, schema.tasks), {"name": name, "outcome": ""})
     query = select(schema.tasks, now_ns(connection, own_ns)).where(_t.name == name)
-    return connection.execute(query.with_for_update(key_share=True)).one()
+    return connection.execute(locking(query)).one()
 
 
 def is_held(row: Row[Any], lease_s: float) -> bool:
