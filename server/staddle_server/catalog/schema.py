@@ -396,12 +396,12 @@ settings = Table(
     Column("holder", Text, nullable=False),
 )
 
-# One row: the last observation of the wall clock (clocks.py).
+# The last observation of the wall clock in each boot of each machine, numbered in their order (clocks.py).
 clock = Table(
     "clock",
     metadata,
-    Column("row", ROW, primary_key=True),
-    Column("boot", Text, nullable=False),
+    Column("boot", NAME, primary_key=True),
+    Column("number", BigInteger, nullable=False),
     Column("offset_ns", BigInteger, nullable=False),
     Column("uptime_ns", BigInteger, nullable=False),
     Column("seen_ns", BigInteger, nullable=False),

@@ -89,13 +89,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "clock",
-        sa.Column("row", ROW, nullable=False),
-        sa.Column("boot", sa.Text(), nullable=False),
+        sa.Column("boot", NAME, nullable=False),
         *(
             sa.Column(name, sa.BigInteger(), nullable=False)
-            for name in ("offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
+            for name in ("number", "offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
         ),
-        sa.PrimaryKeyConstraint("row"),
+        sa.PrimaryKeyConstraint("boot"),
     )
     op.create_table(
         "generation",
