@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import postgres_server
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import update
 from staddle_server.app import bootstrap, generation
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import ServerIdentity, schema
+from staddle_server.cli.run import group
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import create_master_key
 from staddle_server.store.wrapped import WrappedBlobs
@@ -82,6 +85,7 @@ def test_of_servers_that_start_at_once_one_creates_the_catalog_and_the_others_jo
     assert len(os.listdir(directories[0].store / "keys")) == 1
 
 
+@pytest.mark.slow
 def test_a_directory_without_the_key_is_told_how_to_join(directories):
     initialise(directories[0])
     keyless = DataDirectory(directories[1].path, "", directories[1].wanted_catalog)
@@ -103,6 +107,7 @@ def test_a_server_with_another_master_key_is_refused_and_keeps_no_trace_of_it(di
         bootstrap.check_given_key(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["env:KEY", "command:cat {}"])
 def test_the_master_key_comes_from_a_variable_or_a_command(directories, tmp_path, monkeypatch, place):
     monkeypatch.setenv("KEY", (tmp_path / "key").read_text())
@@ -114,6 +119,7 @@ def test_the_master_key_comes_from_a_variable_or_a_command(directories, tmp_path
     assert second.master_key.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "why"),
     [
@@ -186,6 +192,31 @@ def test_a_running_server_accepts_the_marks_of_others_and_no_other_catalog(joine
         assert not integrity.is_whole
         with pytest.raises(Unavailable, match="another catalog was written into"):
             opened.catalog.tenants.list_all()
+
+
+def test_the_command_lists_every_server_in_80_columns(joined):
+    first, second, _ = joined
+    with bootstrap.open_rooms(first) as opened:
+        for number, name in enumerate(("one", "two", "three", "a-long-name-of-a-machine.example.org")):
+            me = ServerIdentity(bytes([number]) * 16, "", name, f"server{number}.example.org:7443", "0.1.0")
+            opened.catalog.servers.beat(me, draining=name == "two")
+        silent = update(schema.servers).where(schema.servers.c.name == "three")
+        with opened.catalog.database.write() as connection:
+            connection.execute(silent.values(beat_ns=schema.servers.c.beat_ns - 3600 * 10**9))
+
+    def listed(*options: str) -> list[str]:
+        done = CliRunner().invoke(group, ["servers", "--data", str(second.path), *options])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()
+
+    table = listed()
+    assert table[0].split() == ["server", "endpoint", "since", "heartbeat", "state", "version"]
+    assert max(map(len, table)) <= 80
+    states = [json.loads(line) for line in listed("--json")]
+    assert [each["state"] for each in states] == ["live", "draining", "dead", "live"]
+    assert states[3]["server"] == "a-long-name-of-a-machine.example.org"
+    assert "1h ago" in table[3]
+    assert "dead" in table[3]
 
 
 def test_rebuild_and_adopt_refuse_while_a_server_lives(joined):

@@ -41,6 +41,7 @@ class Server(NamedTuple):
         identity: What it says about itself.
         started_ns: When it registered.
         beat_ns: Its last heartbeat.
+        silent_ns: How long ago that was.
         draining: It finishes its work and takes no more.
         alive: Its last heartbeat is recent.
 
@@ -49,6 +50,7 @@ class Server(NamedTuple):
     identity: ServerIdentity
     started_ns: int
     beat_ns: int
+    silent_ns: int
     draining: bool
     alive: bool
 
@@ -116,6 +118,7 @@ def _select(now: Any) -> Select[Any]:
 
 def _server_of(row: Row[Any]) -> Server:
     identity = ServerIdentity(row.id, row.place, row.name, row.endpoint, row.version)
+    silent_ns = row.now_ns - row.beat_ns
     # A heartbeat far in the future comes from before the database's clock was set back.
-    alive = abs(row.now_ns - row.beat_ns) <= DEAD_NS
-    return Server(identity, row.started_ns, row.beat_ns, row.draining, alive)
+    alive = abs(silent_ns) <= DEAD_NS
+    return Server(identity, row.started_ns, row.beat_ns, silent_ns, row.draining, alive)
