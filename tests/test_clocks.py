@@ -94,6 +94,9 @@ USES: Final = {
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
         staddle_server.upkeep.integrity.parity parity_task
     """,
+    "whether servers live, each by its next heartbeat; with SQLite there is only this one": """
+        staddle_server.catalog.sqlite Sqlite.current_time
+    """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
         staddle._transport.tls _certificate_refused
         staddle._transport.tls _has_expired

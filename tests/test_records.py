@@ -80,6 +80,10 @@ CHANGES: Final = {
         tasks end
         tenants set_gc_failure
     """,
+    "who serves now: each server says it again with its next heartbeat": """
+        servers beat
+        servers remove
+    """,
     "an operator has to allow it again": """
         generations forget
         generations forget_birth

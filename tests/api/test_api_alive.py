@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
+from extent import extent
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -244,7 +245,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("handler", CALLS)
+@pytest.mark.parametrize("handler", extent(["restore"], [*CALLS]))
 def test_no_more_data_is_read_for_a_disconnected_caller(running, long_lists, monkeypatch, handler):
     method, request = CALLS[handler]
     read, at_work, ended = [], threading.Event(), threading.Event()

@@ -37,8 +37,8 @@ def states(data: Path) -> dict[str, str]:
     return {row["name"]: row["state"] for row in map(json.loads, lines)}
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-@pytest.mark.parametrize("redirection", REDIRECTIONS)
+@pytest.mark.parametrize("options", extent([()], [(), ("--json",)]))
+@pytest.mark.parametrize("redirection", extent([">&-"], list(REDIRECTIONS)))
 def test_a_token_that_cannot_be_shown_is_revoked_again(
     data: Path, redirection: str, options: tuple[str, ...]
 ) -> None:

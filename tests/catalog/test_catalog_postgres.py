@@ -9,11 +9,13 @@ import postgres_server
 import pytest
 from databases import DATABASES
 from postgres_server import PostgresServer
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import create_engine, func, insert, select, text, update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
-from staddle_server.catalog.database import later, rows_in
+from staddle_server.catalog.database import later, locking, rows_in
 from staddle_server.catalog.schema import datasets, tasks, tenants
 
 PASSWORD: Final = "hunter2%/@"
@@ -222,6 +224,19 @@ def test_an_error_of_the_database_is_one_that_callers_know(world, code, kind, re
     assert type(caught.value) is kind
     assert caught.value.reason == reason
     assert world.rows() == before
+
+
+def test_a_locked_row_cannot_be_changed_and_rows_that_refer_to_it_can_be_inserted(world):
+    url = world.url + "&options=-c%20lock_timeout%3D100"
+    this = tenants.c.id == world.tenant
+    other = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+    with world.catalog.database.write() as connection, other.begin() as beside:
+        row = connection.execute(locking(select(tenants.c.row).where(this))).scalar_one()
+        beside.execute(
+            insert(datasets).values(tenant=row, name="db", created_ns=1, host="", root="", last_number=0)
+        )
+        with pytest.raises(OperationalError, match="lock timeout"), beside.begin_nested():
+            beside.execute(locking(select(tenants.c.row).where(this)))
 
 
 def test_of_two_that_wait_for_each_other_one_is_told_to_try_again(world):

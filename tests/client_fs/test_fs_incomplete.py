@@ -286,7 +286,7 @@ def test_a_listed_path_that_is_never_found_is_a_problem_and_marks_its_directory(
 
 @CACHED
 @pytest.mark.parametrize("changed", [False, True], ids=["as-in-base", "changed"])
-@pytest.mark.parametrize("name", extent(["bad", "z"], ["bad", "s", "z"]))
+@pytest.mark.parametrize("name", extent(["z"], ["bad", "s", "z"]))
 def test_a_directory_that_vanishes_and_returns_during_the_scan_keeps_its_content(
     cached: bool, *, changed: bool, name: str, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,7 +355,7 @@ def test_a_file_that_vanishes_and_returns_during_the_scan_does_not_count_as_remo
         assert protected.client.read("data", "only") == f"number {calls[1]}".encode()
 
 
-@pytest.mark.parametrize("how", ["stat", "open", "listdir"])
+@pytest.mark.parametrize("how", extent(["open"], ["stat", "open", "listdir"]))
 @CACHED
 def test_an_entirely_unreadable_source_does_not_count_as_empty(
     cached: bool, how: str, protected, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from extent import extent
 from staddle_server.store.wrapped import WrappedBlobs
 from test_command_failures import WAIT_S
 
@@ -47,7 +48,9 @@ def gate(running) -> Iterator[Gate]:
     gates[-1].open.set()
 
 
-@pytest.mark.parametrize("flags", [[], ["--thin"]], ids=["source", "thin"])
+@pytest.mark.parametrize(
+    "flags", [[], pytest.param(["--thin"], marks=pytest.mark.slow)], ids=["source", "thin"]
+)
 def test_an_interrupted_backup_resumes(
     unconfigured: CommandLine, running, gate: Gate, tmp_path: Path, flags
 ) -> None:
@@ -93,7 +96,7 @@ class ReadGate(WrappedBlobs):
         return super().read(name, offset, length)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", extent([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
 def test_a_signal_ends_a_restore_cleanly_without_temporary_files(
     number: signal.Signals, unconfigured: CommandLine, running, tmp_path: Path
 ) -> None:

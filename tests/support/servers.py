@@ -131,6 +131,7 @@ class Running:
     upload_life_s: float = 7 * 24 * 3600.0
     retention_every_s: float = 0.0
     parity_percent: int = 0
+    beat_every_s: float = 0.0
     listen: str = "127.0.0.1:0"
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
@@ -169,8 +170,10 @@ class Running:
             ),
             clock=self.clock,
             integrity_every_s=0.0,
+            beat_every_s=self.beat_every_s,
         )
         self.port = self.service.start(self.listen, None)
+        self.service.join(self.address)
 
     @property
     def catalog_place(self) -> str:

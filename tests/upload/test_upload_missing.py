@@ -76,6 +76,7 @@ def test_the_list_equals_a_dictionary_after_any_changes(known):
     assert not any(ref.digest in missing for ref in refs(100, seed=2))
 
 
+@pytest.mark.slow
 def test_another_length_and_too_many_are_refused_and_change_nothing():
     everything = refs(MISSING_CHUNKS_MAX + 1)
     missing = Missing((ref.digest, ref.length) for ref in everything[:-2])

@@ -277,6 +277,11 @@ class DataDirectory:
                 os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
             yield
 
+    def identity(self) -> str:
+        """Return what tells this directory from every other one that is in use, while it is locked."""
+        found = self.lock.stat()
+        return f"{_boot()}:{found.st_dev}:{found.st_ino}"
+
     def _no_lock(self, error: OSError) -> DataDirectoryError:
         """Return why the lock cannot be opened."""
         if error.errno == errno.ELOOP:
@@ -302,6 +307,14 @@ class DataDirectory:
     def store_locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the store, which must exist, for this process: see StorePlace.locked."""
         return self.place.locked()
+
+
+def _boot() -> str:
+    """Return which boot of which machine this is; the host's name if the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _holder(data: bytes) -> str:

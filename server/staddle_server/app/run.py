@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import shutil
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -118,7 +119,9 @@ def run_server(
             with (
                 keeper.running(),
                 _own_address(manager) as own,
-                _serving(reloading, opened, space, certificates, own) as listening,
+                _serving(
+                    reloading, opened, space, certificates, own, place=directory.identity()
+                ) as listening,
                 _pulse(manager, own, listening) as pulse,
             ):
                 token = new_token or local_token(opened, directory)
@@ -260,6 +263,8 @@ def _serving(
     space: Space,
     certificates: tls.ServerCertificates | None,
     own: UnixAddress | None,
+    *,
+    place: str,
 ) -> Iterator[Address | UnixAddress]:
     """Listen and serve while the context lasts, then drain; after an error, without waiting for streams."""
     settings = reloading.settings
@@ -280,12 +285,21 @@ def _serving(
         port = _start(service, settings, credentials, own)
         if isinstance(listen, UnixAddress):
             made = unix_sockets.identity(listen)
-        yield listen.with_port(port)
+        listening = listen.with_port(port)
+        service.join(str(settings.endpoint or reachable(listening)), place)
+        yield listening
         drain_s = reloading.settings.drain_s
     finally:
         service.drain(drain_s)
         if isinstance(listen, UnixAddress):
             unix_sockets.remove(listen, made)
+
+
+def reachable(listening: Address | UnixAddress) -> Address | UnixAddress:
+    """Return where another machine probably reaches a server that listens there."""
+    if isinstance(listening, Address) and listening.is_wildcard:
+        return Address(socket.gethostname(), listening.port)
+    return listening
 
 
 def _segment_cache(settings: Settings) -> SegmentCache | None:

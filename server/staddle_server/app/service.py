@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
 import grpc
 
+from staddle_server import __version__
 from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
@@ -27,9 +29,9 @@ from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.api.slots import Slots
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
-from staddle_server.base.limits import INTEGRITY_EVERY_S
+from staddle_server.base.limits import INTEGRITY_EVERY_S, SERVER_BEAT_S
 from staddle_server.base.threads import Threads
-from staddle_server.catalog import Catalog
+from staddle_server.catalog import Catalog, ServerIdentity
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
@@ -41,6 +43,7 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions
 from staddle_server.upkeep.gc.collector import collect
+from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.integrity.copies import copies_task
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.parity import parity_task
@@ -72,10 +75,12 @@ class Service:
         cache: SegmentCache | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
         integrity_every_s: float = INTEGRITY_EVERY_S,
+        beat_every_s: float = SERVER_BEAT_S,
     ) -> None:
         """Write the records that a crash left out, and build the server; serve nothing yet.
 
-        `integrity_every_s`: how often it looks for new damage; 0: only at the start.
+        `integrity_every_s`: how often it looks for new damage; 0: only at the start. `beat_every_s`: how
+        often it tells the catalog that it lives; 0: only once.
 
         Raises:
             ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
@@ -85,8 +90,17 @@ class Service:
         tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
+        self._id = os.urandom(16)
+        self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
         self._uploads = Uploads(
-            catalog, tenants, clock, lease_s=settings.lease_s, life_s=settings.upload_life_s, space=space
+            catalog,
+            tenants,
+            clock,
+            lease_s=settings.lease_s,
+            life_s=settings.upload_life_s,
+            space=space,
+            server=self._id,
+            endpoint=str(settings.endpoint or ""),
         )
         reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
@@ -99,7 +113,7 @@ class Service:
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
         table = methods(
-            UploadCalls(self._uploads, tenants, str(settings.endpoint or "")),
+            UploadCalls(self._uploads, tenants),
             ReadCalls(reads, catalog, tenants),
             _retention(kept, policies),
             _info(kept, conditions, settings),
@@ -130,10 +144,18 @@ class Service:
         self._schedule.start()
         return port
 
+    def join(self, endpoint: str, place: str = "") -> None:
+        """Enter the started server into the catalog's list of servers, reachable at `endpoint`.
+
+        `place` names its data directory: an earlier server there is gone.
+        """
+        self._heartbeat.start(ServerIdentity(self._id, place, socket.gethostname(), endpoint, __version__))
+
     def drain(self, drain_s: float) -> None:
         """Stop: health becomes NOT_SERVING, new calls are refused, streams get this much time, then end at a
-        checkpoint.
+        checkpoint. Other servers may take the uploads over from the beginning.
         """
+        self._heartbeat.drain()
         self._wire.close(drain_s)
         self._schedule.stop()
         self.clock_watch.stop()
@@ -141,6 +163,7 @@ class Service:
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()
+        self._heartbeat.stop()
 
 
 def _parts(

@@ -32,6 +32,8 @@ more than 1 MiB.
 PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128
+TOKENS_REMEMBERED_MAX: Final = 4096
+"""Valid tokens that a server with a distant catalog keeps for a few seconds."""
 CALLS_MAX: Final = 96
 """Concurrent calls without a stream: each holds a thread from before its message arrives until it is
 answered.
@@ -152,6 +154,14 @@ UPLOADS_OPEN_TENANT_MAX: Final = 192
 """Of these, uploads of one tenant, to leave room for others."""
 LEASE_S: Final = 300
 UPLOAD_LIFE_S: Final = 7 * 24 * 3600
+
+# --- servers that share a catalog
+SERVER_BEAT_S: Final = 5.0
+"""How often a server tells the catalog that it lives."""
+SERVER_DEAD_S: Final = 20.0
+"""A server whose last heartbeat is older counts as dead, by the database's clock."""
+SERVER_FORGOTTEN_S: Final = 24 * 3600.0
+"""How long a dead server stays in the list."""
 
 # --- upkeep
 INTEGRITY_EVERY_S: Final = 1.0

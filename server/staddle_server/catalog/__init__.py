@@ -13,6 +13,7 @@ from staddle_server.catalog.engine import (
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
+from staddle_server.catalog.servers import Server, ServerIdentity
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -91,6 +92,8 @@ __all__ = [
     "Replacement",
     "Retention",
     "RetentionState",
+    "Server",
+    "ServerIdentity",
     "StandingRoots",
     "TenantRow",
     "Terms",

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import insert_or_ignore, later
+from staddle_server.catalog.database import insert_or_ignore, later, locking
 from staddle_server.catalog.rows import dataset_row, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun
@@ -182,7 +182,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         _u.new_root == spec.new_root,
         _u.fingerprint == spec.fingerprint,
     )
-    rows = connection.execute(query.order_by(_u.begin_ns.desc(), _u.id).with_for_update(key_share=True)).all()
+    rows = connection.execute(locking(query.order_by(_u.begin_ns.desc(), _u.id))).all()
     found = next((row for row in rows if row.asked_kind == spec.kind), None)
     if found is None and rows:
         kind, _ = _resolve(connection, dataset, spec)
@@ -196,6 +196,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         .values(
             epoch=found.epoch + 1,
             principal=spec.principal.name,
+            server=spec.server,
             tags=pack_tags(spec.tags),
             **spec.terms.expiries(spec.now_ns),
         ),
@@ -238,6 +239,7 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
             "data_bytes": 0,
             "last_failure": "",
             "backup": b"",
+            "server": spec.server,
         },
     )
     return spec.upload
@@ -251,10 +253,10 @@ def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tu
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
     newest = newest.order_by(_b.number.desc()).limit(1)
-    base = connection.execute(newest.with_for_update(key_share=True)).scalar()
+    base = connection.execute(locking(newest)).scalar()
     while base is None and connection.execute(newest).scalar() is not None:
         # The backup whose lock was awaited was deleted meanwhile: lock the one that is newest now.
-        base = connection.execute(newest.with_for_update(key_share=True)).scalar()
+        base = connection.execute(locking(newest)).scalar()
     if base is not None:
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:

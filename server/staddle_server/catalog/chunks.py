@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 
 from staddle_server.base.types import ChunkPlace, PackSummary, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, later, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, later, locking, rows_in
 from staddle_server.catalog.rows import look_at_upload, open_upload_row
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
@@ -89,7 +89,7 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
     locked: set[int] = set()
     for some in batches(sorted(pack_rows)):
         query = select(_p.row).where(_p.row.in_(some), _p.state == schema.PACK_LIVE).order_by(_p.row)
-        locked.update(connection.execute(query.with_for_update(key_share=True)).scalars())
+        locked.update(connection.execute(locking(query)).scalars())
     return locked
 
 

@@ -6,9 +6,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Executable, Insert, Table, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, Executable, Insert, Select, Table, select
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -20,6 +20,7 @@ BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
+Q = TypeVar("Q", bound=Select[Any])
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """The values of a statement: of one row, or of many."""
 
@@ -34,6 +35,8 @@ class DatabaseKind(ABC):
 
     one_writer: bool = False
     """Whether the database allows one writer at a time; the writers of this process then take turns."""
+    is_distant: bool = False
+    """Whether a look-up waits for a network, so that some answers are worth keeping for a moment."""
 
     @property
     @abstractmethod
@@ -82,6 +85,24 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
+    def current_time(self) -> ColumnElement[int]:
+        """Return the expression for the time at which it is evaluated, in nanoseconds since 1970: by one
+        clock for all servers of the database.
+        """
+
+    @abstractmethod
+    def notify(self, connection: Connection, token: bytes) -> None:
+        """Tell the servers that share the database, when the transaction commits, that a token is revoked."""
+
+    @abstractmethod
+    def listen(self) -> None:
+        """Make sure that notices arrive, if that is possible."""
+
+    @abstractmethod
+    def heard(self) -> Sequence[bytes] | None:
+        """Return the tokens that other servers revoked since the last call; None: some may be unknown."""
+
+    @abstractmethod
     def check_place(self) -> None:
         """Raise Unavailable if the database is not the one that was opened."""
 
@@ -91,7 +112,7 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what `check_place` holds."""
+        """Release what `check_place` and `listen` hold."""
 
 
 class Database:
@@ -119,6 +140,19 @@ class Database:
     def name(self) -> str:
         """The database's name for messages."""
         return self._kind.name
+
+    @property
+    def is_distant(self) -> bool:
+        """Whether a look-up waits for a network."""
+        return self._kind.is_distant
+
+    def listen(self) -> None:
+        """Make sure that notices of other servers arrive, if that is possible."""
+        self._kind.listen()
+
+    def heard(self) -> Sequence[bytes] | None:
+        """Return the tokens that other servers revoked since the last call; None: some may be unknown."""
+        return self._kind.heard()
 
     def check_place(self) -> None:
         """Raise Unavailable if the database is not the one that was opened, or was given up."""
@@ -221,6 +255,15 @@ class Database:
 # --- statements in the form of the database behind a connection
 
 
+def locking(query: Q, *, of: Table | None = None) -> Q:
+    """Return the query with a lock on the rows it finds, in `of` if it joins tables.
+
+    Until the transaction ends, no other one changes or deletes them. Their keys stay unlocked: inserting a
+    row locks the keys it refers to, and would otherwise wait here, or end in a deadlock.
+    """
+    return query.with_for_update(key_share=True, of=of)
+
+
 def _kind_of(connection: Connection) -> DatabaseKind:
     kind: DatabaseKind = connection.get_execution_options()[_KIND_OPTION]
     return kind
@@ -239,6 +282,11 @@ def lock_schema(connection: Connection) -> None:
 def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
     """Execute a statement whose outcome is not needed: a database may send it with the next one."""
     _kind_of(connection).later(connection, statement, rows)
+
+
+def notify(connection: Connection, token: bytes) -> None:
+    """Tell the servers that share the database, when the transaction commits, that a token is revoked."""
+    _kind_of(connection).notify(connection, token)
 
 
 def insert_rows(
@@ -261,6 +309,11 @@ def rows_in(
     For the statements of every chunk lookup: a database may have a faster way for them.
     """
     return _kind_of(connection).rows_in(connection, columns, equal, among, values)
+
+
+def database_time(connection: Connection) -> ColumnElement[int]:
+    """Return the expression for the current time, by one clock for all servers: nanoseconds since 1970."""
+    return _kind_of(connection).current_time()
 
 
 # --- errors

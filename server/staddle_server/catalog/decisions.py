@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, insert, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Place, record_link
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import later
+from staddle_server.catalog.database import later, locking
 from staddle_server.catalog.validation import check_id, rfc3339
 from staddle_server.catalog.values import Backup, DeletionRefusal, PendingRecord
 
@@ -30,11 +30,7 @@ def keep_pending(
     records = list(records)
     if not records:
         return
-    chain = (
-        select(_t.id, _t.records_sequence, _t.records_link)
-        .where(_t.row == tenant_row)
-        .with_for_update(key_share=True)
-    )
+    chain = locking(select(_t.id, _t.records_sequence, _t.records_link).where(_t.row == tenant_row))
     tenant, sequence, link = connection.execute(chain).one()
     rows = []
     for record in records:

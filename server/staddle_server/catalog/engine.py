@@ -21,6 +21,7 @@ from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
+from staddle_server.catalog.servers import Servers
 from staddle_server.catalog.sqlite import open_sqlite, path_of
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import TenantRows
@@ -46,6 +47,7 @@ class Catalog:
         self.packs = Packs(database, self.tenants)
         self.uploads = UploadRows(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
+        self.servers = Servers(database)
         self.tasks = Tasks(database)
         self.clock = Clocks(database, self.tenants)
         self.generation = Generations(database)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select, update
 
 from staddle_server.base import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, locking
 from staddle_server.catalog.validation import NS, rfc3339
 
 _g = schema.collector.c
@@ -36,7 +36,7 @@ class GcLease:
         with self._database.write() as connection:
             free = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
             connection.execute(insert_or_ignore(connection, schema.collector), free)
-            row = connection.execute(select(schema.collector).with_for_update(key_share=True)).one()
+            row = connection.execute(locking(select(schema.collector))).one()
             # A lease that ends much later than any can was taken before the clock was set back: ignore it. A
             # little later is a server whose clock is ahead of this one, or a transaction that waited for its
             # turn.
@@ -73,7 +73,7 @@ def require_fence(connection: Connection, fence: int) -> None:
 
     Locks the collector's row: a successor waits for this transaction.
     """
-    found = connection.execute(select(_g.fence).with_for_update(key_share=True)).scalar()
+    found = connection.execute(locking(select(_g.fence))).scalar()
     if found != fence:
         raise errors.Conflict(
             "STALE_EPOCH",

@@ -15,7 +15,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, Root, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, locking
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches, check_id
@@ -362,11 +362,13 @@ def _condemn(
     # its own: an earlier claim is seen, and a later one finds the pack condemned. In a single statement or
     # snapshot, the claim waited for would stay invisible, and its chunks would be lost.
     locked = connection.execute(
-        select(_p.row, _p.id)
-        .join_from(schema.packs, schema.mark_packs, and_(_mp.pack == _p.row, _mp.mark == mark))
-        .where(_p.tenant == tenant_row, _p.id.in_(list(packs)), _p.state == schema.PACK_LIVE)
-        .order_by(_p.row)
-        .with_for_update(key_share=True, of=schema.packs)
+        locking(
+            select(_p.row, _p.id)
+            .join_from(schema.packs, schema.mark_packs, and_(_mp.pack == _p.row, _mp.mark == mark))
+            .where(_p.tenant == tenant_row, _p.id.in_(list(packs)), _p.state == schema.PACK_LIVE)
+            .order_by(_p.row),
+            of=schema.packs,
+        )
     ).all()
     if len(locked) != len(packs):
         return False
@@ -387,9 +389,7 @@ def _condemn(
 
 def _publish(connection: Connection, tenant_row: int, fence: int, summary: PackSummary) -> None:
     this = (_p.tenant == tenant_row, _p.id == summary.pack, _p.upload == _COLLECTORS_OWN, _p.epoch == fence)
-    pack_row = connection.execute(
-        select(_p.row).where(*this, schema.IS_WRITING).with_for_update(key_share=True)
-    ).scalar()
+    pack_row = connection.execute(locking(select(_p.row).where(*this, schema.IS_WRITING))).scalar()
     if pack_row is None:
         raise errors.Fault("INTERNAL", f"pack {summary.pack.hex()} was not begun by this collector")
     connection.execute(

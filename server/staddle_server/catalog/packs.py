@@ -9,7 +9,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database, insert_or_ignore, later, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import TenantRows, no_tenant
 from staddle_server.catalog.validation import batches, check_id
@@ -66,9 +66,7 @@ class Packs:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            pack_row = connection.execute(
-                select(_p.row).where(*this).with_for_update(key_share=True)
-            ).scalar()
+            pack_row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             if pack_row is None:
                 return
             mark_damage(connection, pack_row, schema.WHOLE_PACK if segment_offset is None else segment_offset)
@@ -82,9 +80,7 @@ class Packs:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            row = connection.execute(
-                select(_p.row, _p.state).where(*this).with_for_update(key_share=True)
-            ).one_or_none()
+            row = connection.execute(locking(select(_p.row, _p.state).where(*this))).one_or_none()
             if row is None or not mark_damage(connection, row.row, segment_offset):
                 return False
             if row.state != schema.PACK_LIVE or not mark_damage(connection, row.row, schema.WHOLE_PACK):
@@ -96,7 +92,7 @@ class Packs:
         """Count only the marked segments of a doubted pack as damaged: every segment was read."""
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            row = connection.execute(select(_p.row).where(*this).with_for_update(key_share=True)).scalar()
+            row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             connection.execute(
                 delete(schema.pack_damage).where(_d.pack == row, _d.segment_offset == schema.WHOLE_PACK)
             )
@@ -111,7 +107,7 @@ class Packs:
             with self._database.write() as connection:
                 mine = _p.tenant == self._tenants.row(connection, tenant)
                 query = select(_p.row, _p.id).where(mine, _p.state == schema.PACK_LIVE, _p.id.in_(some))
-                for row in connection.execute(query.order_by(_p.row).with_for_update(key_share=True)).all():
+                for row in connection.execute(locking(query.order_by(_p.row))).all():
                     mark_damage(connection, row.row, schema.WHOLE_PACK)
                     marked.append(row.id)
         return marked
@@ -123,9 +119,7 @@ class Packs:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
-            pack_row = connection.execute(
-                select(_p.row).where(*this).with_for_update(key_share=True)
-            ).scalar()
+            pack_row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             if pack_row is None:
                 return False
             connection.execute(delete(schema.pack_damage).where(schema.pack_damage.c.pack == pack_row))
@@ -188,11 +182,7 @@ class Packs:
         """
         with self._database.write() as connection:
             row = self._tenants.row(connection, tenant)
-            now = (
-                select(schema.tenants.c.damage_epoch)
-                .where(schema.tenants.c.row == row)
-                .with_for_update(key_share=True)
-            )
+            now = locking(select(schema.tenants.c.damage_epoch).where(schema.tenants.c.row == row))
             if connection.execute(now).scalar_one() != damage_epoch:
                 return False
             mine = select(_p.row).where(_p.tenant == row, _p.damaged)
@@ -390,9 +380,7 @@ def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSu
             _p.upload == upload.id,
             _p.epoch == upload.epoch,
         )
-        pack = connection.execute(
-            select(_p.row, _p.state).where(*this).with_for_update(key_share=True)
-        ).one_or_none()
+        pack = connection.execute(locking(select(_p.row, _p.state).where(*this))).one_or_none()
         if pack is None or pack.state not in {schema.PACK_WRITING, schema.PACK_LIVE}:
             raise errors.Conflict(
                 "STALE_EPOCH",

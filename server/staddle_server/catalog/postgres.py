@@ -5,7 +5,6 @@ Every transaction that writes runs at READ COMMITTED, for which the catalog's ro
 """
 
 import functools
-import select
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, cast
@@ -16,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Executable,
     Insert,
@@ -26,7 +26,10 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    extract,
+    func,
 )
+from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -36,9 +39,10 @@ from staddle_server.base import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, full, unavailable
 from staddle_server.catalog.postgres_link import Link
+from staddle_server.catalog.postgres_notices import CHANNEL, Listener, has_input
 
 CONNECTIONS_MAX: Final = 16
-"""Connections of one server. Transactions are short; 150 threads share them."""
+"""Connections of one server, besides the one for notices. Transactions are short; 150 threads share them."""
 STATEMENT_TIMEOUT_S: Final = 600
 IDLE_TIMEOUT_S: Final = 60
 """How long a transaction may be idle: a server that is suspended must not keep its locks."""
@@ -105,7 +109,6 @@ def open_postgres(url: str, busy_timeout_s: float) -> Database:
         )
     given = _parameters(url)
     conninfo = make_conninfo("", **{**_CONNECT_DEFAULTS, **given})
-    kind = Postgres(_name(given), str(given.get("password") or ""))
 
     def connect() -> Link:
         link = Link.connect(conninfo, autocommit=True)
@@ -116,6 +119,7 @@ def open_postgres(url: str, busy_timeout_s: float) -> Database:
             raise
         return link
 
+    kind = Postgres(_name(given), str(given.get("password") or ""), Listener(connect))
     # Links are in autocommit mode, and are probed only where that costs no round trip.
     options: dict[str, Any] = {
         "creator": connect,
@@ -178,11 +182,8 @@ def _check_alive(link: Any, _record: object, _proxy: object) -> None:
 
     This costs no round trip. A connection that breaks later fails its transaction, which callers retry.
     """
-    if not link.closed:
-        poll = select.poll()
-        poll.register(link.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            return
+    if not link.closed and not has_input(link):
+        return
     try:
         link.execute("SELECT 1")
     except psycopg.Error as error:
@@ -198,9 +199,12 @@ def _leave_standby(context: ExceptionContext) -> None:
 class Postgres(DatabaseKind):
     """One database. Hot statements bypass SQLAlchemy, with arrays for lists of values."""
 
-    def __init__(self, name: str, password: str) -> None:
+    is_distant = True
+
+    def __init__(self, name: str, password: str, listener: Listener) -> None:
         self._name = name
         self._password = password
+        self._listener = listener
 
     @property
     def name(self) -> str:
@@ -259,6 +263,18 @@ class Postgres(DatabaseKind):
         with _link(connection).cursor() as cursor:
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
 
+    def current_time(self) -> ColumnElement[int]:
+        return cast_to(extract("epoch", func.clock_timestamp()) * 1_000_000_000, BigInteger)
+
+    def notify(self, connection: Connection, token: bytes) -> None:
+        _link(connection).later("SELECT pg_notify(%s, %s)", (CHANNEL, token.hex()))
+
+    def listen(self) -> None:
+        self._listener.listen()
+
+    def heard(self) -> Sequence[bytes] | None:
+        return self._listener.heard()
+
     def check_place(self) -> None:
         """Do nothing: its own server looks after its files."""
 
@@ -266,7 +282,7 @@ class Postgres(DatabaseKind):
         """Do nothing: its own server looks after its log."""
 
     def close(self) -> None:
-        """Do nothing: the connections are the engine's."""
+        self._listener.close()
 
 
 def _link(connection: Connection) -> Link:

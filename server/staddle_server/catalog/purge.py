@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select, upda
 
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, locking
 from staddle_server.catalog.decisions import is_protected, keep_pending
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.marks import is_gone, is_root
@@ -82,8 +82,8 @@ class Purge:
             require_fence(connection, fence)
             tenant_row = self._tenants.row(connection, tenant)
             of_backup = select(_b.dataset).where(_b.id == backup, _b.tenant == tenant_row).scalar_subquery()
-            connection.execute(select(_d.row).where(_d.row == of_backup).with_for_update(key_share=True))
-            connection.execute(select(_b.id).where(_b.id == backup).with_for_update(key_share=True))
+            connection.execute(locking(select(_d.row).where(_d.row == of_backup)))
+            connection.execute(locking(select(_b.id).where(_b.id == backup)))
             may = _purgeable(tenant_row, now_ns, grace_s).where(_b.id == backup)
             if connection.execute(may).one_or_none() is None:
                 return False
@@ -189,9 +189,7 @@ class Purge:
         with self._database.write() as connection:
             require_fence(connection, fence)
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, schema.IS_CONDEMNED)
-            pack_row = connection.execute(
-                select(_p.row).where(*this).with_for_update(key_share=True)
-            ).scalar()
+            pack_row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             if pack_row is None:
                 return False
             connection.execute(delete(schema.claims).where(schema.claims.c.pack == pack_row))

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Authors, Root
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, locking
 from staddle_server.catalog.decisions import is_protected, keep_pending, require_unprotected
 from staddle_server.catalog.rows import backup_of, dataset_row, hold_of, lock_backup, select_backups
 from staddle_server.catalog.tenants import TenantRows
@@ -237,7 +237,7 @@ class Retentions:
             if known is not None:
                 return known
             of_dataset = select(_b.id).where(_b.dataset == row.row, _SHOWN, _KEPT).order_by(_b.id)
-            connection.execute(of_dataset.with_for_update(key_share=True))
+            connection.execute(locking(of_dataset))
             present = _state(connection, row)
             if present.decisive() != expected.decisive():
                 raise plan_changed(dataset)
@@ -259,7 +259,7 @@ class Retentions:
         """
         tenant_row = self._tenants.row(connection, tenant)
         this = select(_d.row).where(_d.tenant == tenant_row, _d.name == dataset)
-        connection.execute(this.with_for_update(key_share=True))
+        connection.execute(locking(this))
         return dataset_row(connection, tenant_row, dataset)
 
 
@@ -309,10 +309,7 @@ def _move_later(connection: Connection, row: Row[Any], minimum_ns: int) -> list[
     query = select(_b.id, _b.commit_ns).where(
         _b.dataset == row.row, _KEPT, _b.retain_until_ns < _b.commit_ns + minimum_ns
     )
-    moved = [
-        (each.id, each.commit_ns + minimum_ns)
-        for each in connection.execute(query.with_for_update(key_share=True))
-    ]
+    moved = [(each.id, each.commit_ns + minimum_ns) for each in connection.execute(locking(query))]
     for some in batches([backup for backup, _ in moved]):
         connection.execute(
             update(schema.backups).where(_b.id.in_(some)).values(retain_until_ns=_b.commit_ns + minimum_ns)

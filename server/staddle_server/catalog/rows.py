@@ -9,7 +9,7 @@ from staddle_server.base import errors
 from staddle_server.base.limits import LISTED_BYTES_MAX
 from staddle_server.base.types import ChangeCounts, Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import rows_in
+from staddle_server.catalog.database import locking, rows_in
 from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
 from staddle_server.catalog.values import Backup, Hold, Upload
 
@@ -25,7 +25,7 @@ _t = schema.tokens.c
 # Every step of an upload needs these, and building a statement takes as long as running it.
 _DATASET = select(schema.datasets).where(_d.tenant == bindparam("tenant"), _d.name == bindparam("name"))
 _THIS_UPLOAD = (_u.id == bindparam("upload"), _u.tenant == bindparam("tenant"))
-_UPLOAD = select(schema.uploads).where(*_THIS_UPLOAD).with_for_update(key_share=True)
+_UPLOAD = locking(select(schema.uploads).where(*_THIS_UPLOAD))
 
 
 def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
@@ -96,8 +96,8 @@ def lock_backup(connection: Connection, tenant_row: int, backup: bytes) -> Backu
     this = (_b.id == backup, _b.tenant == tenant_row, _b.purged_ns.is_(None))
     # The dataset first, as everywhere; not its key, which a beginning upload refers to.
     of_backup = select(_d.row).join_from(schema.backups, schema.datasets, _b.dataset == _d.row).where(*this)
-    connection.execute(of_backup.with_for_update(key_share=True, of=schema.datasets))
-    connection.execute(select(_b.id).where(*this).with_for_update(key_share=True))
+    connection.execute(locking(of_backup, of=schema.datasets))
+    connection.execute(locking(select(_b.id).where(*this)))
     row = connection.execute(select_backups().where(*this)).one_or_none()
     if row is None:
         raise backup_not_found(backup)
@@ -207,6 +207,7 @@ def upload_of(row: Row[Any]) -> Upload:
         data_bytes=row.data_bytes,
         last_failure=row.last_failure,
         backup=row.backup,
+        server=row.server,
     )
 
 
@@ -239,7 +240,7 @@ def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoc
 
 
 _LOOKED_AT = (_u.state, _u.epoch)
-"""Only two of the row's 27 columns: every claim reads them."""
+"""Only two of the row's 28 columns: every claim reads them."""
 
 
 def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tuple[int, int]:

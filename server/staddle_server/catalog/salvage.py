@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, select, update
 from staddle_server.base.types import PackSummary, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, locking
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.packs import mark_damage
 from staddle_server.catalog.tenants import TenantRows
@@ -54,10 +54,11 @@ class Salvage:
                 row
                 for some in batches(sorted(sources))
                 for row in connection.execute(
-                    select(_p.row)
-                    .where(_p.tenant == tenant_row, _p.id.in_(some), _p.state == schema.PACK_LIVE)
-                    .order_by(_p.row)
-                    .with_for_update(key_share=True)
+                    locking(
+                        select(_p.row)
+                        .where(_p.tenant == tenant_row, _p.id.in_(some), _p.state == schema.PACK_LIVE)
+                        .order_by(_p.row)
+                    )
                 ).scalars()
             ]
             _mark_whole(connection, locked)
@@ -98,7 +99,7 @@ class Salvage:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             this = (_p.tenant == tenant_row, _p.id == pack, _p.state == schema.PACK_LIVE)
-            row = connection.execute(select(_p.row).where(*this).with_for_update(key_share=True)).scalar()
+            row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             if row is None:
                 return False
             mine = (_c.tenant == tenant_row, _c.pack == row)

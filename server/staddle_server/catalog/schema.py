@@ -186,6 +186,8 @@ uploads = Table(
     Column("data_bytes", BigInteger, nullable=False),
     Column("last_failure", Text, nullable=False),
     Column("backup", ID, nullable=False),  # b"" until committed
+    # The server that writes it; no foreign key: servers come and go.
+    Column("server", ID, nullable=False),
 )
 # Literal, not bound: the planner uses a partial index only if the query has the same condition.
 IS_OPEN = uploads.c.state == literal(UploadState.OPEN.value, literal_execute=True)
@@ -409,4 +411,18 @@ generation = Table(
     Column("current", Text, nullable=False),
     Column("birth_ns", BigInteger),
     Column("intended", Text, nullable=False),
+)
+
+# The servers that share this catalog. All times are the database's.
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("place", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("started_ns", BigInteger, nullable=False),
+    Column("beat_ns", BigInteger, nullable=False),
+    Column("draining", Boolean, nullable=False),
 )

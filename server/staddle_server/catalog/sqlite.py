@@ -14,7 +14,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import URL, Column, Connection, Insert, Table, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Insert,
+    Table,
+    create_engine,
+    event,
+    literal,
+    make_url,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import NullPool
 
@@ -212,6 +224,19 @@ class Sqlite(DatabaseKind):
             return cursor.fetchall()
         finally:
             cursor.close()
+
+    def current_time(self) -> ColumnElement[int]:
+        """The clock of this machine, which is the only one: the file has one server."""
+        return literal(time.time_ns(), BigInteger)
+
+    def notify(self, connection: Connection, token: bytes) -> None:
+        """Do nothing: every look-up sees what other processes changed."""
+
+    def listen(self) -> None:
+        """Do nothing: there are no notices."""
+
+    def heard(self) -> Sequence[bytes] | None:
+        return ()
 
     def check_place(self) -> None:
         self._files.check()

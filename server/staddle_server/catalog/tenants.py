@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, locking
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.validation import check_id, check_name
 from staddle_server.catalog.values import PendingRecord, TenantRow
@@ -114,7 +114,7 @@ class TenantRows:
 
     def _decide(self, tenant: bytes, now_ns: int) -> int:
         with self._database.write() as connection:
-            mine = select(_t.decided_ns).where(_t.id == tenant).with_for_update(key_share=True)
+            mine = locking(select(_t.decided_ns).where(_t.id == tenant))
             decided_ns = max(now_ns, int(connection.execute(mine).scalar_one()) + 1)
             connection.execute(update(schema.tenants).where(_t.id == tenant).values(decided_ns=decided_ns))
         return decided_ns

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -10,8 +11,9 @@ from sqlalchemy import Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, locking, notify, rows_in
 from staddle_server.catalog.decisions import keep_pending
+from staddle_server.catalog.known_tokens import FoundToken, KnownTokens
 from staddle_server.catalog.rows import token_is_valid, unknown_token
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import ID_BYTES, batches, check_name
@@ -28,10 +30,17 @@ _LOOKED_AT = (_t.tenant, _t.id, _t.name, _t.role, _t.expires_ns, _t.revoked_ns)
 class Tokens:
     """The tokens of all tenants."""
 
-    def __init__(self, database: Database, tenants: TenantRows, random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tenants: TenantRows,
+        random: Callable[[int], bytes],
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
         self._tenants = tenants
         self._random = random
+        self._known = KnownTokens(database, monotonic_s)
 
     def create(
         self,
@@ -81,7 +90,8 @@ class Tokens:
     def revoke(self, tenant: bytes, token: str, now_ns: int, *, record: PendingRecord | None = None) -> Token:
         """Revoke a token, given by name or hexadecimal id. Keeps `record` as pending in the same transaction.
 
-        BAD_FIELD if no such token is valid.
+        It is invalid for this object at once, for others on a distant database after REMEMBERED_S at the
+        latest. BAD_FIELD if no such token is valid.
         """
         named = _t.name == token
         id_ = _from_hex(token)
@@ -92,26 +102,36 @@ class Tokens:
                 _t.revoked_ns.is_(None),
                 named if id_ is None else or_(named, _t.id == id_),
             )
-            row = connection.execute(query.with_for_update(key_share=True)).first()
+            row = connection.execute(locking(query)).first()
             if row is None:
                 raise errors.BadRequest("BAD_FIELD", f"No token {token[:80]!r} to revoke", field="token")
             connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))
+            notify(connection, row.id)
             keep_pending(connection, tenant_row, [record] if record else [])
-            return _token(tenant, connection.execute(_select().where(_t.id == row.id)).one())
+            revoked = _token(tenant, connection.execute(_select().where(_t.id == row.id)).one())
+        self._known.forget(revoked.id)
+        return revoked
 
     def authenticate(self, token: str, now_ns: int) -> Principal:
-        """Return the principal of this token. One indexed read, before every call.
+        """Return the principal of this token. At most one indexed read, before every call.
 
         Unauthenticated if it is unknown, revoked or expired, without saying which.
         """
         if len(token) == _TOKEN_CHARS and token.startswith(_PREFIX):
-            with self._database.look_up() as connection:
-                rows = rows_in(connection, _LOOKED_AT, {}, _t.hash, (_hash(token),))
-                for tenant_row, id_, name, role, expires_ns, revoked_ns in rows:
-                    if revoked_ns is None and (expires_ns is None or now_ns < expires_ns):
-                        tenant = self._tenants.id_of(connection, tenant_row)
-                        return Principal(tenant, id_, name, TokenRole(role))
+            key = _hash(token)
+            found = self._known.look_up(key, lambda: self._find(key))
+            if found is not None and (found.expires_ns is None or now_ns < found.expires_ns):
+                return found.principal
         raise unknown_token()
+
+    def _find(self, key: bytes) -> FoundToken | None:
+        with self._database.look_up() as connection:
+            for row in rows_in(connection, _LOOKED_AT, {}, _t.hash, (key,)):
+                tenant_row, id_, name, role, expires_ns, revoked_ns = row
+                if revoked_ns is None:
+                    tenant = self._tenants.id_of(connection, tenant_row)
+                    return FoundToken(Principal(tenant, id_, name, TokenRole(role)), expires_ns)
+        return None
 
     def valid(self, tokens: Iterable[bytes], now_ns: int) -> set[bytes]:
         """Return which of these tokens, given by id, are neither revoked nor expired."""

@@ -11,7 +11,7 @@ from staddle._base.figures import counted
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, schema
-from staddle_server.catalog.database import Database, insert_or_ignore, later
+from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
@@ -120,9 +120,10 @@ class UploadRows:
         terms: Terms,
         *,
         alive_ns: int | None = None,
+        server: bytes = b"",
     ) -> Upload:
         """Take the upload over: raise its epoch, which refuses the previous writer from now on, and renew
-        lease and life.
+        lease and life. From now on `server` writes it.
 
         LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at
         `alive_ns` (`now_ns` unless given).
@@ -143,6 +144,7 @@ class UploadRows:
                     epoch=row.epoch + 1,
                     token=principal.token,
                     principal=principal.name,
+                    server=server,
                     **terms.expiries(now_ns),
                 ),
             )
@@ -155,6 +157,15 @@ class UploadRows:
             open_upload_row(connection, tenant_row, upload, epoch)
             later(connection, update(schema.uploads).where(_u.id == upload).values(**terms.expiries(now_ns)))
             return upload_value(connection, tenant_row, upload)
+
+    def standing(self, uploads: Sequence[bytes]) -> dict[bytes, tuple[UploadState, int]]:
+        """Return state and epoch of each of these uploads that exists, of any tenant."""
+        columns = (_u.id, _u.state, _u.epoch)
+        with self._database.look_up() as connection:
+            found = [
+                row for some in batches(uploads) for row in rows_in(connection, columns, {}, _u.id, some)
+            ]
+        return {bytes(upload): (UploadState(state), epoch) for upload, state, epoch in found}
 
     def set_failure(self, tenant: bytes, upload: bytes, epoch: int, text: str) -> bool:
         """Store why the upload's last stream or call failed; an empty text for no failure.
@@ -312,7 +323,7 @@ class UploadRows:
             if connection.execute(query).first() is None:
                 return []
         with self._database.write(erase=True) as connection:
-            over = connection.execute(query.with_for_update(key_share=True, of=schema.uploads)).all()
+            over = connection.execute(locking(query, of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
             return [ExpiredUpload(row.tenant_id, row.id) for row in over]
@@ -371,9 +382,7 @@ def _authors(upload: Row[Any], *, wrote: bool) -> str:
 def _insert_backup(
     connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
 ) -> None:
-    dataset = connection.execute(
-        select(schema.datasets).where(_d.row == upload.dataset).with_for_update(key_share=True)
-    ).one()
+    dataset = connection.execute(locking(select(schema.datasets).where(_d.row == upload.dataset))).one()
     number = dataset.last_number + 1
     later(
         connection,

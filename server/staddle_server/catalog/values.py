@@ -116,13 +116,14 @@ class BeginUpload(UploadRequest):
     """When the backup begins; None means `now_ns`."""
     alive_ns: int | None = None
     """An upload whose life was over at this time is not taken over; None means `now_ns`."""
+    server: bytes = b""  # that will write it; empty if unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
     """An upload's state. `base` and `backup` are empty for none; `kind` is never AUTO, `asked_kind` may be.
 
-    `durable` is opaque: the upload package's state of the last checkpoint.
+    `durable` is opaque: the upload package's state of the last checkpoint. `server` wrote it last (empty: unknown).
     """
 
     id: bytes
@@ -152,6 +153,7 @@ class Upload:
     data_bytes: int
     last_failure: str
     backup: bytes
+    server: bytes
 
 
 class Begun(NamedTuple):

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, 
 from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, locking
 from staddle_server.catalog.rows import Page, backup_of, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
@@ -95,7 +95,7 @@ class Verification:
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, _LIVE)
-            row = connection.execute(select(_p.row).where(*this).with_for_update(key_share=True)).scalar()
+            row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             if row is None:
                 return
             for some in batches(sorted(cleared)):

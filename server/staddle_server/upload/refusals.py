@@ -23,6 +23,16 @@ def resume_required(upload: bytes, why: str) -> Conflict:
     return Conflict("RESUME_REQUIRED", text, upload=upload.hex())
 
 
+def wrong_server(upload: bytes, endpoint: str) -> Precondition:
+    """Return the error for an upload that another server writes."""
+    return Precondition(
+        "WRONG_SERVER",
+        f"upload {upload.hex()} is being written by the server at {endpoint}: send its calls there",
+        upload=upload.hex(),
+        endpoint=endpoint,
+    )
+
+
 def taken_over(upload: bytes, epoch: int, now: int) -> Conflict:
     """Return the error for a caller whose epoch is not the upload's."""
     return Conflict(

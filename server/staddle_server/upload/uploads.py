@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S: Final = 1.0
 EXPIRY_S: Final = 60.0
+STANDING_S: Final = 5.0
+"""How often a server checks whether others took its uploads over, or ended them."""
 
 
 class BegunUpload(NamedTuple):
@@ -53,11 +55,18 @@ class Uploads:
         life_s: float = UPLOAD_LIFE_S,
         compress_threads: int | None = None,
         space: Space | None = None,
+        server: bytes = b"",
+        endpoint: str = "",
     ) -> None:
-        """`space` is the disk space for what uploads have accepted and not yet written; None for no limit."""
+        """`space` is the disk space for what uploads have accepted and not yet written; None for no limit.
+
+        `server` is this server's id in the catalog, `endpoint` the address that clients are given for it.
+        """
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
+        self._server = server
+        self._endpoint = endpoint
         self._guard = ClockGuard(catalog, clock)
         self._terms = Terms(lease_s, life_s)
         self._space = space
@@ -70,7 +79,7 @@ class Uploads:
         self._writers: dict[bytes, UploadWriter] = {}
         self._closing = False
         self._lock = threading.Lock()
-        self._expiry_s = clock.monotonic_s()
+        self._expiry_s = self._standing_s = clock.monotonic_s()
         self._keeper = Background("housekeeping", HOUSEKEEPING_S, self._keep_house)
         self._keeper.start()
 
@@ -87,6 +96,7 @@ class Uploads:
             # A backup that begins while the clock is behind must not look old once the clock is right.
             begin_ns=standing.latest_ns,
             alive_ns=standing.earliest_ns,
+            server=self._server,
             **asdict(asked),
         )
         self._check_room(principal)
@@ -111,6 +121,7 @@ class Uploads:
             self._clock.now_ns(),
             self._terms_by(standing),
             alive_ns=standing.earliest_ns,
+            server=self._server,
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload
@@ -212,21 +223,38 @@ class Uploads:
         """Return the writer of an upload, for a caller that holds it and states its epoch.
 
         Raises:
-            NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED, LEASE_HELD), Precondition (UPLOAD_CLOSED).
+            NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED, LEASE_HELD), Precondition (UPLOAD_CLOSED,
+                WRONG_SERVER).
 
         """
         with self._lock:
             writer = self._writers.get(upload_id)
         if writer is None or writer.upload.tenant != principal.tenant or writer.closed is not None:
-            self._held(principal, upload_id, epoch)
-            raise refusals.resume_required(
-                upload_id,
-                "has no writer here: the server restarted, or the upload was idle, or a write failed",
-            )
+            raise self._no_writer(self._held(principal, upload_id, epoch))
         refusals.check_open(writer.upload, epoch)
         if writer.upload.token != principal.token:
             self._held(principal, upload_id, epoch)
         return writer
+
+    def _no_writer(self, upload: Upload) -> StaddleError:
+        """Return the error for an open upload that has no writer here: another server has it, or none."""
+        elsewhere = self._catalog.servers.writing_elsewhere(upload.server, self._server)
+        if elsewhere is not None:
+            return refusals.wrong_server(upload.id, elsewhere.identity.endpoint)
+        return refusals.resume_required(
+            upload.id,
+            "has no writer here: the server restarted, or the upload was idle, or a write failed, or its server is gone",
+        )
+
+    def endpoint_of(self, upload: Upload) -> str:
+        """Return where to send the calls that write this upload: to the server that has it, or to this one;
+        empty for the address that the caller uses.
+        """
+        if upload.state is UploadState.OPEN:
+            elsewhere = self._catalog.servers.writing_elsewhere(upload.server, self._server)
+            if elsewhere is not None:
+                return elsewhere.identity.endpoint
+        return self._endpoint
 
     def _held(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
         """Return the open upload, if the caller holds it in this epoch. An epoch has one holder to its end.
@@ -362,6 +390,9 @@ class Uploads:
         for writer in self._all():
             writer.keep(self._terms.lease_s)
             self._forget(writer)
+        if self._clock.monotonic_s() - self._standing_s >= STANDING_S:
+            self._standing_s = self._clock.monotonic_s()
+            self._end_superseded()
         if self._clock.monotonic_s() - self._expiry_s >= EXPIRY_S:
             self._expiry_s = self._clock.monotonic_s()
             self._expire()
@@ -369,6 +400,25 @@ class Uploads:
     def _all(self) -> Sequence[UploadWriter]:
         with self._lock:
             return list(self._writers.values())
+
+    def _end_superseded(self) -> None:
+        """End the writers whose uploads another server took over or ended: they only hold memory."""
+        writers = self._all()
+        if not writers:
+            return
+        try:
+            standing = self._catalog.uploads.standing([writer.upload.id for writer in writers])
+        except StaddleError as e:
+            log.warning("it is unknown whether other servers took uploads over: %s", e.message)
+            return
+        for writer in writers:
+            upload = writer.upload
+            state, epoch = standing.get(upload.id, (UploadState.EXPIRED, upload.epoch))
+            if state is not UploadState.OPEN:
+                writer.close_unless_busy(refusals.closed(upload.id, state))
+            elif epoch > upload.epoch:
+                writer.close_unless_busy(refusals.taken_over(upload.id, upload.epoch, epoch))
+            self._forget(writer)
 
     def _expire(self) -> None:
         try:

@@ -157,6 +157,14 @@ class UploadWriter:
         if stream is not None and stream.thread != threading.get_ident():
             stream.cancel()
 
+    def close_unless_busy(self, reason: StaddleError) -> None:
+        """Close; do nothing while a call holds the writer, which learns from the catalog that it is over."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self.close(reason)
+            finally:
+                self._lock.release()
+
     @property
     def closed(self) -> StaddleError | None:
         """Why the writer ended; None if it has not."""

@@ -51,10 +51,9 @@ class ListPosition(NamedTuple):
 class UploadCalls:
     """Answers the calls that write."""
 
-    def __init__(self, uploads: Uploads, tenants: Tenants, endpoint: str) -> None:
+    def __init__(self, uploads: Uploads, tenants: Tenants) -> None:
         self._uploads = uploads
         self._tenants = tenants
-        self._endpoint = endpoint
         self._checking = Semaphore(max(2, os.cpu_count() or 1))
         """Frames inflated at once: more would only take memory."""
 
@@ -78,7 +77,7 @@ class UploadCalls:
 
     def _upload(self, upload: Upload) -> pb.Upload:
         tenant = self._tenants.get(upload.tenant)
-        return convert.upload_out(upload, tenant.cutter.parameters, self._endpoint)
+        return convert.upload_out(upload, tenant.cutter.parameters, self._uploads.endpoint_of(upload))
 
     def get_upload(self, request: sv.GetUploadRequest, call: Call) -> sv.GetUploadResponse:
         which = request.WhichOneof("by")

@@ -207,6 +207,7 @@ def upgrade() -> None:
         sa.Column("data_bytes", sa.BigInteger(), nullable=False),
         sa.Column("last_failure", sa.Text(), nullable=False),
         sa.Column("backup", ID, nullable=False),
+        sa.Column("server", ID, nullable=False),
         sa.ForeignKeyConstraint(
             ["dataset"],
             ["datasets.row"],

@@ -1,4 +1,4 @@
-"""Purging, retention, holds, collection, scrubbing."""
+"""Purging, retention, holds, collection, scrubbing, several servers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -101,6 +101,15 @@ def upgrade() -> None:
         sa.Column("birth_ns", sa.BigInteger()),
         sa.Column("intended", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("row"),
+    )
+    op.create_table(
+        "servers",
+        sa.Column("id", ID, nullable=False),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("place", "name", "endpoint", "version")),
+        sa.Column("started_ns", sa.BigInteger(), nullable=False),
+        sa.Column("beat_ns", sa.BigInteger(), nullable=False),
+        sa.Column("draining", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
     )
 
 
