@@ -22,6 +22,7 @@ USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
         staddle._restore.archive_formats _dos_time
         staddle_server.app.run _leave_mark_of_stop
+        staddle_server.app.run _made
         staddle_server.app.run initialise
         staddle_server.app.run local_token
         staddle_server.app.run rebuild
@@ -98,7 +99,9 @@ USES: Final = {
         staddle_server.upkeep.shared_setting SharedSetting.__init__
     """,
     "whether servers live, each by its next heartbeat; with SQLite there is only this one": """
-        staddle_server.catalog.sqlite Sqlite.current_time
+        staddle_server.catalog.servers Servers.beat
+        staddle_server.catalog.servers Servers.list_all
+        staddle_server.catalog.servers Servers.writing_elsewhere
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
         staddle._transport.tls _certificate_refused

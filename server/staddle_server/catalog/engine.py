@@ -21,7 +21,7 @@ from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
-from staddle_server.catalog.servers import Servers
+from staddle_server.catalog.servers import Server, Servers
 from staddle_server.catalog.settings import SharedSettings
 from staddle_server.catalog.sqlite import open_sqlite, path_of
 from staddle_server.catalog.tasks import Tasks
@@ -157,6 +157,35 @@ def replacement(url: str) -> Replacement:
     with _extra():
         from staddle_server.catalog.postgres_replace import PostgresReplacement
     return PostgresReplacement(url)
+
+
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Run the block while no other server of the database at a URL runs such a block: see Database.alone.
+
+    The database may be empty. Raises as `open_catalog` does.
+    """
+    database = open_database(url)
+    try:
+        with database.alone():
+            yield
+    finally:
+        database.close()
+
+
+def servers_of(url: str) -> list[Server]:
+    """Return the servers in the catalog that a URL names, whatever its version; none if it has no list.
+
+    Raises as `open_catalog` does.
+    """
+    database = open_database(url)
+    try:
+        with database.read() as connection:
+            if not inspect(connection).has_table("servers"):
+                return []
+        return Servers(database).list_all()
+    finally:
+        database.close()
 
 
 def has_catalog(url: str) -> bool:
