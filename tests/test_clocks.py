@@ -67,6 +67,7 @@ USES: Final = {
         staddle_server.upkeep.gc.mark condemn_unreached
         staddle_server.upkeep.gc.mark walk_mark
         staddle_server.upkeep.gc.sweep _say_forgotten
+        staddle_server.upkeep.gc.sweep forget
         staddle_server.upkeep.gc.sweep purge
         staddle_server.upkeep.gc.sweep sweep_orphans
         staddle_server.upkeep.gc.sweep tell_waiting

@@ -78,6 +78,7 @@ CHANGES: Final = {
         purge drop_orphans
         purge forget
         purge note_orphans
+        purge remove_records
         tasks claim
         tasks end
         tasks note

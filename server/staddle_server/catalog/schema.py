@@ -371,6 +371,18 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
+# The ids of records of purged backups that were removed from the store: one that a stalled server writes again
+# is removed again.
+removed_records = Table(
+    "removed_records",
+    metadata,
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("id", ID, nullable=False),
+    Column("removed_ns", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+    sqlite_with_rowid=False,
+)
+
 # Work that one process does at a time (leases.py): the scheduled upkeep tasks, and when each last ran; and
 # `collector`, which all collectors and repairs share. A later holder raises the fence, and the earlier one's
 # writes are refused.
