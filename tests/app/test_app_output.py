@@ -118,6 +118,7 @@ ARGUMENTS = {
     "token list": (),
     "token revoke": ("local",),
     "uploads": (),
+    "servers": (),
 }
 
 

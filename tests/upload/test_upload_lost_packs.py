@@ -138,6 +138,27 @@ def test_a_chunk_found_damaged_after_it_was_present_is_requested_at_the_commit(r
     assert found.files == {"a": DATA, "b": OTHER}
 
 
+def test_a_chunk_found_damaged_just_before_the_commit_is_requested(running, monkeypatch):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
+    source.put_file("b", DATA)
+    damaged = blake3(source.cut(DATA)[1]).digest()
+    commit = running.catalog.uploads.commit
+
+    def after_a_find(*arguments, **others):
+        monkeypatch.undo()
+        mark(running, Role.DATA, damaged)
+        return commit(*arguments, **others)
+
+    monkeypatch.setattr(running.catalog.uploads, "commit", after_a_find)
+    refused(source.commit)
+    assert damaged.hex() in listed(stub, source)
+    source.put_chunks(source.missing(source.cut(DATA)))
+    backup = source.commit()
+    assert restore(stub, "www", backup=pb.BackupSelector(backup=backup.id)).files == {"b": DATA}
+
+
 def test_a_chunk_reported_as_present_is_missing_once_it_is_found_damaged(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})

@@ -1,16 +1,33 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
 from staddle_server.catalog.clocks import ClockSeen
-from staddle_server.catalog.decisions import protection_of
+from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
     Catalog,
     Replacement,
+    alone,
     has_catalog,
     name_of,
     open_catalog,
     replacement,
+    servers_of,
 )
 from staddle_server.catalog.generations import Generation
+from staddle_server.catalog.pack_values import (
+    CondemnedPack,
+    GoneBackup,
+    KnownDamage,
+    LeftOverPack,
+    LivePack,
+    Mark,
+    MarkedPack,
+    MarkRoot,
+    Orphan,
+    PackParity,
+    ParityTotals,
+    PurgeableBackup,
+    Waiting,
+)
 from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.servers import Server, ServerIdentity
@@ -20,29 +37,17 @@ from staddle_server.catalog.values import (
     BackupFacts,
     BeginUpload,
     Begun,
-    CondemnedPack,
     Dataset,
     DatasetFacts,
     DeletionRefusal,
     DurableUpdate,
     ExpiredUpload,
     Facts,
-    GoneBackup,
     Hold,
-    KnownDamage,
-    LeftOverPack,
-    LivePack,
-    Mark,
-    MarkedPack,
-    MarkRoot,
     MissingChunk,
     NewBackup,
-    Orphan,
-    PackParity,
-    ParityTotals,
     PendingRecord,
     Principal,
-    PurgeableBackup,
     Retention,
     RetentionState,
     StandingRoots,
@@ -51,7 +56,6 @@ from staddle_server.catalog.values import (
     Token,
     Upload,
     UploadRequest,
-    Waiting,
 )
 
 __all__ = [
@@ -82,6 +86,7 @@ __all__ = [
     "MarkedPack",
     "MissingChunk",
     "NewBackup",
+    "NewDamageError",
     "Orphan",
     "PackParity",
     "Page",
@@ -101,10 +106,12 @@ __all__ = [
     "Upload",
     "UploadRequest",
     "Waiting",
+    "alone",
     "has_catalog",
     "lease_held",
     "name_of",
     "open_catalog",
     "protection_of",
     "replacement",
+    "servers_of",
 ]

@@ -16,22 +16,32 @@ _b = schema.backups.c
 _d = schema.datasets.c
 
 
+class NewDamageError(Exception):
+    """Damage was found since the caller checked that what it relies on is there: it checks again."""
+
+
 def keep_pending(
     connection: Connection,
     tenant_row: int,
     records: Iterable[PendingRecord],
     *,
     purges: bytes | None = None,
+    damage_epoch: int | None = None,
 ) -> None:
     """Keep records in the transaction of the decision, and give each its place in the tenant's chain.
 
-    The caller writes them to the store before it answers. `purges` names the backup that they end.
+    The caller writes them to the store before it answers. `purges` names the backup that they end. With
+    `damage_epoch`, the decision holds only if no damage was marked since the tenant had it: otherwise
+    NewDamageError. The tenant's row stays locked, so none is marked before this transaction ends.
     """
     records = list(records)
     if not records:
         return
-    chain = locking(select(_t.id, _t.records_sequence, _t.records_link).where(_t.row == tenant_row))
-    tenant, sequence, link = connection.execute(chain).one()
+    columns = (_t.id, _t.records_sequence, _t.records_link, _t.damage_epoch)
+    newest_row = locking(select(*columns).where(_t.row == tenant_row))
+    tenant, sequence, link, damage_now = connection.execute(newest_row).one()
+    if damage_epoch not in (None, damage_now):
+        raise NewDamageError
     rows = []
     for record in records:
         check_id("record", record.id)

@@ -9,19 +9,19 @@ from staddle_server.base.types import Root
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, locking
 from staddle_server.catalog.decisions import is_protected, keep_pending
-from staddle_server.catalog.gc_lease import require_fence
+from staddle_server.catalog.leases import require_fence
 from staddle_server.catalog.marks import is_gone, is_root
-from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, batches
-from staddle_server.catalog.values import (
+from staddle_server.catalog.pack_values import (
     CondemnedPack,
     GoneBackup,
     MarkRoot,
     Orphan,
-    PendingRecord,
     PurgeableBackup,
     Waiting,
 )
+from staddle_server.catalog.tenants import TenantRows
+from staddle_server.catalog.validation import NS, batches
+from staddle_server.catalog.values import PendingRecord
 
 _b = schema.backups.c
 _d = schema.datasets.c

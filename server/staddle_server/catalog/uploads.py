@@ -252,8 +252,9 @@ class UploadRows:
 
         A replay under the same epoch returns the original backup, and changes nothing (BACKUP_NOT_FOUND once
         it was purged). MISSING_CHUNKS, with their count, leaves the upload open and unchanged, as does
-        UNAUTHENTICATED if the token that holds the upload is revoked or expired. The upload's claims stay
-        until a later mark has read the manifest.
+        UNAUTHENTICATED if the token that holds the upload is revoked or expired, and NewDamageError if damage
+        was marked since the backup's damage epoch. The upload's claims stay until a later mark has read the
+        manifest.
         """
         check_id("backup", backup.id)
         with self._database.write(erase=True) as connection:
@@ -283,7 +284,8 @@ class UploadRows:
                 ),
             )
             made = _backup(connection, backup.id)
-            keep_pending(connection, row.tenant, [PendingRecord(made.id, tenant, record(made))])
+            pending = PendingRecord(made.id, tenant, record(made))
+            keep_pending(connection, row.tenant, [pending], damage_epoch=backup.damage_epoch)
             return made
 
     def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "rebuild": "staddle_server.cli.rebuild:rebuild",
     "adopt": "staddle_server.cli.adopt:adopt",
     "uploads": "staddle_server.cli.uploads:uploads",
+    "servers": "staddle_server.cli.servers:servers",
     "clock": "staddle_server.cli.clock:clock",
     "cert": "staddle_server.cli.certificates:cert",
 }

@@ -46,7 +46,7 @@ class Finishing:
         """The damage known when this writer began."""
 
     def new_backup(self, checkpoint: Callable[[], None]) -> NewBackup:
-        """Return the backup, with its manifest durable, and nothing known to be missing.
+        """Return the backup, with its manifest durable, and nothing of it missing by its damage epoch.
 
         `checkpoint` makes accepted data durable.
 
@@ -58,14 +58,12 @@ class Finishing:
 
         """
         self._forget_arrived()
-        while True:
-            epoch = self._catalog.packs.damage_epoch(self._upload.tenant)
-            suspected = self._is_suspected(epoch)
-            new = self._compared(rewrite=suspected)
-            if suspected or self._accepted.missing:
-                self._check_whole(new.root, checkpoint)
-            if self._catalog.packs.damage_epoch(self._upload.tenant) == epoch:
-                return new
+        epoch = self._catalog.packs.damage_epoch(self._upload.tenant)
+        suspected = self._is_suspected(epoch)
+        new = self._compared(epoch, rewrite=suspected)
+        if suspected or self._accepted.missing:
+            self._check_whole(new.root, checkpoint)
+        return new
 
     def _is_suspected(self, damage_epoch: int) -> bool:
         """Return whether the backup may rely on known damage.
@@ -116,7 +114,7 @@ class Finishing:
             count=str(lost.total),
         )
 
-    def _compared(self, *, rewrite: bool) -> NewBackup:
+    def _compared(self, damage_epoch: int, *, rewrite: bool) -> NewBackup:
         """Return the backup, compared with its base.
 
         `rewrite`: write every page of its manifest, even those in the upload's runs.
@@ -142,6 +140,7 @@ class Finishing:
                 removed=counts.removed,
                 metadata_kept=merged.metadata_kept,
             ),
+            damage_epoch=damage_epoch,
         )
 
     def _write_manifest(self, *, rewrite: bool) -> Merged:

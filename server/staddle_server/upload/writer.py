@@ -29,7 +29,7 @@ from staddle_server.base.errors import (
 )
 from staddle_server.base.threads import shortage
 from staddle_server.base.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
-from staddle_server.catalog import Backup, Catalog, Terms, Upload
+from staddle_server.catalog import Backup, Catalog, NewDamageError, Terms, Upload
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import check_entry, removal
 from staddle_server.store.space import Space
@@ -462,25 +462,32 @@ class UploadWriter:
             self._accepted.note_author()
             self._accepted.reap(wait=True)
             self._chunks.look_for_packs()
-            new = self._finishing.new_backup(self._checkpoint)
-            self._tenant.blobs.check_writable()  # otherwise a backup could exist that cannot be recorded
-            standing = self._look_at_clock()
-            backup = self._catalog.uploads.commit(
-                self.upload.tenant,
-                self.upload.id,
-                self.upload.epoch,
-                packs=(),
-                backup=new,
-                record=encode_committed,
-                now_ns=standing.latest_ns,
-                token_ns=standing.believed_ns,
-                accepted=(entry_count, data_bytes),
-                wrote=self._accepted.wrote,
-            )
+            backup = None
+            while backup is None:
+                with suppress(NewDamageError):
+                    backup = self._committed((entry_count, data_bytes))
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
         finish_record(self._tenant, self._catalog, backup.id)
         return backup
+
+    def _committed(self, counts: tuple[int, int]) -> Backup:
+        """Commit once. Raises as `commit` does, and NewDamageError if damage was found meanwhile."""
+        new = self._finishing.new_backup(self._checkpoint)
+        self._tenant.blobs.check_writable()  # otherwise a backup could exist that cannot be recorded
+        standing = self._look_at_clock()
+        return self._catalog.uploads.commit(
+            self.upload.tenant,
+            self.upload.id,
+            self.upload.epoch,
+            packs=(),
+            backup=new,
+            record=encode_committed,
+            now_ns=standing.latest_ns,
+            token_ns=standing.believed_ns,
+            accepted=counts,
+            wrote=self._accepted.wrote,
+        )
 
 
 def _bytes_of(cuts: Iterable[Cut]) -> int:
