@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from second_place import (
     replicate,
 )
 from servers import Running
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.second_site import SecondSite
 from staddle_server.base.errors import Conflict
+from staddle_server.base.limits import GRACE_S
+from staddle_server.store.wrapped import WrappedBlobs
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc.collector import Collector
+from staddle_server.upkeep.replication.packs import PackCopier
 from staddle_server.upkeep.replication.run import LEASE_S
 from thin import back_up, noise
 
@@ -158,6 +166,32 @@ def test_a_backup_that_is_purged_before_its_record_is_copied_does_not_come_back(
     assert problems_at(place, scratch()) == []
 
 
+def test_the_record_of_a_purged_backup_waits_until_it_is_known_there_to_be_purged(
+    running: Running, place: Path, scratch: Any
+) -> None:
+    stub, files = running.stub(), {"a": noise(100_000, 8)}
+    gone = back_up(stub, "www", {"a": noise(100_000, 7)}).id
+    kept = back_up(stub, "www", files).id
+    delete(stub, "www", gone)
+    running.clock.ahead_s += GRACE_S + 1
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    Collector(running.catalog, tenants, running.clock).collect()
+    assert running.catalog.purge.known(running.tenant, [bytes.fromhex(gone)]) == {bytes.fromhex(gone): True}
+    assert len(running.catalog.purge.live(running.tenant)) == 1, "its pack is not live any more"
+    steps, whole = 0, False
+    while not whole:
+        try:
+            replicate(running, place, wrap=lambda blobs: Cut(blobs, 1))
+            whole = True
+        except KilledError:
+            steps += 1
+            found = contents_at(place, scratch()) if (place / "keys").exists() else {}
+            assert found.items() <= {kept: files}.items()
+    assert steps > 6
+    assert contents_at(place, scratch()) == {kept: files}
+    assert problems_at(place, scratch()) == [], "no record is missing there"
+
+
 def test_a_pack_that_is_removed_while_packs_are_copied_is_no_fault(
     running: Running, place: Path, scratch: Any
 ) -> None:
@@ -181,6 +215,32 @@ def test_a_pack_that_is_removed_while_packs_are_copied_is_no_fault(
     assert contents_at(place, scratch()).keys() == made.keys() - {gone}
     replicate(running, place)  # and the record that says what may be absent
     assert problems_at(place, scratch()) == []
+
+
+def test_what_a_collection_moves_to_another_pack_while_packs_are_copied_is_copied_too(
+    running: Running, place: Path, scratch: Any
+) -> None:
+    stub, small, large = running.stub(), noise(60_000, 1), noise(900_000, 2)
+    first = back_up(stub, "www", {"a": small, "b": large}).id
+    kept = back_up(stub, "www", {"a": small}).id  # from the same pack
+    delete(stub, "www", first)
+
+    class Compacting(WrappedBlobs):
+        """That pack is compacted and removed before it is sent."""
+
+        done = False
+
+        def size(self, name: str) -> int:
+            if name.startswith("packs/") and not self.done:
+                self.done = True
+                collect(running)
+            return super().size(name)
+
+    before = running.catalog.purge.live(running.tenant)
+    report = replicate(running, place, wrap=Compacting)
+    assert running.catalog.purge.live(running.tenant).isdisjoint(before)
+    assert report.problems == []
+    assert contents_at(place, scratch()) == {kept: {"a": small}}
 
 
 # ------------------------------------------------------------------ one at a time
@@ -211,8 +271,17 @@ def test_a_run_that_is_asked_to_stop_ends_and_the_next_one_continues(
     assert contents_at(place, scratch()) == made
 
 
-def test_the_rate_limits_what_is_sent(running: Running, place: Path) -> None:
+def test_every_byte_that_is_sent_counts_against_the_rate(running: Running, place: Path) -> None:
     some_backups(running)
-    report = replicate(running, place, bytes_per_s=100 << 20)
-    assert report.problems == []
-    assert kept_of(running).catalog.replicas.list_all()[0].is_whole
+    kept, counted = kept_of(running), []
+    second = SecondSite(DataDirectory(running.root), str(place), os.environ)
+    with second.opened() as site:
+        replica = running.catalog.replicas.acquire(site.name, "test", 0, LEASE_S)
+        waiting = running.catalog.replicas.waiting(replica, 1 << 40)
+        for pack in waiting:
+            copier = PackCopier(
+                kept.tenants.get(pack.tenant), running.catalog, site, lambda size, _: counted.append(size)
+            )
+            assert copier.copy(pack, verify=False, replace=False) == pack.size_bytes
+    assert len(waiting) == 3
+    assert sum(counted) == sum(pack.size_bytes for pack in waiting)

@@ -13,11 +13,13 @@ import pytest
 from rebuilt import delete, rebuilt
 from second_place import Files, collect, contents_at, objects, problems_at, replicate
 from servers import Running
+from sqlalchemy import update
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.second_site import SecondSite
 from staddle_server.app.settings import parse_site
+from staddle_server.catalog.schema import replica_gone
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.marks import Began, GenerationMark, put_mark
 from staddle_server.upkeep.replication.site import SiteRefused
@@ -290,7 +292,8 @@ def test_no_pack_goes_while_a_record_there_still_needs_it(
     collect(running)  # its records are removed, too: that it was purged never arrives there
     replicate(running, place, compare=True)
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql("UPDATE replica_gone SET seen_ns = 0 WHERE name LIKE 'packs/%'")
+        packs_gone = replica_gone.c.name.startswith("packs/")
+        connection.execute(update(replica_gone).where(packs_gone).values(seen_ns=0))
     replicate(running, place, compare=True)
     assert contents_at(place, scratch()) == made
     replicate(running, place, compare=True, grace_s=0)
