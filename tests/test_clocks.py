@@ -22,6 +22,7 @@ USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
         staddle._restore.archive_formats _dos_time
         staddle_server.app.run _leave_mark_of_stop
+        staddle_server.app.run _made
         staddle_server.app.run initialise
         staddle_server.app.run local_token
         staddle_server.app.run rebuild
@@ -68,6 +69,7 @@ USES: Final = {
         staddle_server.upkeep.gc.mark condemn_unreached
         staddle_server.upkeep.gc.mark walk_mark
         staddle_server.upkeep.gc.sweep _say_forgotten
+        staddle_server.upkeep.gc.sweep forget
         staddle_server.upkeep.gc.sweep purge
         staddle_server.upkeep.gc.sweep sweep_orphans
         staddle_server.upkeep.gc.sweep tell_waiting
@@ -81,26 +83,30 @@ USES: Final = {
         staddle_server.upload.uploads Uploads.renew
         staddle_server.upload.uploads Uploads.resume
         staddle_server.upkeep.gc.collector Collector.collect
-        staddle_server.upkeep.gc.collector _Lease.tick
+        staddle_server.upkeep.gc.collector _Leased.tick
+        staddle_server.upkeep.held_lease HeldLease.renew
+        staddle_server.upkeep.held_lease leased
         staddle_server.upkeep.replication.run _ReplicationRun._tick
         staddle_server.upkeep.integrity.repair _TenantRepair._turn
     """,
     "when something is due again, which it also is if its last time lies ahead": """
         staddle_server.upkeep.replication.run Replication.run
         staddle_server.upkeep.replication.run _ReplicationRun.run
-        staddle_server.upkeep.schedule Schedule._failed
         staddle_server.upkeep.schedule Schedule._is_due
         staddle_server.upkeep.schedule Schedule._look
+        staddle_server.upkeep.schedule Schedule._run_here
         staddle_server.upkeep.integrity.scrub Scrubber._bounds_ns
-        staddle_server.upkeep.integrity.scrub Scrubber._due
-        staddle_server.upkeep.integrity.scrub Scrubber._is_right_now
         staddle_server.upkeep.integrity.scrub Scrubber._read
+        staddle_server.upkeep.integrity.scrub Scrubber._repair
+        staddle_server.upkeep.integrity.scrub Scrubber._tried
     """,
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
-        staddle_server.upkeep.integrity.parity parity_task
+        staddle_server.upkeep.shared_setting SharedSetting.__init__
     """,
     "whether servers live, each by its next heartbeat; with SQLite there is only this one": """
-        staddle_server.catalog.sqlite Sqlite.current_time
+        staddle_server.catalog.servers Servers.beat
+        staddle_server.catalog.servers Servers.list_all
+        staddle_server.catalog.servers Servers.writing_elsewhere
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
         staddle._transport.tls _certificate_refused

@@ -59,7 +59,9 @@ CHANGES: Final = {
         packs mark_lost
         packs mark_sound
         packs not_needed
+        verification put_back
         verification read_whole
+        verification take_up
     """,
     "the work of a collection, or when a task was due: it is done again": """
         marks _clear_some
@@ -70,14 +72,17 @@ CHANGES: Final = {
         marks roots_walked
         marks save_reached
         marks walk_done
-        gc_lease acquire
-        gc_lease release
-        gc_lease renew
+        leases acquire
+        leases release
+        leases renew
         purge drop_orphans
         purge forget
         purge note_orphans
-        tasks begin
+        purge remove_records
+        tasks claim
         tasks end
+        tasks note
+        settings put
         tenants set_gc_failure
     """,
     "who serves now: each server says it again with its next heartbeat": """

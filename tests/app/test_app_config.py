@@ -44,6 +44,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 EXAMPLES = {
     "store": ("s3://flag/a", "gs://variable/b", "az://file/c"),
     "catalog": ("postgresql://flag/a", "postgresql://variable/b", "postgresql://file/c"),
+    "master_key": ("/a", "env:B", "command:c d"),
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
@@ -301,6 +302,25 @@ def test_an_invalid_unix_socket_address_is_named(text: str, why: str) -> None:
 def test_an_invalid_socket_mode_is_named(mode: str) -> None:
     with pytest.raises(SettingsError, match=r"--socket-mode is .*in octal"):
         load({"socket_mode": mode})
+
+
+def test_the_place_of_a_master_key_is_a_file_relative_to_what_names_it_a_variable_or_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"master_key": "key"}).master_key == f"{tmp_path}/key"
+    file = tmp_path / "below" / "server.toml"
+    file.parent.mkdir()
+    for text, place in (
+        ("key", f"{file.parent}/key"),
+        ("env:KEY", "env:KEY"),
+        ("command:a b", "command:a b"),
+    ):
+        file.write_text(f'master_key = "{text}"\n')
+        assert load(file=str(file)).master_key == place
+    for text in ("env:", "command: "):
+        with pytest.raises(SettingsError, match=r"--master-key is .*nothing follows"):
+            load({"master_key": text})
 
 
 # --- values in the forms that people write

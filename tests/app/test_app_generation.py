@@ -310,7 +310,7 @@ def tenant_of(opened: bootstrap.Rooms) -> TenantRow:
 DECISIONS = {
     "a token is made": make_a_token,
     "a token is revoked": revoke_the_token,
-    "the local token is replaced": lambda opened: bootstrap.local_token(opened, NOW_NS),
+    "the local token is replaced": lambda opened: bootstrap.local_token(opened, NOW_NS, shared=False),
     "the clock is confirmed": bootstrap.confirm_clock,
     "the grace is set": lambda opened: bootstrap.set_grace(opened, tenant_of(opened), 60, NOW_NS),
     "a tenant is made": lambda opened: bootstrap.create_tenant(opened, "acme", NOW_NS),

@@ -119,6 +119,7 @@ ARGUMENTS = {
     "token list": (),
     "token revoke": ("local",),
     "uploads": (),
+    "servers": (),
 }
 
 

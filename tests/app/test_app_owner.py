@@ -38,6 +38,7 @@ ARGUMENTS = {
     "tenant list": [],
     "token list": [],
     "uploads": [],
+    "servers": [],
 }
 """What each command needs beside --data, to do something."""
 EXITS = {"health": 1}

@@ -53,4 +53,5 @@ def test_a_collector_whose_clock_is_behind_does_not_take_the_lease_from_another(
         with pytest.raises(errors.Conflict) as refused:
             world.catalog.gc_lease.acquire("behind", world.now - behind_s * SECOND, 60)
         assert refused.value.reason == "LEASE_HELD"
-    assert world.catalog.gc_lease.acquire("set back", world.now - 3600 * SECOND, 60) == 2
+    if world.url.startswith("sqlite"):  # elsewhere the database's clock decides
+        assert world.catalog.gc_lease.acquire("set back", world.now - 3600 * SECOND, 60) == 2

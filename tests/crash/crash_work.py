@@ -434,7 +434,7 @@ def collect(worker: Worker, _stub: object) -> None:
     worker.place.collected = True
     done = forked.run(worker.place.collect, capture_output=True, text=True, timeout=120, check=False)
     # A killed collector keeps its lease for a while; one that paused that long has lost it.
-    busy = "is collecting or repairing" in done.stderr or "Another collector has taken over" in done.stderr
+    busy = "is collecting or repairing" in done.stderr or "Another process is collecting" in done.stderr
     if done.returncode not in {0, -signal.SIGKILL} and not busy:
         raise LostError(f"the collection failed: {done.stderr}")
 

@@ -216,7 +216,7 @@ def test_an_overtaken_collector_changes_nothing_more(garbage, monkeypatch, step)
     with suppress(Conflict):  # some steps have nothing to write, and notice later or never
         garbage.collector().collect(grace_s=0)
     after = garbage.tables()
-    for name in ("backups", "packs", "chunks", "claims", "mark_roots", "collector"):
+    for name in ("backups", "packs", "chunks", "claims", "mark_roots", "tasks"):
         assert after[name] == seen["before"][name], name
 
 

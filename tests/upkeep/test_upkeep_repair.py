@@ -249,7 +249,7 @@ def test_repair_and_collection_take_turns(running):
     assert len(objects(running)) == before
     running.clock.ahead_s += 61  # an expired lease blocks no other
     assert collectors.acquire("repair", running.clock.now_ns(), 60) == fence + 1
-    with pytest.raises(Conflict, match="Another collector has taken over"):
+    with pytest.raises(Conflict, match="Another process is collecting"):
         running.catalog.marks.begin_pack(running.tenant, fence, bytes(16), running.clock.now_ns())
     collectors.release(fence)
     with pytest.raises(Conflict):

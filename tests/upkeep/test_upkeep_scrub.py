@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import threading
 
 import pytest
 from harm import check, flip, kept, objects, pack_file
@@ -10,6 +11,7 @@ from staddle_server.app.service import Service
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.types import StoredChunk
 from staddle_server.tenancy.pack_check import Examiner
+from staddle_server.upkeep.held_lease import holder_name
 from staddle_server.upkeep.integrity.parity import make_parity
 from staddle_server.upkeep.integrity.scrub import AGAIN_S, RUN_S, Scrubber
 from thin import back_up, noise, restore
@@ -36,10 +38,10 @@ class Waits:
         self.now_s += seconds
 
 
-def scrubber(running, clock, rate=1 << 26, busy=lambda: False):
+def scrubber(running, clock, rate=1 << 26, busy=lambda: False, period_s=PERIOD_S):
     parts = kept(running)
     parts = type(parts)(parts.catalog, parts.blobs, parts.keys, parts.tenants, clock)
-    return Scrubber(parts, period_s=PERIOD_S, bytes_per_s=rate, busy=busy, wait=clock.wait)
+    return Scrubber(parts, period_s=period_s, bytes_per_s=rate, busy=busy, wait=clock.wait)
 
 
 def live(running):
@@ -242,3 +244,92 @@ def test_a_damaged_pack_with_parity_is_repaired_immediately_and_logged(packs, ca
     assert f"pack {pack.hex()} was repaired with its parity" in caplog.text
     assert packs.catalog.packs.damaged(packs.tenant) == []
     assert verified(packs)[pack] >= 1_800_000_000 * 10**9, "it need not be read again soon"
+
+
+# --- several servers
+
+
+def reads(monkeypatch):
+    """The packs that are read from now on."""
+    seen = []
+    read = Examiner.read
+
+    def noted(self, pack):
+        seen.append(pack.id)
+        return read(self, pack)
+
+    monkeypatch.setattr(Examiner, "read", noted)
+    return seen
+
+
+def test_scrubbers_of_two_servers_divide_the_packs_and_read_none_twice(packs, monkeypatch):
+    seen, clock = reads(monkeypatch), Waits()
+    found = []
+
+    def the_other_one(seconds):
+        clock.now_s += seconds
+        if not found:  # the first one is in the middle of a pack, and has listed the next ones
+            found.append("")
+            found[0] = other.run(never)
+
+    other = scrubber(packs, clock)
+    first = scrubber(packs, clock, rate=1_000_000)
+    first._wait = the_other_one
+    assert first.run(never).startswith("1 pack read")
+    assert found[0].startswith("7 packs read")
+    assert sorted(seen) == sorted(verified(packs))
+
+
+def test_scrubbers_at_the_same_time_read_every_pack_once(packs, monkeypatch):
+    seen, together = reads(monkeypatch), threading.Barrier(3)
+    several = [scrubber(packs, Waits()) for _ in range(3)]
+
+    def run(scrub):
+        together.wait()
+        scrub.run(never)
+
+    threads = [threading.Thread(target=run, args=(scrub,)) for scrub in several]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == sorted(verified(packs))
+    assert all(verified(packs).values())
+
+
+def test_what_a_server_that_died_was_reading_is_read_a_day_later_by_another(packs, monkeypatch):
+    clock = Waits()
+    dying = scrubber(packs, clock)
+    with monkeypatch.context() as death:
+        death.setattr(Examiner, "read", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            dying.run(never)
+    other = scrubber(packs, clock)
+    assert other.run(never).startswith("7 packs read")
+    clock.now_s += AGAIN_S - 60
+    assert other.run(never) == ""
+    clock.now_s += 61
+    assert other.run(never).startswith("1 pack read")
+
+
+def test_a_pack_that_a_stopping_server_left_is_read_by_another_at_once(packs):
+    clock, asked = Waits(), []
+    scrubber(packs, clock, rate=1000).run(lambda: asked.append(1) or len(asked) > 3)
+    assert scrubber(packs, clock).run(never).startswith("8 packs read")
+
+
+def test_the_server_that_started_last_decides_the_period_and_the_others_say_so(packs, caplog):
+    clock = Waits()
+    older = scrubber(packs, clock)
+    older.run(never)
+    newer = scrubber(packs, clock, period_s=DAY_S)
+    clock.now_s += DAY_S + 1
+    with caplog.at_level(logging.WARNING):
+        assert older.run(never).startswith("8 packs read")
+        assert older.run(never) == ""
+    (said,) = [record.message for record in caplog.records if "scrub_period_s" in record.message]
+    assert f"scrub_period_s is 86400 for all servers, as set by {holder_name()}" in said
+    assert "this server was started with 2592000" in said
+    scrubber(packs, clock, period_s=0)
+    clock.now_s += DAY_S + 1
+    assert newer.run(never) == "", "the last one switched it off"

@@ -14,6 +14,7 @@ from staddle._base.figures import counted
 
 from staddle_server.app import generation
 from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.given_key import given_master_key
 from staddle_server.app.settings import OperatorError
 from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.clock import SystemClock
@@ -30,6 +31,7 @@ from staddle_server.store.keys import (
     create_master_key,
     keys_name,
     load_master_key,
+    save_master_key,
 )
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.tenancy.clock_guard import ClockGuard, Standing
@@ -150,6 +152,10 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     """Create keys, catalog, store and the default tenant, or what is missing of them; return a new admin
     token.
 
+    With the master key of an existing catalog and store, the directory becomes that of a further server of
+    them, and the token is empty: the first server has one. The caller keeps other servers out
+    (`CatalogPlace.alone`).
+
     The order allows a restart after any interruption: the store comes before the key, and the catalog before
     a tenant's keys. So a key without a store, and keys without a catalog, always mean a loss. Raises what
     store and catalog raise.
@@ -161,14 +167,46 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     except BlobMissing:
         create_format(blobs)
     clear_master_key_temporary(str(directory.master_key))
-    if not directory.master_key.exists():
-        create_master_key(str(directory.master_key))
-    sync_directory(
-        Files(), str(directory.path)
-    )  # for the key, if an earlier start was interrupted before it synced its name
-    open_catalog(directory.catalog_place.place).close()
-    with open_rooms(directory) as rooms:
-        return local_token(rooms, now_ns)
+    with _with_master_key(directory):
+        sync_directory(
+            Files(), str(directory.path)
+        )  # for the key, if an earlier start was interrupted before it synced its name
+        open_catalog(directory.catalog_place.place).close()
+        with open_rooms(directory) as rooms:
+            return local_token(rooms, now_ns, shared=directory.catalog_place.is_shared)
+
+
+@contextlib.contextmanager
+def _with_master_key(directory: DataDirectory) -> Iterator[None]:
+    """Put the given or a new master key in its place. If the block fails, a given key is removed again: it
+    may be that of another store.
+    """
+    path = str(directory.master_key)
+    check_given_key(directory)
+    if directory.master_key.exists():
+        yield
+        return
+    if not directory.wanted_key:
+        create_master_key(path)
+        yield
+        return
+    save_master_key(path, given_master_key(directory.wanted_key))
+    try:
+        yield
+    except BaseException:
+        directory.master_key.unlink()
+        raise
+
+
+def check_given_key(directory: DataDirectory) -> None:
+    """Raise DataDirectoryError if the directory has another master key than the given one."""
+    if not (directory.wanted_key and directory.master_key.exists()):
+        return
+    if load_master_key(str(directory.master_key)) != given_master_key(directory.wanted_key):
+        raise DataDirectoryError(
+            f"{directory.master_key} is another master key than that of --master-key {directory.wanted_key}: nothing was "
+            "changed; give the key of this store, or name another directory"
+        )
 
 
 def default_tenant(rooms: Rooms, now_ns: int) -> TenantRow:
@@ -292,12 +330,16 @@ def confirm_clock(rooms: Rooms) -> Standing:
     return standing
 
 
-def local_token(rooms: Rooms, now_ns: int) -> str:
+def local_token(rooms: Rooms, now_ns: int, *, shared: bool) -> str:
     """Return a new admin token of the default tenant for the local command, with its record.
 
-    The previous one, whose text is lost, is revoked. Raises as `default_tenant` does.
+    The previous one, whose text is lost, is revoked. In a shared catalog it is kept instead, since another
+    server's directory may hold its text, and the new one is empty. Raises as `default_tenant` does.
     """
-    token = _new_local_token(rooms.catalog, default_tenant(rooms, now_ns), now_ns)
+    tenant = default_tenant(rooms, now_ns)
+    if shared and _has_local_token(rooms.catalog, tenant):
+        return ""
+    token = _new_local_token(rooms.catalog, tenant, now_ns)
     finish_all(rooms.tenants(), rooms.catalog)
     return token
 
@@ -306,10 +348,14 @@ def _new_local_token(catalog: Catalog, tenant: TenantRow, now_ns: int) -> str:
     """Return a new local token with a pending record, which a rebuilt catalog keeps until its first start: it
     may be dropped.
     """
-    live = {token.name for token in catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
-    if LOCAL_TOKEN in live:
+    if _has_local_token(catalog, tenant):
         _revoke_token(catalog, tenant, LOCAL_TOKEN, now_ns)
     return _create_token(catalog, tenant, LOCAL_TOKEN, TokenRole.ADMIN, now_ns)
+
+
+def _has_local_token(catalog: Catalog, tenant: TenantRow) -> bool:
+    tokens = catalog.tokens.list_all(tenant.id)
+    return any(token.name == LOCAL_TOKEN and token.revoked_ns is None for token in tokens)
 
 
 def _create_token(

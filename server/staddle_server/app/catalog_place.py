@@ -4,12 +4,15 @@ names.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final, Protocol
 
+from staddle._base.figures import counted
+
 from staddle_server.app.store_place import DataDirectoryError, read_url, write_url
-from staddle_server.catalog import Replacement, has_catalog, name_of, replacement
+from staddle_server.catalog import Replacement, alone, has_catalog, name_of, replacement, servers_of
 
 URL_NAME: Final = "catalog.url"
 _PARTS: Final = ("", "-wal", "-shm", "-journal")
@@ -27,6 +30,21 @@ class CatalogPlace(Protocol):
     @property
     def new_place(self) -> str:
         """What opens a catalog that is built to replace this one."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether servers on other data directories may use the same catalog."""
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other servers of the catalog from starting and stopping meanwhile.
+
+        Raises Unavailable if one takes too long.
+        """
+
+    def require_unserved(self, own: str) -> None:
+        """Raise DataDirectoryError if a server uses the catalog, except on the directory with this identity,
+        which is locked.
+        """
 
     def is_there(self) -> bool:
         """Return whether there is a catalog, or an empty file in its place."""
@@ -66,6 +84,17 @@ class FilePlace:
     @property
     def new_place(self) -> str:
         return str(self._new)
+
+    @property
+    def is_shared(self) -> bool:
+        return False
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: the data directory is locked."""
+        return contextlib.nullcontext()
+
+    def require_unserved(self, own: str) -> None:
+        """Do nothing: the data directory is locked."""
 
     def is_there(self) -> bool:
         return self._path.exists()
@@ -120,6 +149,22 @@ class DatabasePlace:
     @property
     def new_place(self) -> str:
         return self._replacement().place
+
+    @property
+    def is_shared(self) -> bool:
+        return True
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        return alone(self._url)
+
+    def require_unserved(self, own: str) -> None:
+        live = [server for server in servers_of(self._url) if server.alive and server.identity.place != own]
+        if live:
+            one = live[0].identity
+            raise DataDirectoryError(
+                f"{counted(len(live), 'server')} with other data directories use {self}, such as {one.name} at {one.endpoint}: "
+                "nothing was changed; stop all servers first. One that was killed counts as dead after 20 s"
+            )
 
     def is_there(self) -> bool:
         return has_catalog(self._url)

@@ -69,6 +69,8 @@ class DataDirectory:
     """The URL of an object store for the store; empty if the directory decides."""
     wanted_catalog: str = ""
     """The URL of a database for the catalog; empty if the directory decides."""
+    wanted_key: str = ""
+    """Where a master key is that is given to a new directory (see given_key.py); empty for none."""
 
     @property
     def place(self) -> StorePlace:
@@ -123,16 +125,14 @@ class DataDirectory:
             )
         catalog = self.catalog_place
         self._has_file(self.catalog)
-        has_key, has_catalog = self._has_file(self.master_key), catalog.is_there()
+        has_key = self._has_file(self.master_key)
         has_store, filled = place.is_marked(), place.is_filled()
+        # Read last: while another server creates both, the catalog comes before what fills the store.
+        has_catalog = catalog.is_there()
         if os.path.lexists(self.store) and not self.store.is_dir():
             raise place.lost()
         if not has_key:
-            if has_catalog or filled:
-                raise DataDirectoryError(
-                    f"{self.master_key} is missing, and without it the data in {self.path} is unreadable: restore the key from its copy. "
-                    "Nothing was changed. Without a copy of the key, the data is lost"
-                )
+            self._refuse_keyless(has_catalog=has_catalog, has_store=has_store, filled=filled)
             return False
         if not has_store:
             # The store is created before the key: with a key, a store must have existed.
@@ -140,13 +140,32 @@ class DataDirectory:
         if has_catalog and catalog.is_made():
             return True
         if filled:
-            flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
-            raise DataDirectoryError(
-                f"{catalog} {flaw}, but {place} is filled: restore the newest copy of the catalog, or rebuild it "
-                f"from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
-                "backup)"
-            )
+            raise self._no_catalog(has_catalog=has_catalog)
         return False
+
+    def _refuse_keyless(self, *, has_catalog: bool, has_store: bool, filled: bool) -> None:
+        """Raise DataDirectoryError for a directory without a master key whose catalog or store needs one that
+        is not given.
+        """
+        if self.wanted_key:
+            if has_catalog and not has_store:
+                raise self.place.lost()
+            if filled and not has_catalog:
+                raise self._no_catalog(has_catalog=False)
+        elif has_catalog or filled:
+            raise DataDirectoryError(
+                f"{self.master_key} is missing, and without it the data in {self.path} is unreadable: restore the key from its copy. "
+                "Nothing was changed. Without a copy of the key, the data is lost. A further server of an existing catalog and store "
+                "gets their key with --master-key"
+            )
+
+    def _no_catalog(self, *, has_catalog: bool) -> DataDirectoryError:
+        flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
+        return DataDirectoryError(
+            f"{self.catalog_place} {flaw}, but {self.place} is filled: restore the newest copy of the catalog, or rebuild it "
+            f"from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
+            "backup)"
+        )
 
     def _refuse_lost(self) -> None:
         """Raise DataDirectoryError for a directory that contains only the files of the end of a

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.store_place import DataDirectoryError
-from staddle_server.base.errors import Exhausted, Unavailable
+from staddle_server.base.errors import Conflict, Exhausted, Unavailable
 from staddle_server.catalog import Catalog, Generation
 from staddle_server.catalog.validation import rfc3339
 from staddle_server.store.blobs import BlobMissing, Blobs
@@ -93,10 +93,21 @@ def leave_mark(
 ) -> None:
     """Leave the mark of a server that starts or stops. The caller holds the directory and its store.
 
+    Servers that share the catalog take turns.
+
     A disk that is full or refuses writes does not prevent the start: the previous mark then stays. Raises
     DataDirectoryError if catalog and store do not belong together, and what they raise.
     """
-    flaw, known, found = looked or look(directory, blobs, catalog)
+    with catalog.database.alone():
+        if looked is not None:
+            now = catalog.generation.get()
+            if now != looked.known or (now is not None and now.intended):
+                looked = None  # another server has left a mark since, or may have
+        _leave(directory, blobs, catalog, now_ns, looked or look(directory, blobs, catalog))
+
+
+def _leave(directory: DataDirectory, blobs: Blobs, catalog: Catalog, now_ns: int, looked: Looked) -> None:
+    flaw, known, found = looked
     _refuse(directory, flaw, {OLDER_CATALOG, OLDER_STORE, COPY})
     current = None if known is None else GenerationMark.parse(known.current)
     # The remains of an interrupted start must go before another mark is intended, or they would look like a
@@ -107,7 +118,12 @@ def leave_mark(
         mark = GenerationMark.after(max((each.number for each in found), default=0))
         catalog.generation.intend(mark.text)
         put_mark(blobs, mark, Began(socket.gethostname(), rfc3339(now_ns)))
-        catalog.generation.confirm(mark.text, directory.place.birth_ns(mark.name))
+        try:
+            catalog.generation.confirm(mark.text, directory.place.birth_ns(mark.name))
+        except Conflict as overtaken:
+            _log.warning("%s", overtaken.message)
+            _remove(blobs, {mark})
+            return
         _remove(blobs, found - left_over)
     except (Exhausted, Unavailable) as error:
         _log.warning("no mark is left in the store, and the last one stays: %s", error.message)

@@ -57,17 +57,39 @@ class Started:
     listening: Address | UnixAddress
     made: bool
     """The data directory was created just now."""
+    joined: bool = False
+    """It was created for a further server of an existing catalog and store."""
 
 
-def initialise(directory: DataDirectory, settings: Settings) -> None:
-    """Create a data directory with its client.toml. The caller has claimed it.
+def data_directory(settings: Settings) -> DataDirectory:
+    """Return the data directory with what the settings give to a new one."""
+    return DataDirectory(settings.data, settings.store, settings.catalog, settings.master_key)
+
+
+def initialise(directory: DataDirectory, settings: Settings) -> bool:
+    """Create a data directory with its client.toml; return whether catalog and store are new too. The caller
+    has claimed it.
 
     Unusable certificates raise TlsError before anything is created.
     """
     listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
-    token = bootstrap.initialise(directory, time.time_ns())
+    with directory.catalog_place.alone():
+        token = bootstrap.initialise(directory, time.time_ns())
     write_client_config(directory.client_toml, replace(client, token=token))
+    return bool(token)
+
+
+def _made(directory: DataDirectory) -> str | None:
+    """Create the data directory unless it exists; return its admin token, which is empty if it joined an
+    existing catalog. None: it existed.
+    """
+    with directory.catalog_place.alone():
+        if not directory.is_complete():
+            return bootstrap.initialise(directory, time.time_ns())
+    bootstrap.check_given_key(directory)
+    directory.place.check()
+    return None
 
 
 def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run: bool) -> Rebuilt:
@@ -93,16 +115,12 @@ def run_server(
     """
     accepted = _tune_process()
     certificates = _certificates(settings)  # before anything is created or changed: they may be unusable
-    directory = DataDirectory(settings.data, settings.store, settings.catalog)
+    directory = data_directory(settings)
     manager = Manager(os.environ)
     manager.status("Starting")
     with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
         given_up = give_up_at_start(directory.path, directory.store)
-        new_token = None
-        if directory.is_complete():
-            directory.place.check()
-        else:
-            new_token = bootstrap.initialise(directory, time.time_ns())
+        new_token = _made(directory)
         with directory.store_locked(), open_rooms(directory) as opened:
             warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
             generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)
@@ -127,7 +145,7 @@ def run_server(
             ):
                 token = new_token or local_token(opened, directory)
                 _keep_client_config(directory.client_toml, local_client(settings, listening, token))
-                announce(Started(settings, listening, made=new_token is not None))
+                announce(Started(settings, listening, made=new_token is not None, joined=new_token == ""))
                 _event("serving", address=listening)
                 manager.ready(f"Serving on {listening}")
                 _wait(stop, manager, reloading, pulse)
@@ -355,14 +373,15 @@ def _start(
 
 
 def local_token(opened: Rooms, directory: DataDirectory) -> str:
-    """Return the token in client.toml; a new one if the file is missing.
+    """Return the token in client.toml; a new one if the file is missing, unless other servers share the
+    catalog.
 
     Leaves an unknown one alone: it may have been revoked, and a restart must not undo that.
     """
     token = read_client_config(directory.client_toml).get("token")
     now_ns = time.time_ns()
     if token is None:
-        return bootstrap.local_token(opened, now_ns)
+        return bootstrap.local_token(opened, now_ns, shared=directory.catalog_place.is_shared)
     try:
         opened.catalog.tokens.authenticate(token, now_ns)
     except Unauthenticated:

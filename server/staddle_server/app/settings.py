@@ -23,6 +23,8 @@ from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
 LISTEN_DEFAULT: Final = "127.0.0.1:7443"
+KEY_KINDS: Final = frozenset({"env", "command"})
+"""Places of a master key besides a file."""
 LOG_FORMATS: Final = ("auto", "json", "text")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
@@ -66,6 +68,7 @@ class Settings(ServiceSettings):
     data: Path
     store: str
     catalog: str
+    master_key: str
     listen: Address | UnixAddress
     socket_mode: int
     tls_cert: Path | None
@@ -139,6 +142,16 @@ def parse_site(text: str) -> str:
     return os.path.normpath(text)
 
 
+def parse_key_place(text: str) -> str:
+    """Return where a master key is: a file's absolute path, env:NAME, or command:WORDS. Raises ValueError."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind in KEY_KINDS:
+        if not rest.strip():
+            raise ValueError(f"expected FILE, env:NAME or command:WORDS: nothing follows {kind}:")
+        return text
+    return str(parse_path(text))
+
+
 def parse_min_free(text: str) -> MinFree:
     """Parse "auto", a size, or a share such as "2%". Raises ValueError."""
     text = text.strip()
@@ -198,6 +211,14 @@ OPTIONS: Final = (
         parse_catalog,
         "",
         "Database for the catalog of a new data directory, postgresql://USER@HOST/NAME; otherwise it is in DIR.",
+    ),
+    Option(
+        "master_key",
+        "master-key",
+        "FILE|env:NAME|command:WORDS",
+        parse_key_place,
+        "",
+        "Master key for a new data directory, such as that of the other servers of its store; otherwise a new one is created.",
     ),
     Option(
         "listen",

@@ -21,12 +21,14 @@ from staddle_server.app.addresses import (
     parse_path,
 )
 from staddle_server.app.settings import (
+    KEY_KINDS,
     OPTIONS,
     VARIABLE_PREFIX,
     Option,
     Settings,
     SettingsError,
     parse_catalog,
+    parse_key_place,
     parse_store,
 )
 
@@ -77,7 +79,7 @@ def _parse(option: Option, text: str, origin: str) -> object:
     if text == "" and option.default == "":
         return None
     try:
-        return option.parse(text if option.parse is parse_path else unquoted(text))
+        return option.parse(text if option.parse in {parse_path, parse_key_place} else unquoted(text))
     except ValueError as error:
         secret = "-----BEGIN " in text or option.parse in {parse_store, parse_catalog}
         shown = "something else" if secret else repr(text[:200])
@@ -142,7 +144,9 @@ def _text(option: Option, value: object, path: Path) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = _KINDS.get(type(value), type(value).__name__)
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
-    if option.parse is parse_path and value:
+    if option.parse is parse_key_place and str(value).partition(":")[0] in KEY_KINDS:
+        return str(value)
+    if option.parse in {parse_path, parse_key_place} and value:
         return str(path.parent / os.path.expanduser(str(value)))
     socket = after_unix(unquoted(str(value)))
     if option.parse in {parse_address, parse_endpoint} and socket is not None:
@@ -154,7 +158,7 @@ def _text(option: Option, value: object, path: Path) -> str:
 def _checked(values: dict[str, object]) -> Settings:
     if values["data"] is None:
         raise SettingsError("set the data directory: --data DIR, STADDLED_DATA, or data in the settings file")
-    for field in ("store", "catalog"):
+    for field in ("store", "catalog", "master_key"):
         values[field] = values[field] or ""
     settings = Settings(**values)  # type: ignore[arg-type]  # the table gives each field its own type; a test walks it
     if (settings.tls_cert is None) != (settings.tls_key is None):

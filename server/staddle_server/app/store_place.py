@@ -191,19 +191,19 @@ class ObjectStorePlace:
 
     def is_marked(self) -> bool:
         blobs = self.open()
-        try:
-            blobs.size(FORMAT_NAME)
-        except BlobMissing:
-            pass
-        else:
+        if _is_marked(blobs):
             return True
-        if self.is_filled():
+        filled = self.is_filled()
+        foreign = (name for name, _ in blobs.list("") if not name.startswith(f"{PROBES}/"))
+        found = next(foreign, None)
+        if (filled or found is not None) and _is_marked(blobs):
+            return True  # another server created the store meanwhile
+        if filled:
             raise DataDirectoryError(
                 f"{self}/{FORMAT_NAME} is missing, but the store is filled: nothing was changed; restore the object "
                 "(docs/format.md describes it)"
             )
-        foreign = (name for name, _ in blobs.list("") if not name.startswith(f"{PROBES}/"))
-        if (found := next(foreign, None)) is not None:
+        if found is not None:
             raise DataDirectoryError(
                 f"{self} is not empty and is not a Staddle store: it has no object `format` (found {found}): nothing was "
                 "changed; choose another prefix"
@@ -238,6 +238,14 @@ class ObjectStorePlace:
 
     def birth_ns(self, name: str) -> int | None:  # noqa: ARG002  a copy of a bucket cannot be told from it
         return None
+
+
+def _is_marked(blobs: Blobs) -> bool:
+    try:
+        blobs.size(FORMAT_NAME)
+    except BlobMissing:
+        return False
+    return True
 
 
 def place_of(data: Path, wanted: str, environ: Mapping[str, str]) -> StorePlace:

@@ -5,10 +5,12 @@ from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
     Catalog,
     Replacement,
+    alone,
     has_catalog,
     name_of,
     open_catalog,
     replacement,
+    servers_of,
 )
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.pack_values import (
@@ -104,10 +106,12 @@ __all__ = [
     "Upload",
     "UploadRequest",
     "Waiting",
+    "alone",
     "has_catalog",
     "lease_held",
     "name_of",
     "open_catalog",
     "protection_of",
     "replacement",
+    "servers_of",
 ]

@@ -5,10 +5,22 @@ differences.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Engine, Executable, Insert, Select, Table, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Executable,
+    Insert,
+    Label,
+    Select,
+    Table,
+    literal,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -17,6 +29,9 @@ from staddle_server.base.threads import is_no_memory
 from staddle_server.catalog.validation import batches
 
 BUSY_TIMEOUT_S: Final = 30.0
+TURN_WAIT_S: Final = 60.0
+TURN_MAX_S: Final = 120.0
+"""How long one server may hold the lock for starts and stops: it may be suspended, or its machine gone."""
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
@@ -59,6 +74,10 @@ class DatabaseKind(ABC):
         """Execute a statement whose outcome is not needed, no later than the next one or the commit."""
         connection.execute(statement, rows)
 
+    def now_ns(self, own_ns: int) -> Label[int]:
+        """Return the time for leases, as a column `now_ns`: this process's, unless the database has a clock."""
+        return literal(own_ns, BigInteger).label("now_ns")
+
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
         """Return an INSERT that skips existing rows."""
@@ -85,10 +104,8 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
-    def current_time(self) -> ColumnElement[int]:
-        """Return the expression for the time at which it is evaluated, in nanoseconds since 1970: by one
-        clock for all servers of the database.
-        """
+    def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:
+        """Hold the lock of Database.alone."""
 
     @abstractmethod
     def notify(self, connection: Connection, token: bytes) -> None:
@@ -206,6 +223,22 @@ class Database:
             yield connection
 
     @contextmanager
+    def alone(self, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
+        """Run the block while no other server that shares the database runs such a block.
+
+        The lock has a connection of its own, and ends with it: with this process, or after TURN_MAX_S. A
+        catalog in a file has one server, which needs no lock.
+
+        Raises:
+            Unavailable: Another one has not finished after `wait_s`.
+
+        """
+        with ExitStack() as held:
+            with self._translated():
+                held.enter_context(self._kind.alone(self._uncached, wait_s))
+            yield
+
+    @contextmanager
     def _own_turn(self) -> Iterator[None]:
         # SQLite's writers poll for their turn in no order, each holding a connection. A lock within the
         # process is fairer and leaves the connections to readers.
@@ -274,6 +307,15 @@ def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     return _kind_of(connection).insert_or_ignore(table)
 
 
+def now_ns(connection: Connection, own_ns: int) -> Label[int]:
+    """Return the time by which processes that share the catalog compare leases, as a column `now_ns`.
+
+    It is the database's where that has a clock: servers' clocks differ. Otherwise it is `own_ns`, the
+    process's.
+    """
+    return _kind_of(connection).now_ns(own_ns)
+
+
 def lock_schema(connection: Connection) -> None:
     """Keep other processes from making or changing tables until the transaction ends."""
     _kind_of(connection).lock_schema(connection)
@@ -309,11 +351,6 @@ def rows_in(
     For the statements of every chunk lookup: a database may have a faster way for them.
     """
     return _kind_of(connection).rows_in(connection, columns, equal, among, values)
-
-
-def database_time(connection: Connection) -> ColumnElement[int]:
-    """Return the expression for the current time, by one clock for all servers: nanoseconds since 1970."""
-    return _kind_of(connection).current_time()
 
 
 # --- errors

@@ -14,15 +14,16 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
-from staddle_server.catalog.gc_lease import GcLease
 from staddle_server.catalog.generations import Generations
+from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.replicas import Replicas
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
-from staddle_server.catalog.servers import Servers
+from staddle_server.catalog.servers import Server, Servers
+from staddle_server.catalog.settings import SharedSettings
 from staddle_server.catalog.sqlite import open_sqlite, path_of
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import TenantRows
@@ -50,9 +51,10 @@ class Catalog:
         self.retention = Retentions(database, self.tenants)
         self.servers = Servers(database)
         self.tasks = Tasks(database)
+        self.settings = SharedSettings(database)
         self.clock = Clocks(database, self.tenants)
         self.generation = Generations(database)
-        self.gc_lease = GcLease(database)
+        self.gc_lease = collectors_lease(database)
         self.marks = Marks(database, self.tenants)
         self.purge = Purge(database, self.tenants)
         self.verification = Verification(database, self.tenants)
@@ -157,6 +159,35 @@ def replacement(url: str) -> Replacement:
     with _extra():
         from staddle_server.catalog.postgres_replace import PostgresReplacement
     return PostgresReplacement(url)
+
+
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Run the block while no other server of the database at a URL runs such a block: see Database.alone.
+
+    The database may be empty. Raises as `open_catalog` does.
+    """
+    database = open_database(url)
+    try:
+        with database.alone():
+            yield
+    finally:
+        database.close()
+
+
+def servers_of(url: str) -> list[Server]:
+    """Return the servers in the catalog that a URL names, whatever its version; none if it has no list.
+
+    Raises as `open_catalog` does.
+    """
+    database = open_database(url)
+    try:
+        with database.read() as connection:
+            if not inspect(connection).has_table("servers"):
+                return []
+        return Servers(database).list_all()
+    finally:
+        database.close()
 
 
 def has_catalog(url: str) -> bool:

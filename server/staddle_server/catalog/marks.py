@@ -16,7 +16,7 @@ from staddle_server.base.types import PackSummary, Root, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.database import Database, locking
-from staddle_server.catalog.gc_lease import require_fence
+from staddle_server.catalog.leases import require_fence
 from staddle_server.catalog.pack_values import Mark, MarkedPack, MarkRoot
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches, check_id

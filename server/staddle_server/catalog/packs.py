@@ -10,6 +10,7 @@ from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
+from staddle_server.catalog.leases import COLLECTOR
 from staddle_server.catalog.pack_values import KnownDamage, LeftOverPack, PackParity, ParityTotals
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import TenantRows, no_tenant
@@ -332,7 +333,7 @@ class Packs:
 
 # A collector's own pack has no upload, and its fence as the epoch: without a newer fence it may still be at
 # work.
-_fence = select(schema.collector.c.fence).scalar_subquery()
+_fence = select(schema.tasks.c.fence).where(schema.tasks.c.name == COLLECTOR).scalar_subquery()
 _LEFT_OVER = and_(
     schema.IS_WRITING,
     or_(

@@ -5,7 +5,8 @@ Every transaction that writes runs at READ COMMITTED, for which the catalog's ro
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Final, cast
 
@@ -15,21 +16,20 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    ColumnElement,
     Connection,
+    Engine,
     Executable,
     Insert,
     Integer,
+    Label,
     LargeBinary,
     SmallInteger,
     String,
     Table,
     create_engine,
     event,
-    extract,
-    func,
+    literal_column,
 )
-from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
@@ -37,7 +37,15 @@ from sqlalchemy.pool import NullPool
 
 from staddle_server.base import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, full, unavailable
+from staddle_server.catalog.database import (
+    TURN_MAX_S,
+    Database,
+    DatabaseKind,
+    Rows,
+    busy,
+    full,
+    unavailable,
+)
 from staddle_server.catalog.postgres_link import Link
 from staddle_server.catalog.postgres_notices import CHANNEL, Listener, has_input
 
@@ -46,6 +54,8 @@ CONNECTIONS_MAX: Final = 16
 STATEMENT_TIMEOUT_S: Final = 600
 IDLE_TIMEOUT_S: Final = 60
 """How long a transaction may be idle: a server that is suspended must not keep its locks."""
+TURN_LOCK: Final = 0x5374_6164_646C_6532
+"""The advisory lock for starts and stops of servers: the bytes of `Staddle2`."""
 MIGRATION_LOCK: Final = 0x5374_6164_646C_6531
 """The advisory lock for creating and changing tables: the bytes of `Staddle1`."""
 VERSION_MIN: Final = 150_000
@@ -67,6 +77,10 @@ _SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false),
     set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false)
     FROM current_setting('synchronous_commit') AS old"""
 """A commit that was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
+_TURN_SETTINGS: Final = (
+    "SELECT set_config('lock_timeout', %s, false), set_config('idle_session_timeout', %s, false)"
+)
 _ARRAYS: Final = (
     (LargeBinary, "bytea[]"),
     (Boolean, "boolean[]"),
@@ -240,6 +254,9 @@ class Postgres(DatabaseKind):
         with _link(connection).deferring():
             connection.execute(statement, rows)
 
+    def now_ns(self, own_ns: int) -> Label[int]:  # noqa: ARG002
+        return literal_column(_NOW, BigInteger).label("now_ns")
+
     def insert_or_ignore(self, table: Table) -> Insert:
         return postgresql.insert(table).on_conflict_do_nothing()
 
@@ -263,8 +280,22 @@ class Postgres(DatabaseKind):
         with _link(connection).cursor() as cursor:
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
 
-    def current_time(self) -> ColumnElement[int]:
-        return cast_to(extract("epoch", func.clock_timestamp()) * 1_000_000_000, BigInteger)
+    @contextmanager
+    def alone(self, engine: Engine, wait_s: float) -> Iterator[None]:
+        with engine.connect() as connection:
+            link = _link(connection)
+            link.execute(_TURN_SETTINGS, [str(int(1000 * s)) for s in (wait_s, TURN_MAX_S)])
+            try:
+                link.execute("SELECT pg_advisory_lock(%s)", (TURN_LOCK,))
+            except psycopg.errors.LockNotAvailable:
+                raise unavailable(
+                    f"another server that uses the catalog {self._name} has been starting or stopping for {wait_s:.0f} s: "
+                    "try again, and look for one that is suspended, or cannot reach its store"
+                ) from None
+            try:
+                yield
+            finally:
+                connection.invalidate()  # ends the lock; the connection may have ended meanwhile
 
     def notify(self, connection: Connection, token: bytes) -> None:
         _link(connection).later("SELECT pg_notify(%s, %s)", (CHANNEL, token.hex()))

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, 
 from staddle_server.base import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, locking
+from staddle_server.catalog.leases import COLLECTOR
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS, batches, rfc3339
 
@@ -212,9 +213,10 @@ class Replicas:
         Only these two move chunks from one pack to another.
         """
         with self._database.read() as connection:
-            row = connection.execute(
-                select(schema.collector.c.fence, schema.collector.c.holder)
-            ).one_or_none()
+            query = select(schema.tasks.c.fence, schema.tasks.c.holder).where(
+                schema.tasks.c.name == COLLECTOR
+            )
+            row = connection.execute(query).one_or_none()
         return (0, False) if row is None else (int(row.fence), row.holder != "")
 
     def waiting_parity(self, replica: Replica, *, after: int = 0, limit: int = 100) -> list[WaitingPack]:

@@ -12,7 +12,7 @@ from staddle_server.base.types import PackSummary, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.database import Database, insert_or_ignore, locking
-from staddle_server.catalog.gc_lease import require_fence
+from staddle_server.catalog.leases import require_fence
 from staddle_server.catalog.packs import mark_damage
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
@@ -23,7 +23,7 @@ _c = schema.chunks.c
 
 
 class Salvage:
-    """Writes of repair, which holds the collector's lease (`GcLease`) and begins its packs as a compaction
+    """Writes of repair, which holds the collectors' lease and begins its packs as a compaction
     does.
     """
 

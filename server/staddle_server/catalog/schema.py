@@ -234,6 +234,7 @@ packs = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("condemned_ns", BigInteger),
     Column("verified_ns", BigInteger),  # when every byte was last read and found intact
+    Column("tried_ns", BigInteger),  # when a scrubber last took it up: others leave it for a while
     Column(
         "parity_bytes", BigInteger, nullable=False, server_default=text("0")
     ),  # of its parity object; 0 for none
@@ -316,16 +317,6 @@ pending_records = Table(
 
 # --- collection (docs/decisions/2026-11-25-collection.md)
 
-# One row: the current collector. A later one raises the fence, and the earlier one's writes are refused.
-collector = Table(
-    "collector",
-    metadata,
-    Column("row", ROW, primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column("fence", BigInteger, nullable=False),
-    Column("expires_ns", BigInteger, nullable=False),
-)
-
 MARK_WALKING, MARK_WALKED, MARK_DONE, MARK_FAILED = 1, 2, 3, 4
 
 marks = Table(
@@ -380,7 +371,21 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
-# The scheduled upkeep tasks, and when each last ran.
+# The ids of records of purged backups that were removed from the store: one that a stalled server writes again
+# is removed again.
+removed_records = Table(
+    "removed_records",
+    metadata,
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("id", ID, nullable=False),
+    Column("removed_ns", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+    sqlite_with_rowid=False,
+)
+
+# Work that one process does at a time (leases.py): the scheduled upkeep tasks, and when each last ran; and
+# `collector`, which all collectors and repairs share. A later holder raises the fence, and the earlier one's
+# writes are refused.
 tasks = Table(
     "tasks",
     metadata,
@@ -388,14 +393,27 @@ tasks = Table(
     Column("begun_ns", BigInteger),
     Column("ended_ns", BigInteger),
     Column("outcome", Text, nullable=False),
+    Column("holder", Text, nullable=False, server_default=text("''")),
+    Column("fence", BigInteger, nullable=False, server_default=text("0")),
+    Column("expires_ns", BigInteger, nullable=False, server_default=text("0")),
 )
 
-# One row: the last observation of the wall clock (clocks.py).
+# What the last started server set for all of them.
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    Column("since_ns", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
+)
+
+# The last observation of the wall clock in each boot of each machine, numbered in their order (clocks.py).
 clock = Table(
     "clock",
     metadata,
-    Column("row", ROW, primary_key=True),
-    Column("boot", Text, nullable=False),
+    Column("boot", NAME, primary_key=True),
+    Column("number", BigInteger, nullable=False),
     Column("offset_ns", BigInteger, nullable=False),
     Column("uptime_ns", BigInteger, nullable=False),
     Column("seen_ns", BigInteger, nullable=False),

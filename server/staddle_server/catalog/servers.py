@@ -1,12 +1,13 @@
 """The servers that share this catalog, each with the time of its last heartbeat by the database's clock."""
 
+import time
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, delete, insert, or_, select, update
 
 from staddle_server.base.limits import SERVER_DEAD_S, SERVER_FORGOTTEN_S
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, database_time, later
+from staddle_server.catalog.database import Database, later, now_ns
 from staddle_server.catalog.validation import NS
 
 _s = schema.servers.c
@@ -40,6 +41,7 @@ class Server(NamedTuple):
         identity: What it says about itself.
         started_ns: When it registered.
         beat_ns: Its last heartbeat.
+        silent_ns: How long ago that was.
         draining: It finishes its work and takes no more.
         alive: Its last heartbeat is recent.
 
@@ -48,6 +50,7 @@ class Server(NamedTuple):
     identity: ServerIdentity
     started_ns: int
     beat_ns: int
+    silent_ns: int
     draining: bool
     alive: bool
 
@@ -65,7 +68,7 @@ class Servers:
         dead for a day.
         """
         with self._database.write() as connection:
-            now = database_time(connection)
+            now = now_ns(connection, time.time_ns())
             known = connection.execute(
                 update(schema.servers).where(_s.id == me.id).values(beat_ns=now, draining=draining)
             )
@@ -87,7 +90,7 @@ class Servers:
     def list_all(self) -> list[Server]:
         """Return all servers, in the order of their start."""
         with self._database.read() as connection:
-            query = _select(database_time(connection)).order_by(_s.started_ns, _s.id)
+            query = _select(now_ns(connection, time.time_ns())).order_by(_s.started_ns, _s.id)
             return [_server_of(row) for row in connection.execute(query)]
 
     def writing_elsewhere(self, owner: bytes, this: bytes) -> Server | None:
@@ -99,7 +102,7 @@ class Servers:
         if not owner or owner == this:
             return None
         with self._database.look_up() as connection:
-            query = _select(database_time(connection)).where(_s.id.in_((owner, this)))
+            query = _select(now_ns(connection, time.time_ns())).where(_s.id.in_((owner, this)))
             found = {server.identity.id: server for server in map(_server_of, connection.execute(query))}
         other, mine = found.get(owner), found.get(this)
         if other is None or not other.alive or other.draining or not other.identity.endpoint:
@@ -110,11 +113,12 @@ class Servers:
 
 
 def _select(now: Any) -> Select[Any]:
-    return select(schema.servers, now.label("now_ns"))
+    return select(schema.servers, now)
 
 
 def _server_of(row: Row[Any]) -> Server:
     identity = ServerIdentity(row.id, row.place, row.name, row.endpoint, row.version)
+    silent_ns = row.now_ns - row.beat_ns
     # A heartbeat far in the future comes from before the database's clock was set back.
-    alive = abs(row.now_ns - row.beat_ns) <= DEAD_NS
-    return Server(identity, row.started_ns, row.beat_ns, row.draining, alive)
+    alive = abs(silent_ns) <= DEAD_NS
+    return Server(identity, row.started_ns, row.beat_ns, silent_ns, row.draining, alive)

@@ -11,20 +11,19 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import (
     URL,
-    BigInteger,
     Column,
-    ColumnElement,
     Connection,
+    Engine,
     Insert,
     Table,
     create_engine,
     event,
-    literal,
     make_url,
 )
 from sqlalchemy.dialects import sqlite
@@ -225,9 +224,9 @@ class Sqlite(DatabaseKind):
         finally:
             cursor.close()
 
-    def current_time(self) -> ColumnElement[int]:
-        """The clock of this machine, which is the only one: the file has one server."""
-        return literal(time.time_ns(), BigInteger)
+    def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Do nothing: the directory of the file is locked."""
+        return nullcontext()
 
     def notify(self, connection: Connection, token: bytes) -> None:
         """Do nothing: every look-up sees what other processes changed."""

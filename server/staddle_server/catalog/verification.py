@@ -25,6 +25,8 @@ _s = schema.datasets.c
 _t = schema.tenants.c
 _r = schema.pending_records.c
 _LIVE = _p.state == schema.PACK_LIVE
+Span = tuple[int, int]
+"""Times after the first one and up to the second, in ns."""
 
 
 class Verification:
@@ -50,15 +52,38 @@ class Verification:
             found = _live(connection, connection.execute(_packs().where(mine, _LIVE, _p.id == pack)).all())
         return found[0] if found else None
 
-    def due(self, before_ns: int, limit: int, ahead_ns: int | None = None) -> list[LivePack]:
+    def due(
+        self, before_ns: int, limit: int, ahead_ns: int | None = None, tried: Span | None = None
+    ) -> list[LivePack]:
         """Return live packs of all tenants not completely read since then, the longest unread first.
 
-        A read after `ahead_ns`, by a clock that was ahead, does not count.
+        A read after `ahead_ns`, by a clock that was ahead, does not count. Without those that a scrubber took
+        up within the span `tried`.
         """
-        waits = _waits(before_ns, ahead_ns)
-        query = _packs().where(_LIVE, waits).order_by(func.coalesce(_p.verified_ns, 0), _p.row).limit(limit)
+        which = [_LIVE, _waits(before_ns, ahead_ns), *([] if tried is None else [_not_tried(tried)])]
+        query = _packs().where(*which).order_by(func.coalesce(_p.verified_ns, 0), _p.row).limit(limit)
         with self._database.read() as connection:
             return _live(connection, connection.execute(query).all())
+
+    def take_up(self, tenant: bytes, pack: bytes, now_ns: int, tried: Span) -> LivePack | None:
+        """Take up a pack of `due` to read it: no scrubber of another server does until it is out of the span.
+
+        Returns the pack as it is now; None if another scrubber was faster, or it is not live any more.
+        """
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, _LIVE)
+            taken = connection.execute(
+                update(schema.packs).where(*this, _not_tried(tried)).values(tried_ns=now_ns)
+            )
+            if taken.rowcount != 1:
+                return None
+            return _live(connection, connection.execute(_packs().where(*this)).all())[0]
+
+    def put_back(self, tenant: bytes, pack: bytes) -> None:
+        """Leave a pack that was taken up, but not read, to the next scrubber."""
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
+            connection.execute(update(schema.packs).where(*this).values(tried_ns=None))
 
     def due_bytes(self, before_ns: int, ahead_ns: int | None = None) -> int:
         """Return the total bytes of all packs that are `due`."""
@@ -207,6 +232,10 @@ def _recorded(connection: Connection, tenant_row: int) -> int:
 def _waits(before_ns: int, ahead_ns: int | None) -> ColumnElement[bool]:
     times = [_p.verified_ns.is_(None), _p.verified_ns < before_ns]
     return or_(*times, *([] if ahead_ns is None else [_p.verified_ns > ahead_ns]))
+
+
+def _not_tried(span: Span) -> ColumnElement[bool]:
+    return or_(_p.tried_ns.is_(None), _p.tried_ns <= span[0], _p.tried_ns > span[1])
 
 
 def _packs() -> Any:

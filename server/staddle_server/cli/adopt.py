@@ -19,6 +19,7 @@ def adopt(*, data: DataDirectory) -> None:
     to different backups.
     """
     with data.locked(), data.store_locked(), open_rooms(data, only_look=True) as rooms:
+        data.catalog_place.require_unserved(data.identity())
         flaw = generation.adopt(data, rooms.blobs, rooms.catalog)
     if flaw is None:
         click.echo(f"{data.path} is not a copy, and its parts belong together: nothing was changed.")

@@ -10,13 +10,16 @@ from staddle._base.figures import counted, size
 
 from staddle_server.app.bootstrap import Rooms, open_rooms
 from staddle_server.app.data_directory import DataDirectory
+from staddle_server.base.clock import SystemClock
 from staddle_server.base.limits import PARITY_PERCENT_MAX
 from staddle_server.catalog import PackParity
 from staddle_server.cli.options import data_option, json_option
 from staddle_server.cli.text import Line, say
 from staddle_server.tenancy.tenant import keys_damage
+from staddle_server.upkeep.held_lease import leased
 from staddle_server.upkeep.integrity.copies import CopiesReport, copy_new, mend_all
 from staddle_server.upkeep.integrity.parity import (
+    TASK,
     Outcome,
     ParityReport,
     RepairReport,
@@ -74,11 +77,15 @@ def parity(data: DataDirectory, percent: int, *, repair: bool, verify: bool, as_
 def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     names = _names(rooms)
     tenants = rooms.tenants()
-    lost = forget_lost(tenants, rooms.catalog, rooms.blobs, read=verify)
     progress = _ParityProgress(names, as_json=as_json)
-    report = make_all(tenants, rooms.catalog, percent, tick=progress.tick)
-    progress.end()
-    orphans = sum(remove_orphans(rooms.blobs, rooms.catalog, tenant) for tenant in names)
+    # The servers' task would make parity of the same packs, with another percentage.
+    with leased(rooms.catalog.tasks.lease(TASK), SystemClock()) as held:
+        lost = forget_lost(tenants, rooms.catalog, rooms.blobs, read=verify)
+        report = make_all(tenants, rooms.catalog, percent, stopping=lambda: held.lost, tick=progress.tick)
+        progress.end()
+        orphans = sum(remove_orphans(rooms.blobs, rooms.catalog, tenant) for tenant in names)
+    if not report.finished:
+        raise click.ClickException("a server makes parity by now: what was done stays done; run this again")
     copies = copy_new(tenants, rooms.catalog, rooms.keys)
     if as_json:
         _print_damaged_json(report, names)

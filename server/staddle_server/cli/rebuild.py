@@ -41,6 +41,8 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     give_up_at_start(directory.path, directory.store)
     begun_s = time.monotonic()
     with directory.locked(), directory.store_locked(), Line() as line:
+        if not dry_run:
+            directory.catalog_place.require_unserved(directory.identity())
         directory.record_place()
         rebuilt = run.rebuild(
             directory, settings, lambda what, count: line.show(f"{count:,} {what} …"), dry_run=dry_run

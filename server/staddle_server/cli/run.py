@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "replicate": "staddle_server.cli.replicate:replicate",
     "adopt": "staddle_server.cli.adopt:adopt",
     "uploads": "staddle_server.cli.uploads:uploads",
+    "servers": "staddle_server.cli.servers:servers",
     "clock": "staddle_server.cli.clock:clock",
     "cert": "staddle_server.cli.certificates:cert",
 }

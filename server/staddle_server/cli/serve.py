@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@settings_options(only=frozenset({"data", "store", "catalog"}))
+@settings_options(only=frozenset({"data", "store", "catalog", "master_key"}))
 def init(**flags: str | None) -> None:
     """Create a data directory.
 
@@ -29,12 +29,12 @@ def init(**flags: str | None) -> None:
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
-    directory = DataDirectory(settings.data, settings.store, settings.catalog)
+    directory = run.data_directory(settings)
     if directory.is_complete():
         raise click.ClickException(f"{directory.path} is already a data directory; nothing was changed")
     with directory.claimed():
-        run.initialise(directory, settings)
-    _say_made(directory)
+        new = run.initialise(directory, settings)
+    _say_made(directory, joined=not new)
     click.echo(f"Next: staddle-server serve --data {_quoted(directory)}")
 
 
@@ -70,7 +70,7 @@ def _announce(started: run.Started) -> None:
 def _say_started(started: run.Started) -> None:
     directory = DataDirectory(started.settings.data)
     if started.made:
-        _say_made(directory)
+        _say_made(directory, joined=started.joined)
     click.echo(f"Listening on {started.listening} ({_transport(started.settings)}).")
     click.echo("Paste this in another terminal, so that `staddle` finds this server:")
     click.echo(f"  export STADDLE_CONFIG={shlex.quote(str(directory.client_toml))}")
@@ -78,7 +78,14 @@ def _say_started(started: run.Started) -> None:
     click.echo("Ctrl-C stops the server; what was acknowledged is kept.")
 
 
-def _say_made(directory: DataDirectory) -> None:
+def _say_made(directory: DataDirectory, *, joined: bool) -> None:
+    if joined:
+        click.echo(f"Created {directory.path} for a further server of the catalog {directory.catalog_place}.")
+        click.echo(f"The store is {directory.place}.")
+        click.echo(
+            f"{directory.client_toml} has no token, since the first server's has one: see `staddle-server token create`."
+        )
+        return
     click.echo(
         f'Created {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
     )

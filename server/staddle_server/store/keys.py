@@ -108,12 +108,18 @@ def chunk_id(id_key: bytes, role: Role, digest: bytes) -> bytes:
 
 
 def create_master_key(path: str, random: Random = os.urandom, files: Files | None = None) -> bytes:
-    """Create a master key in `path` (mode 0600), durable on return.
+    """Create a master key in `path` (mode 0600), durable on return. Raises as `save_master_key` does."""
+    master = random(KEY_BYTES)
+    save_master_key(path, master, files)
+    return master
+
+
+def save_master_key(path: str, master: bytes, files: Files | None = None) -> None:
+    """Write a master key to the new file `path` (mode 0600), durable on return.
 
     Raises MasterKeyError if the file exists or cannot be written.
     """
     files = files or Files()
-    master = random(KEY_BYTES)
     temporary = path + MASTER_KEY_TEMPORARY
     try:
         clear_master_key_temporary(path, files)
@@ -127,7 +133,6 @@ def create_master_key(path: str, random: Random = os.urandom, files: Files | Non
         raise MasterKeyError(f"{path} exists already; a master key is never overwritten") from error
     except OSError as error:
         raise MasterKeyError(f"the master key {path} could not be written: {error.strerror}") from error
-    return master
 
 
 def clear_master_key_temporary(path: str, files: Files | None = None) -> None:

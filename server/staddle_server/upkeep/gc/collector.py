@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +23,7 @@ from staddle_server.upkeep.gc.mark import condemn_unreached, walk_mark
 from staddle_server.upkeep.gc.preflight import look_at_objects, read_decided
 from staddle_server.upkeep.gc.sweep import forget, purge, reap, sweep_left_over, sweep_orphans
 from staddle_server.upkeep.gc.tenant_run import NS, Graces, NotCollected, Stopped, TenantReport, Turn
+from staddle_server.upkeep.held_lease import holder_name
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Collector:
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
-        self._holder = holder or f"process {os.getpid()} on {socket.gethostname()}"
+        self._holder = holder or holder_name()
         self._show = show
 
     def collect(
@@ -96,7 +95,7 @@ class Collector:
         """
         fence = self._catalog.gc_lease.acquire(self._holder, self._clock.now_ns(), LEASE_S)
         report = CollectionReport()
-        lease = _Lease(self._catalog, self._clock, fence, stopping)
+        lease = _Leased(self._catalog, self._clock, fence, stopping)
         try:
             for row in self._catalog.tenants.list_all():
                 report.tenants.append(TenantReport(row.name))
@@ -251,7 +250,7 @@ class _Asked:
             raise Stopped
 
 
-class _Lease(_Asked):
+class _Leased(_Asked):
     """Keeps the collector's lease during the work."""
 
     def __init__(self, catalog: Catalog, clock: Clock, fence: int, stopping: Callable[[], bool]) -> None:

@@ -33,16 +33,14 @@ from staddle_server.store.reedsolomon import ParityLibraryMissing, code
 from staddle_server.tenancy.suspect_packs import doubt
 from staddle_server.tenancy.tenant import Tenant, Tenants
 from staddle_server.upkeep.schedule import Stopping, Task
+from staddle_server.upkeep.shared_setting import PARITY_PERCENT, SharedSetting
 
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 60.0
 TURN_S: Final = 60.0
 """How long the task runs before it yields to others; it resumes when it is due again."""
-SWITCHED_ON: Final = "parity is on"
-"""Name in the catalog's tasks: its last run records since when new packs get parity. It has ended while
-parity is off.
-"""
+TASK: Final = "parity"
 _BATCH: Final = 500
 
 
@@ -290,7 +288,7 @@ def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) 
     """
     if percent:
         code(PARITY_COLUMNS_MAX, percent, PARITY_BLOCK_BYTES)
-    since_ns = _switch(catalog, clock.now_ns(), on=percent > 0)
+    setting = SharedSetting(catalog, clock, PARITY_PERCENT, percent)
 
     def run(stopping: Stopping) -> str:
         end_s = clock.monotonic_s() + TURN_S
@@ -298,20 +296,12 @@ def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) 
         def enough() -> bool:
             return stopping() or clock.monotonic_s() > end_s
 
-        return _words(make_all(tenants, catalog, percent, since_ns=since_ns, stopping=enough))
+        now = setting.in_force()
+        if not now.value:
+            return ""
+        return _words(make_all(tenants, catalog, now.value, since_ns=now.since_ns, stopping=enough))
 
-    return Task("parity", EVERY_S if percent else 0, run)
-
-
-def _switch(catalog: Catalog, now_ns: int, *, on: bool) -> int:
-    """Keep in the catalog, across restarts, since when parity is on; return 0 if it is off."""
-    last = catalog.tasks.last(SWITCHED_ON)
-    was_on = last.begun_ns is not None and last.ended_ns is None
-    if on and not was_on:
-        catalog.tasks.begin(SWITCHED_ON, now_ns)
-    elif was_on and not on:
-        catalog.tasks.end(SWITCHED_ON, now_ns, "switched off")
-    return (catalog.tasks.last(SWITCHED_ON).begun_ns or 0) if on else 0
+    return Task(TASK, EVERY_S if percent else 0, run)
 
 
 def _words(report: ParityReport) -> str:

@@ -5,6 +5,7 @@ needs the data.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -18,8 +19,9 @@ from staddle_server.tenancy.clock_guard import JUMP_S
 from staddle_server.tenancy.pack_check import Examined, Examiner
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.integrity.findings import Kept
-from staddle_server.upkeep.integrity.parity import Outcome, repair_if_possible
+from staddle_server.upkeep.integrity.parity import repair_if_possible
 from staddle_server.upkeep.schedule import NS, StoppedError, Stopping, Task
+from staddle_server.upkeep.shared_setting import SCRUB_PERIOD_S, SharedSetting
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,11 @@ class Rate:
 
 
 class Scrubber:
-    """Each run reads packs not read for a period, the longest unread first, until its time is over."""
+    """Each run reads packs not read for a period, the longest unread first, until its time is over.
+
+    Scrubbers of several servers divide the packs: the catalog keeps which one was taken up, and when. The
+    period belongs to the installation, the rate to each server.
+    """
 
     def __init__(
         self,
@@ -102,95 +108,93 @@ class Scrubber:
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self._kept = kept
-        self._period_s = period_s
+        self._on = period_s > 0
+        self._period = SharedSetting(kept.catalog, kept.clock, SCRUB_PERIOD_S, math.ceil(period_s))
         self._bytes_per_s = bytes_per_s
         self._busy = busy
         self._wait = wait
-        self._not_right: dict[bytes, int] = {}
-        """Packs that were read and stay due, because they are damaged: when that was."""
 
     def task(self) -> Task:
-        """Return the scrubber as a server's task; without a period, one that never runs."""
-        return Task("scrub", EVERY_S if self._period_s else 0, self.run)
+        """Return the scrubber as a task of each server; without a period, one that never runs."""
+        return Task("scrub", EVERY_S if self._on else 0, self.run, everywhere=True)
 
     def run(self, stopping: Stopping) -> str:
         """Run once. Return a summary; "" if nothing was due."""
+        period_s = self._period.in_force().value
+        if not period_s:
+            return ""
         clock = self._kept.clock
         rate = Rate(self._bytes_per_s, clock, stopping, busy=self._busy, wait=self._wait)
         end_s = clock.monotonic_s() + RUN_S
         packs = size = faults = 0
         while clock.monotonic_s() < end_s:
-            due = self._due()
+            due = self._due(period_s)
             if not due or stopping():
                 break
             for pack in due:
                 if clock.monotonic_s() >= end_s:
                     break
                 try:
-                    seen = self._read(pack, rate)
+                    seen = self._read(pack, period_s, rate)
                 except StoppedError:
                     break
                 if seen is not None:
                     packs, size, faults = packs + 1, size + seen.read_bytes, faults + len(seen.faults)
         if not packs:
             return ""
-        left = self._kept.catalog.verification.due_bytes(*self._bounds_ns())
+        left = self._kept.catalog.verification.due_bytes(*self._bounds_ns(period_s))
         found = f"; {counted(faults, 'finding')} of damage: run `staddle-server check`" if faults else ""
         return f"{counted(packs, 'pack')} read, {counted(size, 'byte')}; {counted(left, 'byte')} due{found}"
 
-    def _bounds_ns(self) -> tuple[int, int]:
+    def _bounds_ns(self, period_s: float) -> tuple[int, int]:
         """Return the times between which a read pack is not due; a later time cannot come from a
         right clock.
         """
         now_ns = self._kept.clock.now_ns()
-        return now_ns - int(self._period_s * NS), now_ns + JUMP_S * NS
+        return now_ns - int(period_s * NS), now_ns + JUMP_S * NS
 
-    def _due(self) -> list[LivePack]:
-        """Return the next packs. A damaged one stays due, and is read again a day later."""
-        recent_ns = self._kept.clock.now_ns() - AGAIN_S * NS
-        self._not_right = {
-            pack: at_ns
-            for pack, at_ns in self._not_right.items()
-            if recent_ns < at_ns <= recent_ns + 2 * AGAIN_S * NS
-        }
-        limit = len(self._not_right) + BATCH
-        since_ns, ahead_ns = self._bounds_ns()
-        due = self._kept.catalog.verification.due(since_ns, limit, ahead_ns)
-        return [pack for pack in due if pack.id not in self._not_right]
-
-    def _read(self, pack: LivePack, rate: Rate) -> Examined | None:
-        """Read a pack, unless it was condemned since it was listed; return None if it, or its tenant's keys,
-        are unreadable.
+    def _tried(self, period_s: float) -> tuple[int, int]:
+        """Return the span in which a pack that was taken up is left alone: a damaged one, or one whose server
+        died, is read again a day later.
         """
-        catalog = self._kept.catalog
-        now = catalog.verification.live_pack(pack.tenant, pack.id)
+        now_ns, again_ns = self._kept.clock.now_ns(), int(min(AGAIN_S, period_s) * NS)
+        return now_ns - again_ns, now_ns + again_ns
+
+    def _due(self, period_s: float) -> list[LivePack]:
+        """Return the next packs."""
+        before_ns, ahead_ns = self._bounds_ns(period_s)
+        return self._kept.catalog.verification.due(before_ns, BATCH, ahead_ns, self._tried(period_s))
+
+    def _read(self, pack: LivePack, period_s: float, rate: Rate) -> Examined | None:
+        """Read a pack, unless another server took it up, or it was condemned, since it was listed.
+
+        Returns None also if it, or its tenant's keys, are unreadable.
+        """
+        verification = self._kept.catalog.verification
+        now_ns = self._kept.clock.now_ns()
+        now = verification.take_up(pack.tenant, pack.id, now_ns, self._tried(period_s))
         if now is None:
             return None
-        self._not_right[pack.id] = self._kept.clock.now_ns()
         try:
             tenant = self._kept.tenants.get(pack.tenant)
-            seen = Examiner(tenant, catalog, self._kept.clock, rate).read(now)
+            seen = Examiner(tenant, self._kept.catalog, self._kept.clock, rate).read(now)
         except StoppedError:
-            del self._not_right[pack.id]
+            verification.put_back(pack.tenant, pack.id)
             raise
         except StaddleError as e:
             log.error("pack %s was not scrubbed: %s", pack.id.hex(), e.message)  # noqa: TRY400 - no fault of ours
             return None
         if seen.gone:
-            del self._not_right[pack.id]
             return None
         self._log(seen, tenant.name)
-        if self._is_right_now(seen, tenant):
-            del self._not_right[pack.id]
+        self._repair(seen, tenant)
         return seen
 
-    def _is_right_now(self, seen: Examined, tenant: Tenant) -> bool:
-        """Return whether the pack was intact, or was repaired from its parity."""
-        if all(fault.kind == "index" for fault in seen.faults):
-            return True
-        pack = seen.pack.id
-        report = repair_if_possible(tenant, self._kept.catalog, pack, self._kept.clock.now_ns())
-        return report is not None and report.outcome in {Outcome.REPAIRED, Outcome.SOUND}
+    def _repair(self, seen: Examined, tenant: Tenant) -> None:
+        """Repair a damaged pack from its parity, if it has some."""
+        if not all(fault.kind == "index" for fault in seen.faults):
+            now_ns = self._kept.clock.now_ns()
+            repair_if_possible(tenant, self._kept.catalog, seen.pack.id, now_ns)
 
     def _log(self, seen: Examined, tenant: str) -> None:
         for fault in seen.faults:

@@ -18,6 +18,7 @@ from staddle_server.base.limits import INTEGRITY_EVERY_S
 from staddle_server.base.threads import Background
 from staddle_server.catalog import Generation, KnownDamage, TenantRow
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
+from staddle_server.store.marks import GenerationMark
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.losses import Losses
@@ -123,7 +124,7 @@ class Integrity:
         self._rest_until_s = 0.0
         self._looks = 0
         self._mark: Generation | None = None
-        """That of this server's start."""
+        """The newest, of this server's start or another one's."""
         self.is_whole = True
         """Whether no damage was known a second ago."""
         self._lost: dict[bytes, str] = {}
@@ -200,7 +201,20 @@ class Integrity:
         self._kept.catalog.database.check_place()
         self._looks += 1
         if self._mark is not None and self._looks % CATALOG_EVERY == 0:
-            self._kept.catalog.generation.require_unchanged(self._mark)
+            self._mark = self._kept.catalog.generation.require_same(self._mark, self._succeeds)
+
+    def _succeeds(self, before: Generation, after: Generation) -> bool:
+        """Return whether another server of this store left the later mark."""
+        old, new = GenerationMark.parse(before.current), GenerationMark.parse(after.current)
+        if new is None or (old is not None and new.number <= old.number):
+            return False
+        try:
+            self._kept.blobs.size(new.name)
+        except BlobMissing:
+            return False
+        except Unavailable:
+            pass  # unknown now: the next look tells
+        return True
 
     def _look_for(self, part: str, ask: Callable[[], object], hint: str = ".") -> None:
         try:

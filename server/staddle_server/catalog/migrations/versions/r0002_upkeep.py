@@ -26,14 +26,6 @@ def upgrade() -> None:
             name, table, [key], unique=False, sqlite_where=sa.text(where), postgresql_where=sa.text(where)
         )
     op.create_table(
-        "collector",
-        sa.Column("row", ROW, nullable=False),
-        sa.Column("holder", sa.Text(), nullable=False),
-        sa.Column("fence", sa.BigInteger(), nullable=False),
-        sa.Column("expires_ns", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("row"),
-    )
-    op.create_table(
         "marks",
         sa.Column("number", ROW, autoincrement=True, nullable=False),
         sa.Column("tenant", ROW, nullable=False),
@@ -77,22 +69,41 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "removed_records",
+        sa.Column("tenant", ROW, nullable=False),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("removed_ns", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.row"]),
+        sa.PrimaryKeyConstraint("tenant", "id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "tasks",
         sa.Column("name", NAME, nullable=False),
         sa.Column("begun_ns", sa.BigInteger()),
         sa.Column("ended_ns", sa.BigInteger()),
         sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False, server_default=sa.text("''")),
+        sa.Column("fence", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
+        sa.Column("expires_ns", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
+        "settings",
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.Column("since_ns", sa.BigInteger(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
         "clock",
-        sa.Column("row", ROW, nullable=False),
-        sa.Column("boot", sa.Text(), nullable=False),
+        sa.Column("boot", NAME, nullable=False),
         *(
             sa.Column(name, sa.BigInteger(), nullable=False)
-            for name in ("offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
+            for name in ("number", "offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
         ),
-        sa.PrimaryKeyConstraint("row"),
+        sa.PrimaryKeyConstraint("boot"),
     )
     op.create_table(
         "generation",
@@ -140,5 +151,5 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
         ],
         "backups": [time("purged_ns"), number("retain_until_ns", 0), time("hold_ns"), words("hold_reason")],
         "pending_records": [sa.Column("purges", ID)],
-        "packs": [time("condemned_ns"), time("verified_ns"), number("parity_bytes", 0)],
+        "packs": [time("condemned_ns"), time("verified_ns"), time("tried_ns"), number("parity_bytes", 0)],
     }

@@ -1,0 +1,69 @@
+"""`staddle-server servers`."""
+
+from typing import Final
+
+import click
+from staddle._base.figures import duration
+
+from staddle_server.app.bootstrap import open_rooms
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.catalog import Server
+from staddle_server.catalog.validation import NS, rfc3339
+from staddle_server.cli.options import data_option, json_option, print_rows
+
+COLUMNS: Final = 80
+NAME_CHARS_MIN: Final = 8
+"""A host's name is cut to what the other columns leave, but not below this."""
+
+
+@click.command()
+@data_option
+@json_option
+def servers(*, data: DataDirectory, as_json: bool) -> None:
+    """List the servers that use the catalog of DIR.
+
+    A server that has been silent for 20 s is dead. It is forgotten after a day.
+    """
+    with open_rooms(data, only_look=True) as rooms:
+        listed = rooms.catalog.servers.list_all()
+    rows = [_object(each) for each in listed] if as_json else _fitted([_row(each) for each in listed])
+    print_rows(rows, as_json=as_json, empty="No server.")
+
+
+def _object(server: Server) -> dict[str, str]:
+    me = server.identity
+    return {
+        "id": me.id.hex(),
+        "server": me.name,
+        "endpoint": me.endpoint,
+        "since": rfc3339(server.started_ns),
+        "heartbeat": rfc3339(server.beat_ns),
+        "state": _state(server),
+        "version": me.version,
+    }
+
+
+def _row(server: Server) -> dict[str, str]:
+    return {
+        "server": server.identity.name.partition(".")[0],
+        "endpoint": server.identity.endpoint,
+        "since": rfc3339(server.started_ns)[5:16].replace("T", " "),
+        "heartbeat": f"{duration(max(0, server.silent_ns // NS))} ago",
+        "state": _state(server),
+        "version": server.identity.version,
+    }
+
+
+def _fitted(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Cut the names of hosts so that each row fits the columns, if the rest of it does."""
+    others = [
+        [column, *(row[column] for row in rows)] for column in (rows[0] if rows else ()) if column != "server"
+    ]
+    left = COLUMNS - sum(2 + max(map(len, cells)) for cells in others)
+    return [{**row, "server": row["server"][: max(left, NAME_CHARS_MIN)]} for row in rows]
+
+
+def _state(server: Server) -> str:
+    if not server.alive:
+        return "dead"
+    return "draining" if server.draining else "live"
