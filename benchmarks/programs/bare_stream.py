@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from staddle._transport.channel import Channel, tune_malloc
+from staddle._transport.channel import tune_malloc
+from staddle._transport.servers import Servers
 from staddle._transport.settings import load_settings
 from staddle_server.api.grpc.server import OPTIONS
 from staddle_server.app import allocator
@@ -140,12 +141,13 @@ def serve(listen: str, cert: Path | None, key: Path | None) -> None:
 def _connected(server: str | None) -> tuple[grpc.Channel, tuple[tuple[str, str], ...]]:
     """The library's own channel, connected, and the metadata of its calls."""
     tune_malloc()
-    ours = Channel(load_settings(server=server))
-    ours.method("Backup")
-    channel = ours._channel  # noqa: SLF001 - the same options, without the messages
+    ours = Servers(load_settings(server=server))
+    connection = ours.channel()
+    connection.method("Backup")
+    channel = connection._channel  # noqa: SLF001 - the same options, without the messages
     assert channel is not None
     grpc.channel_ready_future(channel).result(READY_S)
-    return channel, ours.metadata
+    return channel, ours.metadata()
 
 
 def send(server: str | None, method: str, files: Iterable[Path]) -> Carried:

@@ -45,7 +45,7 @@ UPLOAD_RETRY_S: Final = 600.0
 
 
 class Client(BrowseMethods, RetentionMethods):
-    """A client of one Staddle server, as one token.
+    """A client of a Staddle server, or of several servers of one service, as one token.
 
         from staddle import Client
 
@@ -75,7 +75,10 @@ class Client(BrowseMethods, RetentionMethods):
         retry_s: float | None = None,
         await_server: bool = False,
     ) -> None:
-        """A client of `server` (HOST:PORT or unix:PATH).
+        """A client of `server` (HOST:PORT or unix:PATH), or of several servers of one service, with commas between their addresses.
+
+        Of several servers, and of those that one name stands for, one is chosen by chance and used until it fails or shuts down; then
+        the next is asked at once. An upload stays at one server, and continues at another from its last checkpoint.
 
         `ca` is the file of the authority that signed the server's certificate, or "system" for a public authority; it is
         required for a server on another machine. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
@@ -157,12 +160,17 @@ class Client(BrowseMethods, RetentionMethods):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<staddle.Client of {self.address}{', closed' if self._calls.closed else ''}>"
+        return f"<staddle.Client of {self.service}{', closed' if self._calls.closed else ''}>"
 
     @property
     def address(self) -> str:
-        """HOST:PORT or unix:PATH of the server."""
+        """HOST:PORT or unix:PATH of the server that answered last; before the first answer, of the one that is asked first."""
         return self._calls.address
+
+    @property
+    def service(self) -> str:
+        """The addresses of all servers that this client may ask, with commas between."""
+        return self._calls.service
 
     def close(self) -> None:
         """Ends the connection, and every call on it with CancelledError. May be called from any thread, and again."""

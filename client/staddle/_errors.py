@@ -52,6 +52,8 @@ class StaddleError(Exception):
         message: what happened, to what, and what to do.
         facts: details by name, such as `upload` or `path`; the reason decides which.
         retry_after_s: how long the server asks to wait before a retry; None if it does not say.
+        address: of the server whose call failed: HOST:PORT or unix:PATH. Empty: it was no call, or calls to several servers.
+        upload: the id of the upload that the call belonged to. Empty: to none.
 
     """
 
@@ -70,6 +72,8 @@ class StaddleError(Exception):
         self.reason = reason or self.default_reason
         self.facts = dict(facts or {})
         self.retry_after_s = retry_after_s
+        self.address = ""
+        self.upload = ""
 
 
 class ConfigError(StaddleError):
@@ -234,9 +238,15 @@ class ExhaustedError(StaddleError):
 
 
 class UnavailableError(StaddleError):
-    """The server cannot answer now; the same call may succeed later."""
+    """The server cannot answer now; the same call may succeed later.
+
+    Attributes:
+        unsent: the call never left this machine, so the server did nothing.
+
+    """
 
     default_reason = "UNAVAILABLE"
+    unsent = False
 
 
 class ConnectError(UnavailableError):

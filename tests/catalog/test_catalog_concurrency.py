@@ -59,7 +59,7 @@ def test_of_concurrent_observations_of_the_clock_the_first_stands(world):
         seen = [ClockSeen("boot", 1, round_, number, 0, 0) for number in range(6)]
         put = [lambda each=each, last=before: world.catalog.clock.put(each, last) for each in seen]
         assert sorted(_together(*put), key=repr) == [False] * 5 + [True]
-        before = world.catalog.clock.get()
+        before = world.catalog.clock.get("boot")
         assert before in seen
 
 

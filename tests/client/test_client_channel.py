@@ -11,7 +11,8 @@ import pytest
 from client_pki import Authority, serve_tls
 from memory_service import TOKEN, Running
 from staddle import Client, ConfigError, ConnectError, UnsupportedError
-from staddle._transport.channel import Address, refuse_other_platforms, tune_malloc
+from staddle._transport.addresses import Address
+from staddle._transport.channel import refuse_other_platforms, tune_malloc
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceStub

@@ -3,9 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_service import CHUNK
+from memory_service import CHUNK, TOKEN
 from staddle import ConnectError, ExhaustedError, NotFoundError, UnavailableError
 from staddle._transport.retry import NO_RETRY, Attempts, Retry, RetryNotice, may_pass, retrying
+from staddle._transport.servers import Servers
+from staddle._transport.settings import Settings
 from staddle._upload.resend_buffer import Outcome, Replay, SentPart
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -193,6 +195,10 @@ def test_waits_double_with_jitter_up_to_a_limit_and_follow_the_server() -> None:
     assert low.wait_s(2, None) == 1
 
 
+def attempts_with(retry: Retry, clock: FakeClock) -> Attempts:
+    return Attempts(retry, clock, Servers(Settings("localhost", TOKEN)))
+
+
 def test_retries_end_with_the_budget_and_the_last_error_counts_them() -> None:
     clock = FakeClock()
     notices: list[RetryNotice] = []
@@ -204,7 +210,7 @@ def test_retries_end_with_the_budget_and_the_last_error_counts_them() -> None:
 
     retry = Retry(budget_s=10, first_wait_s=1, wait_s_max=4, chance=lambda: 1.0, notify=notices.append)
     with pytest.raises(UnavailableError) as caught:
-        retrying(work, retry=retry, clock=clock)
+        retrying(work, attempts=attempts_with(retry, clock))
     assert clock.slept == [1, 2, 4]
     assert caught.value is errors[3]
     assert caught.value.__notes__ == ["Given up after 4 tries in 7 s."]
@@ -214,7 +220,7 @@ def test_retries_end_with_the_budget_and_the_last_error_counts_them() -> None:
 
 def test_progress_renews_the_budget() -> None:
     clock = FakeClock()
-    attempts = Attempts(Retry(budget_s=5, first_wait_s=4, chance=lambda: 1.0), clock)
+    attempts = attempts_with(Retry(budget_s=5, first_wait_s=4, chance=lambda: 1.0), clock)
     attempts.wait_after(UnavailableError("1"))
     attempts.progressed()
     clock.time_s += 1000
@@ -230,9 +236,9 @@ def test_a_permanent_error_is_raised_immediately() -> None:
         raise NotFoundError("never")
 
     with pytest.raises(NotFoundError):
-        retrying(work, retry=Retry(), clock=clock)
+        retrying(work, attempts=attempts_with(Retry(), clock))
     with pytest.raises(UnavailableError):
-        Attempts(NO_RETRY, clock).wait_after(UnavailableError("once"))
+        attempts_with(NO_RETRY, clock).wait_after(UnavailableError("once"))
     assert clock.slept == []
 
 

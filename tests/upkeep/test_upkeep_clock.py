@@ -347,14 +347,10 @@ def test_packs_read_under_a_fast_clock_are_due_again_once_the_clock_is_right(gar
 # --- over a reboot, during which no clock counts
 
 
-def after_reboot(catalog, clock, off_s: float, **of_before: int) -> ClockGuard:
+def after_reboot(catalog, clock, off_s: float, boot: str = "the next boot") -> ClockGuard:
     """Simulate a machine that was off, for a time given by its clock."""
-    seen = catalog.clock.get()
-    assert seen is not None
-    before = seen._replace(boot="an earlier one", uptime_ns=10**18, **of_before)
-    assert catalog.clock.put(before, seen)
     clock.jump_s += off_s
-    return ClockGuard(catalog, clock)
+    return ClockGuard(catalog, clock, boot)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +381,16 @@ def test_a_reboot_does_not_end_an_earlier_doubt(catalog):
     found = after_reboot(catalog, clock, 600)
     with pytest.raises(ClockInDoubt):
         found.require()
+
+
+def test_after_reboots_the_newest_boot_is_continued_even_if_an_earlier_clock_was_ahead(catalog):
+    clock = JumpingClock()
+    ClockGuard(catalog, clock, "ahead").look()
+    clock.jump_s = -30 * DAY
+    right = ClockGuard(catalog, clock, "right")
+    assert right.look().jump_ns
+    right.confirm()
+    assert after_reboot(catalog, clock, 60).look().jump_ns == 0
 
 
 def test_a_catalog_without_a_clock_reading_uses_its_newest_commit(garbage):
@@ -445,7 +451,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_shows_the_doubt_of_a_running_server_and_confirms_the_clock(server):
     catalog = open_catalog(str(server.data / "catalog.db"))
-    seen = catalog.clock.get()
+    seen = catalog.clock.get("")
     assert seen is not None
     assert catalog.clock.put(seen._replace(offset_ns=seen.offset_ns - YEAR * NS), seen), "as if it had jumped"
     shown = command("clock", "--data", str(server.data))

@@ -119,14 +119,14 @@ class BackupRun:
         self._durable_position = 0
         self._distrusting = False
         self._cache = (
-            None if not options.cache_dir else Cache(options.cache_dir, calls.address, options.dataset)
+            None if not options.cache_dir else Cache(options.cache_dir, calls.service, options.dataset)
         )
         self._cache_is_wrong = False
         self.taken_over = False
 
     def to_end(self) -> pb.Backup:
         """Begins, sends, commits, however many attempts that takes."""
-        attempts = Attempts(self._retry, self._calls.clock)
+        attempts = self._calls.attempts(self._retry)
         start: Start | pb.Backup = self._begin()
         while isinstance(start, Start):
             try:
@@ -249,6 +249,8 @@ class BackupRun:
 
     def _resume(self, start: Start, attempts: Attempts, error: StaddleError) -> Start | pb.Backup:
         """After a temporary failure: waits, takes the upload over, and resumes it after what is durable."""
+        if self._options.thin and attempts.repeats(error):
+            return start
         while True:
             attempts.wait_after(error)
             try:

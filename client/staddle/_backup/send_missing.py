@@ -142,6 +142,7 @@ class Sender:
         self._calls.call(
             "PutChunks",
             b"".join((request.SerializeToString(), _DATA_TAG, varint(len(sent)), sent)),
+            upload=self._upload_id,
             count=len(cuts),
         )
 
@@ -187,7 +188,7 @@ class Sender:
             self._tally.entries_done += 1
 
     def _put(self, request: bytes, count: int) -> int:
-        return len(self._calls.call("PutEntries", request, count=count).incomplete)
+        return len(self._calls.call("PutEntries", request, upload=self._upload_id, count=count).incomplete)
 
     def _wait_entries(self) -> None:
         if self._putting is not None:

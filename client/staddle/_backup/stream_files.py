@@ -40,7 +40,7 @@ class ThinAttempt:
     ) -> pb.Backup:
         """Raises what reading or the stream failed with; the upload's durable point says how far it came."""
         messages = _Messages(upload, differences, tally, clock)
-        call = self._calls.start_backup(iter(messages))
+        call = self._calls.start_backup(iter(messages), upload.id)
         try:
             response = call.result(upload)
         except StaddleError:

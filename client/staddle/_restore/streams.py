@@ -20,7 +20,7 @@ from staddle._protocol.segments import Segments, can_open
 from staddle._restore.selection import Choice, Selection, selection_of
 from staddle._restore.target_directory import is_in
 from staddle._transport.restore_stream import restored
-from staddle._transport.retry import Attempts, Retry, may_pass
+from staddle._transport.retry import Retry, may_pass
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
@@ -67,7 +67,7 @@ class Streams:
 
     def to_the_end(self, work: Callable[[], None], where: Callable[[], object]) -> None:
         """Repeat `work` until its stream does not break; `where` gives its position. Raises StaddleError if it breaks for good."""
-        attempts = Attempts(self._retry, self._calls.clock)
+        attempts = self._calls.attempts(self._retry)
         while True:
             before = where()
             try:

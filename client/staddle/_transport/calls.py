@@ -16,20 +16,31 @@ from staddle._errors import (
     DeadlineError,
     ProtocolError,
     StaddleError,
+    UnavailableError,
     named,
 )
 from staddle._protocol.answers import check, check_made, decoded
 from staddle._transport import silence
-from staddle._transport.channel import Channel, under_way
+from staddle._transport.channel import CONNECT_S, HEALTH, Channel, under_way
 from staddle._transport.pages import pages_of
-from staddle._transport.retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
+from staddle._transport.retry import (
+    DRAINING,
+    Attempts,
+    MonotonicClock,
+    Retry,
+    may_pass,
+    retrying,
+    was_not_done,
+)
 from staddle._transport.rpc_errors import from_rpc_error
+from staddle._transport.servers import Servers
 from staddle._transport.settings import Settings
 from staddle._transport.silence import LOOKS, Listening, Telling
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StaddleError)
 
 
 class Method(NamedTuple):
@@ -77,10 +88,19 @@ METHODS: Final = {
     "GetServerInfo": Method(_QUICK_S),
 }
 STREAMS: Final = frozenset({"Restore"})
+WRITES_HERE: Final = {"BeginUpload": True, "ResumeUpload": True, "GetUpload": False}
+"""Calls whose answer says where an upload is written, and whether that is the server that answered."""
+BY_REQUEST_ID: Final = frozenset({"BeginUpload", "GetUpload"})
+"""Calls that may name an upload by the request that began it."""
+NOT_SERVING: Final = b"\x08\x02"
+"""A grpc.health.v1.HealthCheckResponse."""
 
 
 class Calls:
-    """Calls over one channel. Thread-safe. For failures outside this process, all raise StaddleError and nothing else."""
+    """Calls to one service, whose servers may be several. Thread-safe.
+
+    For failures outside this process, all raise StaddleError and nothing else.
+    """
 
     def __init__(
         self,
@@ -91,25 +111,33 @@ class Calls:
         await_server: bool = False,
     ) -> None:
         """`await_server`: a server that has not answered yet is tried again like one that went away."""
-        self._channel = Channel(settings)
-        self._await_server = await_server
+        self._servers = Servers(settings, await_server=await_server)
         self._timeout_s = timeout_s
         self._retry = retry or Retry()
-        self.clock: Final = MonotonicClock(self._channel.sleep)
+        self._clock = MonotonicClock(self._servers.sleep)
 
     @property
     def address(self) -> str:
-        """HOST:PORT or unix:PATH of the server."""
-        return str(self._channel.address)
+        """HOST:PORT or unix:PATH of the server that answered last; before, of the one that is asked first."""
+        return str(self._servers.address)
+
+    @property
+    def service(self) -> str:
+        """The addresses of all servers, with commas between."""
+        return self._servers.name
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._channel.closed
+        return self._servers.closed
 
     def close(self) -> None:
         """Ends every call; see Channel.close."""
-        self._channel.close()
+        self._servers.close()
+
+    def attempts(self, retry: Retry) -> Attempts:
+        """For work of several calls, or of a stream, that is tried again."""
+        return Attempts(retry, self._clock, self._servers)
 
     def call(
         self,
@@ -118,27 +146,22 @@ class Calls:
         *,
         timeout_s: float | None = None,
         retry: Retry | None = None,
+        upload: str = "",
         count: int = 0,
     ) -> Any:
         """One unary call, repeated within `retry` where that is safe; the answer is the method's response message.
 
-        The requests of PutChunks and PutEntries may be encoded already; `count` then says how many chunks or changes they have.
-        Raises ProtocolError for an answer that is none to this request.
+        The requests of PutChunks and PutEntries may be encoded already; `upload` then says which upload they are of, and `count` how
+        many chunks or changes they have. Raises ProtocolError for an answer that is none to this request.
         """
         about = METHODS[method]
         deadline_s = timeout_s or self._timeout_s or about.timeout_s
+        of_upload = upload or getattr(request, "upload_id", "")
         return retrying(
-            lambda: self._once(method, request, deadline_s, count),
-            retry=retry or self._retry,
-            clock=self.clock,
-            retryable=lambda error: about.retryable(error) and self.may_reconnect(error),
+            lambda: self._once(method, request, deadline_s, of_upload, count),
+            attempts=self.attempts(retry or self._retry),
+            retryable=about.retryable,
         )
-
-    def may_reconnect(self, error: StaddleError) -> bool:
-        """False for an address at which no server ever answered: waiting would only hide a wrong one, unless it was asked for."""
-        if self._channel.was_ready or not isinstance(error, ConnectError):
-            return True
-        return self._await_server and "tls" not in error.facts
 
     def stream(
         self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
@@ -151,9 +174,7 @@ class Calls:
             raise ValueError(f"{method} streams no answer")
         return retrying(
             lambda: self._open_stream(method, request, timeout_s),
-            retry=retry or self._retry,
-            clock=self.clock,
-            retryable=lambda error: may_pass(error) and self.may_reconnect(error),
+            attempts=self.attempts(retry or self._retry),
         )
 
     def pages(self, method: str, request: Any, field: str, of: Callable[[Any], T]) -> Iterator[T]:
@@ -170,13 +191,14 @@ class Calls:
                     made = of(item)
                 yield made
 
-    def start_backup(self, requests: Iterator[sv.BackupRequest]) -> BackupCall:
-        """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""
-        backup: Any = self._channel.method("Backup")
+    def start_backup(self, requests: Iterator[sv.BackupRequest], upload: str) -> BackupCall:
+        """Starts a Backup stream of an upload; `requests` is drawn from by another thread. The server's answer comes with `result`."""
+        channel = self._ready(upload)
+        backup: Any = channel.method("Backup")
         telling = Telling(requests)
         under_way.begin()
         try:
-            call = backup.future(telling, metadata=self._channel.metadata)
+            call = backup.future(telling, metadata=self._servers.metadata(upload))
         except ValueError as error:
             under_way.end()
             raise self._closed_error(error) from error
@@ -184,36 +206,72 @@ class Calls:
             under_way.end()
             raise of_runtime_error(error) from error
         call.add_done_callback(lambda _: under_way.end())
-        return BackupCall(call, telling, self)
+        return BackupCall(call, telling, self, channel)
 
-    def translate(self, error: grpc.RpcError) -> StaddleError:
+    def translate(self, error: grpc.RpcError, channel: Channel, upload: str = "") -> StaddleError:
         """The exception for a failed call."""
-        if self._channel.closed:
+        if self.closed:
             return CancelledError("This client was closed while it worked.")
-        translated = from_rpc_error(error, address=self.address)
+        address = str(channel.address)
+        translated = from_rpc_error(error, address=address)
         if isinstance(translated, ConnectError) and (
-            failure := self._channel.explain(translated.facts.get("detail", ""))
+            failure := channel.explain(translated.facts.get("detail", ""))
         ):
-            translated = ConnectError(failure.message, facts={"address": self.address, "tls": failure.kind})
+            translated = ConnectError(failure.message, facts={"address": address, "tls": failure.kind})
+            translated.unsent = True
         if not isinstance(translated, ConnectError | DeadlineError):
-            self._channel.was_ready = True
-        return translated
+            self._servers.answered(channel)
+        return _of(translated, channel, upload)
 
-    def _once(self, method: str, request: Message | bytes, timeout_s: float, count: int) -> Any:
-        ask = self._channel.method(method)
+    def _ready(self, upload: str = "") -> Channel:
+        """The connection for the next call. Where there are several servers, each is asked first whether it takes calls."""
+        channel = self._servers.channel(upload)
+        if channel.is_checked or self._servers.is_one:
+            return channel
         try:
             with under_way:
-                data = ask(request, timeout=timeout_s, metadata=self._channel.metadata)
+                status = channel.method(HEALTH)(b"", timeout=CONNECT_S)
         except grpc.RpcError as error:
-            raise self.translate(error) from error
+            refused = self.translate(error, channel, upload)
+            if isinstance(refused, ConnectError | DeadlineError):
+                refused.unsent = True
+                raise refused from error
+            status = b""  # a server, or a proxy, that does not say it
         except ValueError as error:
             raise self._closed_error(error) from error
         except RuntimeError as error:
             raise of_runtime_error(error) from error
-        self._channel.was_ready = True
-        return self.read(method, request, data, count)
+        self._servers.answered(channel)
+        if status == NOT_SERVING:
+            words = f"The server at {channel.address} says that it takes no calls now."
+            raise _of(UnavailableError(words, reason=DRAINING), channel, upload)
+        channel.is_checked = True
+        return channel
 
-    def read(self, method: str, request: Message | bytes, data: bytes, count: int = 0) -> Any:
+    def _once(self, method: str, request: Message | bytes, timeout_s: float, upload: str, count: int) -> Any:
+        channel = self._ready(upload)
+        begins = "" if upload or method not in BY_REQUEST_ID else getattr(request, "request_id", "")
+        try:
+            with under_way:
+                data = channel.method(method)(
+                    request, timeout=timeout_s, metadata=self._servers.metadata(upload or begins)
+                )
+        except grpc.RpcError as error:
+            raise self.translate(error, channel, upload) from error
+        except ValueError as error:
+            raise self._closed_error(error) from error
+        except RuntimeError as error:
+            raise of_runtime_error(error) from error
+        self._servers.answered(channel)
+        answer = self.read(method, request, data, channel, count)
+        if method in WRITES_HERE:
+            found = answer.upload
+            self._servers.settle(found.id, channel, found.endpoint, key=begins, writes=WRITES_HERE[method])
+        return answer
+
+    def read(
+        self, method: str, request: Message | bytes, data: bytes, channel: Channel, count: int = 0
+    ) -> Any:
         """The message of an answer. Raises ProtocolError for an answer that does not fit the request."""
         try:
             answer = decoded(method, data)
@@ -221,7 +279,7 @@ class Calls:
         except ProtocolError as error:
             said = f"The server's answer to {method} cannot be right: {error.message}"
             refused = ProtocolError(said)
-            refused.came_from(self.address)
+            refused.came_from(str(channel.address))
             raise refused from error
         return answer
 
@@ -233,47 +291,64 @@ class Calls:
 
     def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
         """Yields None once the first message came, and then the messages."""
-        ask = self._channel.method(method)
+        channel = self._ready()
+        ask = channel.method(method)
         with under_way:
             try:
-                messages = ask(request, timeout=timeout_s, metadata=self._channel.metadata)
+                messages = ask(request, timeout=timeout_s, metadata=self._servers.metadata())
             except ValueError as error:
                 raise self._closed_error(error) from error
             except RuntimeError as error:
                 raise of_runtime_error(error) from error
             try:
                 silence_s = max(silence.SILENCE_S, timeout_s or 0.0)
-                with Listening(f"{method} of {self.address}", messages.cancel, silence_s) as listening:
-                    yield from self._listened(method, request, listening, messages)
+                with Listening(f"{method} of {channel.address}", messages.cancel, silence_s) as listening:
+                    yield from self._listened(method, request, channel, listening, messages)
             finally:
                 messages.cancel()
 
     def _listened(
-        self, method: str, request: Message, listening: Listening, messages: Iterator[bytes]
+        self,
+        method: str,
+        request: Message,
+        channel: Channel,
+        listening: Listening,
+        messages: Iterator[bytes],
     ) -> Iterator[Any]:
         came = False
         try:
             for data in listening.each(messages):
                 if not came:
-                    came = self._channel.was_ready = True
+                    came = True
+                    self._servers.answered(channel)
                     yield None
-                yield self.read(method, request, data)
+                yield self.read(method, request, data, channel)
         except grpc.RpcError as error:
-            raise (listening.error() if listening.is_silent else self.translate(error)) from error
+            failed = (
+                _of(listening.error(), channel) if listening.is_silent else self.translate(error, channel)
+            )
+            raise failed from error
         if not came:
             empty = ProtocolError(f"The server answered {method} without a single message.")
-            empty.came_from(self.address)
+            empty.came_from(str(channel.address))
             raise empty
 
     def _closed_error(self, error: ValueError) -> StaddleError | ValueError:
         """GRPC says ValueError for a channel that was closed meanwhile; any other ValueError is a fault of ours."""
-        return CancelledError("This client was closed while it worked.") if self._channel.closed else error
+        return CancelledError("This client was closed while it worked.") if self.closed else error
+
+
+def _of(error: E, channel: Channel, upload: str = "") -> E:
+    """The error, with the server and the upload that it came from."""
+    error.address, error.upload = str(channel.address), upload
+    return error
 
 
 class BackupCall:
     """A Backup stream under way."""
 
-    def __init__(self, call: Any, telling: Telling[sv.BackupRequest], calls: Calls) -> None:
+    def __init__(self, call: Any, telling: Telling[sv.BackupRequest], calls: Calls, channel: Channel) -> None:
+        self._channel = channel
         self._call = call
         self._telling = telling
         self._calls = calls
@@ -289,25 +364,26 @@ class BackupCall:
     def result(self, upload: pb.Upload) -> sv.BackupResponse:
         """Waits for the server's answer about `upload`. Raises StaddleError."""
         try:
-            data = self._answer()
+            data = self._answer(upload)
         except grpc.FutureCancelledError as error:
             raise CancelledError("The stream was cancelled.") from error
         except grpc.RpcError as error:
-            raise self._calls.translate(error) from error
-        response: sv.BackupResponse = self._calls.read("Backup", sv.BackupRequest(), data)
-        with named(self._calls.address):
+            raise self._calls.translate(error, self._channel, upload.id) from error
+        response: sv.BackupResponse = self._calls.read("Backup", sv.BackupRequest(), data, self._channel)
+        with named(str(self._channel.address)):
             check_made(response, upload)
         return response
 
-    def _answer(self) -> bytes:
+    def _answer(self, upload: pb.Upload) -> bytes:
         while True:
             try:
                 data: bytes = self._call.result(timeout=silence.SILENCE_S / LOOKS)
             except grpc.FutureTimeoutError:
                 if self._telling.is_silent(silence.SILENCE_S, silence.ANSWER_S):
                     self._call.cancel()
-                    raise DeadlineError(
-                        f"The server at {self._calls.address} neither takes what this backup sends, nor answers."
-                    ) from None
+                    late = DeadlineError(
+                        f"The server at {self._channel.address} neither takes what this backup sends, nor answers."
+                    )
+                    raise _of(late, self._channel, upload.id) from None
             else:
                 return data

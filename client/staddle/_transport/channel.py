@@ -1,18 +1,15 @@
-"""The connection to a server: opened when first used, opened again after a fork, ended by close.
+"""The connection to one server: opened when first used, opened again after a fork, ended by close.
 
 No thread watches its state: a process that forks must have no thread inside gRPC.
-The token travels in the metadata of every call. Without TLS nothing goes beyond this machine.
 """
 
 import ctypes
-import ipaddress
 import os
 import platform
 import sys
 import threading
-import urllib.parse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -20,14 +17,11 @@ from google.protobuf.message import Message
 
 from staddle._base.shortage import start
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
-from staddle._transport.settings import ABSTRACT, UNIX_PREFIX, Settings, after_unix
+from staddle._transport.addresses import Address
+from staddle._transport.settings import Settings
 from staddle._transport.tls import SYSTEM_CA, Failure, Identity, explain, load
-from staddle._transport.token import token_of
 from staddle.v1 import service_pb2 as sv
 
-DEFAULT_PORT: Final = 7443
-UNIX_PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
-"""What the system takes of a socket's path."""
 CONNECT_S: Final = 5.0
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 
@@ -82,83 +76,6 @@ under_way: Final = UnderWay()
 _inherited: list[grpc.Channel] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A server's host and port, or the absolute path of its Unix socket."""
-
-    host: str
-    port: int
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Reads HOST, HOST:PORT, [IPV6], [IPV6]:PORT or unix:PATH. Raises ConfigError."""
-        socket = after_unix(text)
-        if socket is not None:
-            return cls("", 0, _socket_path(text, socket))
-        host, port = text, ""
-        if text.startswith("["):
-            host, bracket, rest = text[1:].partition("]")
-            if not bracket or (rest and not rest.startswith(":")):
-                raise _bad_address(text)
-            port = rest[1:]
-        elif text.count(":") == 1:
-            host, _, port = text.partition(":")
-        if not host or any(letter.isspace() or letter in "/@?#%,[]" for letter in host):
-            raise _bad_address(text)
-        if not port:
-            return cls(host, DEFAULT_PORT)
-        if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
-            raise _bad_address(text)
-        return cls(host, int(port))
-
-    @property
-    def loopback(self) -> bool:
-        """Whether it is this machine, and cannot be another one."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    @property
-    def target(self) -> str:
-        """How gRPC names it: it reads a path as a part of a URI."""
-        return UNIX_PREFIX + urllib.parse.quote(self.path) if self.path else str(self)
-
-    def __str__(self) -> str:
-        if self.path:
-            return UNIX_PREFIX + self.path
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _bad_address(text: str) -> ConfigError:
-    return ConfigError(
-        f"{text!r} is not a server's address: write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}, or unix:PATH."
-    )
-
-
-def _socket_path(text: str, path: str) -> str:
-    """The absolute path in `text`, which is unix:PATH or unix:///PATH; `path` is what follows the prefix."""
-    if path.startswith(ABSTRACT):
-        raise ConfigError(
-            f"{text!r} names an abstract socket, and no server listens on one: write unix:PATH (unix:./@NAME for a file whose name "
-            "begins with @)."
-        )
-    if path.startswith("//"):
-        path = path[2:] if path.startswith("///") else ""
-    if not path or path.endswith("/") or not path.isprintable():
-        raise _bad_address(text)
-    path = os.path.abspath(os.path.expanduser(path))
-    if (length := len(os.fsencode(path))) > UNIX_PATH_BYTES_MAX:
-        raise ConfigError(
-            f"{UNIX_PREFIX}{path} is not a server's address: the system takes at most {UNIX_PATH_BYTES_MAX} bytes as a socket's path, "
-            f"and this one has {length}."
-        )
-    return path
-
-
 def refuse_other_platforms(system: str = sys.platform, machine: str = "") -> None:
     """Raises UnsupportedError on untested platforms: anything but Linux on x86_64 or aarch64, and macOS."""
     machine = machine or platform.machine()
@@ -186,18 +103,15 @@ def tune_malloc() -> bool:
 
 
 class Channel:
-    """One gRPC channel, for all threads of a process.
+    """One gRPC channel, for all threads of a process."""
 
-    Raises ConfigError at once for settings that cannot be used: also for an address beyond this machine without TLS.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.address = Address.parse(settings.server)
-        self._settings = settings
-        self._identity = _identity(settings, self.address)
-        self._credentials = None if self._identity is None else self._identity.credentials()
-        self._options = _options(settings, self.address)
-        self.metadata: Final = (("authorization", f"Bearer {token_of(settings.token)}"),)
+    def __init__(self, settings: Settings, address: Address, identity: Identity | None) -> None:
+        """`identity` None: without TLS."""
+        self.address: Final = address
+        self._settings = replace(settings, server_name=settings.server_name or address.name)
+        self._identity = identity
+        self._credentials = None if identity is None else identity.credentials()
+        self._options = _options(self._settings, address)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._channel: grpc.Channel | None = None
@@ -205,6 +119,8 @@ class Channel:
         self._closed = threading.Event()
         self.was_ready = False
         """Whether a server ever answered here."""
+        self.is_checked = False
+        """Whether the server was asked if it takes calls."""
 
     @property
     def closed(self) -> bool:
@@ -212,7 +128,7 @@ class Channel:
         return self._closed.is_set()
 
     def method(self, name: str) -> Callable[..., Any]:
-        """A method of the service, which answers bytes; it connects with its first call. Raises CancelledError when closed."""
+        """A method of the service, or HEALTH, which answers bytes; it connects with its first call. Raises CancelledError when closed."""
         self._after_fork()
         with self._lock:
             if self._closed.is_set():
@@ -267,7 +183,7 @@ class Channel:
         if closed:
             self._closed.set()
         self._channel = self._methods = None
-        self.was_ready = False
+        self.was_ready = self.is_checked = False
         self._pid = os.getpid()
 
     def _open(self) -> dict[str, Callable[..., Any]]:
@@ -284,7 +200,8 @@ class Channel:
             (False, True): channel.unary_stream,
             (True, False): channel.stream_unary,
         }
-        return {
+        health: dict[str, Callable[..., Any]] = {HEALTH: channel.unary_unary(HEALTH)}
+        return health | {
             method.name: kinds[method.client_streaming, method.server_streaming](
                 f"/{_SERVICE.full_name}/{method.name}",
                 # A request may be bytes: what is in it is bytes already, and through a message it would be copied twice more.
@@ -296,6 +213,7 @@ class Channel:
         }
 
 
+HEALTH: Final = "/grpc.health.v1.Health/Check"
 _SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 
 
@@ -303,20 +221,21 @@ def _encoded(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
 
 
-def _identity(settings: Settings, address: Address) -> Identity | None:
-    """TLS as the settings say; None: plain text, on this machine only."""
+def identity_of(settings: Settings, addresses: Iterable[Address]) -> Identity | None:
+    """TLS as the settings say; None: plain text, on this machine only. Raises ConfigError."""
     if bool(settings.cert) != bool(settings.key):
         raise ConfigError("cert and key belong together: give both, or neither.")
-    if not settings.ca:
-        if settings.cert:
-            raise ConfigError(f"cert and key need ca, the server's authority: a file, or {SYSTEM_CA!r}.")
+    if settings.ca:
+        return load(settings)
+    if settings.cert:
+        raise ConfigError(f"cert and key need ca, the server's authority: a file, or {SYSTEM_CA!r}.")
+    for address in addresses:
         if not address.loopback:
             raise ConfigError(
                 f"{address} is not this machine, and ca is not set: without TLS the token and the data could be read on the way. "
                 f"Set ca to the file of the server's authority (STADDLE_CA, `ca` in client.toml), or to {SYSTEM_CA!r} for a public one."
             )
-        return None
-    return load(settings)
+    return None
 
 
 def _options(settings: Settings, address: Address) -> list[tuple[str, int | str]]:

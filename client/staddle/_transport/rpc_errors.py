@@ -107,6 +107,25 @@ _CONNECTING: Final = re.compile(
     r"^failed to connect to all addresses; last error: [A-Z_]+: (?:\S+: )?(?:Failed to connect to remote host: )?"
 )
 """What gRPC says before the reason: which of its status codes it was, and the address once more."""
+_UNSENT: Final = ("failed to connect to all addresses", "DNS resolution failed")
+"""What gRPC says when it had no connection to send a call on."""
+_PLACE: Final = re.compile(r"^(?:ipv[46]|unix):\S*: |\bconnect: | \(\d+\)$")
+_OF_TLS: Final[Mapping[str, str]] = {
+    "tls": "it uses TLS, and ca is not set",
+    "plain": "it does not use TLS",
+    "client-certificate": "it refuses the client's certificate",
+    "other-name": "its certificate is for another name",
+    "unknown-authority": "its certificate is not of the authority",
+    "expired": "its certificate has expired",
+    "not-yet-valid": "its certificate is not valid yet",
+}
+_IN_BRACKETS: Final[Mapping[str, str]] = {
+    "DEADLINE": "no answer in time",
+    "DRAINING": "it is shutting down",
+    "STORE_UNAVAILABLE": "it does not reach its store",
+    "TOO_MANY": "it has too many calls",
+}
+WHY_CHARACTERS_MAX: Final = 100
 
 
 def from_rpc_error(error: grpc.RpcError, *, address: str = "") -> StaddleError:
@@ -123,9 +142,21 @@ def from_rpc_error(error: grpc.RpcError, *, address: str = "") -> StaddleError:
         return known(message, reason=info.reason, facts=dict(info.metadata), retry_after_s=retry_after_s)
     kind = BY_CODE.get(code, ServerError)
     if kind is ConnectError:
-        return connect_error(address, details)
+        failed = connect_error(address, details)
+        failed.unsent = details.startswith(_UNSENT)
+        return failed
     message = details or "The call failed (no details): the log of the server may have more."
     return kind(message, facts={"code": code.name}, retry_after_s=retry_after_s)
+
+
+def reason_of(error: StaddleError) -> str:
+    """Why a server did not do a call, in a few words that stand in brackets."""
+    if tls := error.facts.get("tls"):
+        return _OF_TLS.get(tls, "TLS fails")
+    if isinstance(error, ConnectError):
+        detail = _PLACE.sub("", _CONNECTING.sub("", error.facts.get("detail", ""))).rstrip(".") or "no answer"
+        return detail[:1].lower() + detail[1:WHY_CHARACTERS_MAX]
+    return _IN_BRACKETS.get(error.reason, error.reason.lower().replace("_", " "))
 
 
 def connect_error(address: str, detail: str) -> ConnectError:

@@ -37,7 +37,7 @@ class Settings:
     """How to reach a server, and where to remember what it holds. Empty means: not set.
 
     Attributes:
-        server: HOST:PORT, or unix:PATH.
+        server: HOST:PORT, or unix:PATH; several of them with commas between.
         token: what the server knows the caller by.
         ca: file of the authority that signed the server's certificate, or "system" for the public ones. Empty: no TLS.
         cert: file of the client's own certificate, for mutual TLS.
@@ -148,6 +148,11 @@ def after_unix(text: str) -> str | None:
     return text[len(UNIX_PREFIX) :] if text.lower().startswith(UNIX_PREFIX) else None
 
 
+def split_servers(text: str) -> list[str]:
+    """The parts of the setting `server` between commas, without the space around them."""
+    return [part.strip() for part in text.split(",")]
+
+
 def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for key, value in table.items():
@@ -160,9 +165,8 @@ def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
             kind = _KINDS.get(type(value), "something else")
             raise ConfigError(f"{path}: {name} must be a string, not {kind}.", facts={"path": path})
         text = unquoted(value)
-        socket = after_unix(text) if name == "server" else None
-        if socket is not None and not socket.startswith(("/", ABSTRACT)):
-            text = UNIX_PREFIX + _beside(path, socket)
+        if name == "server":
+            text = ",".join(_server_beside(path, part) for part in split_servers(text))
         values[name] = _beside(path, text) if name in PATH_FIELDS else text
     return values
 
@@ -191,6 +195,14 @@ def _beside(path: str, value: str) -> str:
     if value in NOT_A_PATH or value.startswith("-----BEGIN "):
         return value
     return os.path.join(os.path.dirname(os.path.abspath(path)), os.path.expanduser(value))
+
+
+def _server_beside(path: str, server: str) -> str:
+    """An address in a file: the path of a socket is relative to the file."""
+    socket = after_unix(server)
+    if socket is None or socket.startswith(("/", ABSTRACT)):
+        return server
+    return UNIX_PREFIX + _beside(path, socket)
 
 
 def _warn_readable(path: str) -> None:

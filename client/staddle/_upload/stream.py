@@ -23,7 +23,7 @@ from staddle._errors import (
 )
 from staddle._transport import silence
 from staddle._transport.calls import BackupCall, Calls
-from staddle._transport.retry import Attempts, Retry, RetryNotice, may_resume
+from staddle._transport.retry import Retry, RetryNotice, may_resume
 from staddle._upload.resend_buffer import CHECKPOINT_BYTES, Outcome, Replay, SentPart
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -49,7 +49,7 @@ class UploadStream:
     ) -> None:
         self._calls = calls
         self._retry = Retry(budget_s=retry_s, notify=notify)
-        self._attempts = Attempts(self._retry, calls.clock)
+        self._attempts = calls.attempts(self._retry)
         self._replay = Replay()
         self._call: BackupCall | None = None
         self._durable_seen = (0, 0)
@@ -183,7 +183,7 @@ class UploadStream:
         messages = self._replay.restart(first, self._usable(self.upload.durable))
         generation = self._replay.generation
         try:
-            call = self._calls.start_backup(messages)
+            call = self._calls.start_backup(messages, self.upload.id)
         except BaseException:
             self._replay.stop()
             raise
@@ -210,6 +210,13 @@ class UploadStream:
         while True:
             if not may_resume(error) or self._calls.closed:
                 raise error
+            if self._attempts.repeats(error):
+                try:
+                    self._start_stream()
+                except StaddleError as again:
+                    error = again
+                    continue
+                return
             self._attempts.wait_after(error)
             try:
                 request = sv.ResumeUploadRequest(upload_id=self.upload.id)

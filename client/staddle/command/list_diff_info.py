@@ -212,12 +212,12 @@ def _differences(counts: dict[ChangeType, int], older: Backup, newer: Backup) ->
 
 @command(
     "info",
-    "Show which server this is, and what your token may do.",
+    "Show which server answers, and what your token may do.",
     "staddle info",
     "staddle info --server backup.example:7443 --ca ca.pem",
 )
 def info(session: Session) -> None:
-    """Show which server this is, and what your token may do there."""
+    """Show which server answers, and what your token may do there."""
     with session.connect() as client:
         about = client.info()
     output = session.output
@@ -225,6 +225,7 @@ def info(session: Session) -> None:
         chunker = about.chunker
         rows = [
             ("server", client.address),
+            *((("servers", client.service.replace(",", ", ")),) if client.service != client.address else ()),
             ("version", text.escaped(about.version)),
             ("tenant", text.escaped(about.tenant)),
             ("token", f"{text.escaped(about.principal)}, {text.escaped(about.role)}"),
@@ -237,7 +238,11 @@ def info(session: Session) -> None:
         ]
         output.table(rows)
     words = f"Connected to {client.address} as {text.escaped(about.principal)} ({text.escaped(about.role)} of {text.escaped(about.tenant)})."
-    output.summary("info", {"server": client.address, **json_output.of_info(about)}, words)
+    output.summary(
+        "info",
+        {"server": client.address, "servers": client.service.split(","), **json_output.of_info(about)},
+        words,
+    )
 
 
 def _limit(name: str, value: float) -> str:

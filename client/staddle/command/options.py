@@ -235,7 +235,7 @@ def _common_options() -> list[click.Parameter]:
         click.Option(
             ["--server"],
             metavar="HOST:PORT|unix:PATH",
-            help="Connect to this server. [env: STADDLE_SERVER]",
+            help="Connect to this server, or to one of several: HOST:PORT,HOST:PORT. [env: STADDLE_SERVER]",
         ),
         click.Option(
             ["--token"],

@@ -1,18 +1,21 @@
-"""The last observation of the wall clock, to detect a jump even across restarts."""
+"""The last observations of the wall clocks of the machines, to detect a jump even across restarts."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Insert, Update, func, select, update
+from sqlalchemy import Insert, Update, delete, func, select, update
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import PendingRecord
 
 _c = schema.clock.c
-_ROW = 1
+KEPT: Final = 100_000
+"""A boot whose last observation is this many behind the newest is over: weeks, with several machines."""
+_numbers = schema.clock.alias().c.number
+_NEXT_NUMBER: Final = select(func.coalesce(func.max(_numbers), 0) + 1).scalar_subquery()
 _SEEN = (_c.boot, _c.offset_ns, _c.uptime_ns, _c.seen_ns, _c.jump_ns, _c.waited_ns)
 
 
@@ -38,32 +41,39 @@ class ClockSeen(NamedTuple):
 
 
 class Clocks:
-    """The single row about the wall clock."""
+    """The last observation of each machine, or rather of each boot of one: their wall clocks differ."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 
-    def get(self) -> ClockSeen | None:
-        """Return the last observation; None for none."""
+    def get(self, boot: str) -> ClockSeen | None:
+        """Return the last observation in this boot; without one, the newest of any other; None for none."""
         with self._database.look_up() as connection:
-            rows = rows_in(connection, _SEEN, {}, _c.row, (_ROW,))
-        return ClockSeen(*rows[0]) if rows else None
+            own = connection.execute(select(*_SEEN).where(_c.boot == boot)).one_or_none()
+            found = (
+                own or connection.execute(select(*_SEEN).order_by(_c.number.desc()).limit(1)).one_or_none()
+            )
+        return ClockSeen(*found) if found else None
 
     def put(self, seen: ClockSeen, before: ClockSeen | None, records: Iterable[PendingRecord] = ()) -> bool:
-        """Store this observation, and `records` as pending, if `before` is still the last one; return whether
-        it was.
+        """Store this observation, and `records` as pending, if `before` is still what `get` returns; return
+        whether it was.
         """
         with self._database.write() as connection:
             # One statement compares and writes: another server may look at the same moment.
+            values = {**seen._asdict(), "number": _NEXT_NUMBER}
+            first = before is None or before.boot != seen.boot
             query: Insert | Update
-            if before is None:
-                query = insert_or_ignore(connection, schema.clock).values(row=_ROW, **seen._asdict())
+            if first:
+                query = insert_or_ignore(connection, schema.clock).values(**values)
             else:
-                same = [_c[name] == value for name, value in before._asdict().items()]
-                query = update(schema.clock).where(_c.row == _ROW, *same).values(**seen._asdict())
+                same = [_c[name] == value for name, value in (before or seen)._asdict().items()]
+                query = update(schema.clock).where(*same).values(**values)
             if connection.execute(query).rowcount != 1:
                 return False
+            if first:
+                connection.execute(delete(schema.clock).where(_c.number <= _NEXT_NUMBER - KEPT))
             for record in records:
                 keep_pending(connection, self._tenants.row(connection, record.tenant), [record])
             return True

@@ -3,7 +3,7 @@
 The guard compares the wall clock with the real passage of time (a clock that only rises, and also counts
 while the machine sleeps). The catalog keeps the last observation, so a restart changes nothing. After a
 reboot the time that the machine was off is unknown, so an absence of up to ABSENCE_MAX_S is accepted, and a
-longer one is not.
+longer one is not. A further machine counts as one that was off since the newest observation of any other.
 
 A jump is accepted once an administrator confirms it, the clock returns, or as much time has really passed.
 """
@@ -91,23 +91,25 @@ class Standing(NamedTuple):
 
 
 class ClockGuard:
-    """Watches one clock for one catalog.
+    """Watches one machine's clock for one catalog.
 
-    Guards in any number of processes agree: the catalog holds the state. Every method raises what the catalog
-    raises.
+    Guards in any number of processes of a machine agree: the catalog holds the state. Guards of other
+    machines watch theirs: one clock that jumps is not compared with another that is right. Every method
+    raises what the catalog raises.
     """
 
-    def __init__(self, catalog: Catalog, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, clock: Clock, boot: str = "") -> None:
+        """`boot` names this boot of the machine, if the system does not."""
         self._catalog = catalog
         self._clock = clock
-        self._boot = _boot_id()
+        self._boot = boot or _boot_id()
         self._offset_ns: int | None = None
         """The difference between the real passage of time and the right time at the last look."""
 
     def look(self) -> Standing:
         """Compare the clocks now, and store the observation."""
         wall_ns, uptime_ns = self._clock.now_ns(), self._uptime_ns()
-        before = self._catalog.clock.get()
+        before = self._catalog.clock.get(self._boot)
         if before is None:
             after = _first(self._boot, wall_ns, uptime_ns, self._catalog.clock.newest_ns())
             self._catalog.clock.put(after, before)
@@ -143,7 +145,7 @@ class ClockGuard:
             standing = self.look()
             wall_ns, uptime_ns = self._clock.now_ns(), self._uptime_ns()
             right = ClockSeen(self._boot, wall_ns - uptime_ns, uptime_ns, wall_ns, 0, 0)
-            if self._catalog.clock.put(right, self._catalog.clock.get(), records):
+            if self._catalog.clock.put(right, self._catalog.clock.get(self._boot), records):
                 return standing
 
     def _uptime_ns(self) -> int:

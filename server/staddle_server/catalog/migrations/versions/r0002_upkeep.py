@@ -69,6 +69,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "removed_records",
+        sa.Column("tenant", ROW, nullable=False),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("removed_ns", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.row"]),
+        sa.PrimaryKeyConstraint("tenant", "id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "tasks",
         sa.Column("name", NAME, nullable=False),
         sa.Column("begun_ns", sa.BigInteger()),
@@ -89,13 +98,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "clock",
-        sa.Column("row", ROW, nullable=False),
-        sa.Column("boot", sa.Text(), nullable=False),
+        sa.Column("boot", NAME, nullable=False),
         *(
             sa.Column(name, sa.BigInteger(), nullable=False)
-            for name in ("offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
+            for name in ("number", "offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
         ),
-        sa.PrimaryKeyConstraint("row"),
+        sa.PrimaryKeyConstraint("boot"),
     )
     op.create_table(
         "generation",
