@@ -1,7 +1,7 @@
 """A record that a stalled server writes after its backup was purged and forgotten does not bring the backup back."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import postgres_server
 import pytest
@@ -11,7 +11,8 @@ from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
-from staddle_server.tenancy.records import finish_missing
+from staddle_server.store.wrapped import WrappedWriter
+from staddle_server.tenancy.records import as_noted, finish_missing
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.integrity.copies import mend_all
 from thin import back_up, backups
@@ -183,3 +184,67 @@ def test_the_note_of_a_removed_record_ends_after_months(garbage):
         b"\1" * 16,
         b"\2" * 16,
     }
+
+
+class _Then(WrappedWriter):
+    """Runs something after an object was replaced."""
+
+    def __init__(self, inner, then) -> None:
+        super().__init__(inner)
+        self.then = then
+
+    def replace(self, name):
+        super().replace(name)
+        self.then()
+
+
+class Meeting(Stalling):
+    """A store that runs something once, after the next head was written through it."""
+
+    then = None
+
+    def create(self):
+        return _Then(super().create(), self.meet)
+
+    def meet(self) -> None:
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+
+def decide(running, count: int) -> None:
+    """Decisions whose records are pending."""
+    for _ in range(count):
+        running.catalog.tenants.keep_records(running.tenant, [as_noted(running.tenant, "decided")])
+
+
+def assert_head_is_right(other) -> None:
+    recorded = other.catalog.verification.recorded(other.tenant.id)
+    assert other.tenant.records.head.read() == recorded
+    assert other.catalog.backups.pending_records(other.tenant.id) == []
+
+
+def test_a_stalled_server_does_not_set_the_head_of_the_records_back(garbage, other):
+    running = garbage.running
+    decide(running, 1)
+    mine = running.service._uploads._tenants.get(running.tenant)
+    with stalled(other):
+        decide(running, 3)
+        assert finish_missing(mine, running.catalog) == 4
+    assert_head_is_right(other)
+
+
+def test_a_server_whose_head_was_set_back_before_it_was_done_renews_it(garbage, other):
+    running = garbage.running
+    first = Other(running)
+    first.blobs = Meeting(str(running.root / "store"))
+    tenant = Tenants(first.blobs, first.catalog, KeyStore(first.blobs, MASTER)).get(running.tenant)
+    decide(running, 1)
+    leave = ExitStack()
+    leave.enter_context(stalled(other))
+    decide(running, 3)
+    first.blobs.then = leave.close  # the other one writes its only record, and the head, and is done
+    assert finish_missing(tenant, first.catalog) == 4
+    assert first.blobs.then is None
+    assert_head_is_right(other)
+    first.catalog.close()
