@@ -238,7 +238,7 @@ def _schedule(
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
-        integrity.task(),
+        *integrity.tasks(),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)
 
