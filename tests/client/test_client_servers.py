@@ -318,6 +318,20 @@ def test_a_call_goes_to_the_configured_server_that_writes_its_upload(pair: list[
     assert "ResumeUpload" not in owner.calls + other.calls
 
 
+def test_an_upload_leaves_a_draining_server_and_can_be_taken_over_at_the_other(pair: list[Member]) -> None:
+    with client_of(pair, retry_s=0) as client:
+        used, (other,) = used_by(client, pair)
+        upload = client.call("BeginUpload", sv.BeginUploadRequest(dataset="d", request_id="r")).upload
+        used.drain()
+        with pytest.raises(PreconditionError) as caught:
+            client.call("CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=1))
+        assert (caught.value.reason, caught.value.address) == ("WRONG_SERVER", other.address)
+        assert caught.value.upload == upload.id
+        client.call("ResumeUpload", sv.ResumeUploadRequest(upload_id=upload.id))
+        client.call("CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=2))
+    assert other.calls[-2:] == ["ResumeUpload", "CheckpointUpload"]
+
+
 def test_two_uploads_of_one_client_stay_each_at_its_server(pair: list[Member]) -> None:
     with client_of(pair) as client:
         used, (other,) = used_by(client, pair)

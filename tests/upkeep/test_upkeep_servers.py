@@ -4,10 +4,10 @@ import logging
 import threading
 
 import pytest
-from several_servers import SetClock, counting, installation
 from staddle_server.base.errors import Conflict, Unavailable
 from staddle_server.upkeep.held_lease import LEASE_S, HeldLease, leased
 from staddle_server.upkeep.schedule import Task
+from upkeep_servers import SetClock, counting, installation
 
 on_postgresql = pytest.mark.parametrize("servers", ["postgresql"], indirect=True)
 
