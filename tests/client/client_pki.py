@@ -76,6 +76,7 @@ def serve_tls(
     mutual: bool = False,
     begins_h: float = -1,
     ends_h: float = 1,
+    address: str = "127.0.0.1:0",
 ) -> Running:
     """A server with a certificate of the authority, with its validity in hours from now."""
     cert, key = authority.issue(name, begins_h=begins_h, ends_h=ends_h)
@@ -85,5 +86,5 @@ def serve_tls(
         require_client_auth=mutual,
     )
     memory = MemoryService()
-    server, address = start(memory, credentials=credentials)
-    return Running(memory, address, server)
+    server, listening = start(memory, address, credentials)
+    return Running(memory, listening, server)

@@ -5,13 +5,14 @@ import sys
 import textwrap
 
 import pytest
+from memory_servers import nobody
 from memory_service import TOKEN, Running
 
 
-def run(program: str, listening: Running) -> list[str]:
+def run(program: str, listening: Running, server: str = "") -> list[str]:
     """The output of a program and of the children that it forks."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), listening.address, TOKEN],
+        [sys.executable, "-c", textwrap.dedent(program), server or listening.address, TOKEN],
         capture_output=True,
         text=True,
         timeout=60,
@@ -21,8 +22,9 @@ def run(program: str, listening: Running) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("use", ["client.info()", "list(client.datasets())"])
-def test_after_a_fork_parent_and_child_both_work(listening: Running, use: str) -> None:
+def test_after_a_fork_parent_and_child_both_work(listening: Running, use: str, servers: int) -> None:
     program = f"""
         import os, signal, sys
         from staddle import Client
@@ -40,7 +42,9 @@ def test_after_a_fork_parent_and_child_both_work(listening: Running, use: str) -
         print("parent", client.info().tenant, flush=True)
         client.close()
         """
-    assert run(program, listening) == ["child default", "status 0"] * 5 + ["parent default"]
+    with nobody() as absent:
+        server = listening.address if servers == 1 else f"{listening.address},{absent}"
+        assert run(program, listening, server) == ["child default", "status 0"] * 5 + ["parent default"]
 
 
 def test_a_child_forked_during_a_call_reports_that_it_cannot_work(listening: Running) -> None:

@@ -6,12 +6,17 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
-from memory_servers import NOT_SERVING, SERVING, Balancer, Member, members, nobody
-from memory_service import CHUNK, TOKEN
-from staddle import Client, ConnectError, PreconditionError, UnavailableError
+from balancer import Balancer
+from client_pki import Authority, serve_tls
+from memory_servers import NOT_SERVING, SERVING, Member, members, nobody
+from memory_service import CHUNK, TOKEN, Running
+from staddle import Client, ConflictError, ConnectError, PreconditionError, UnavailableError
+from staddle._transport.advice import retry_words
+from staddle._transport.retry import RetryNotice
 from staddle.v1 import service_pb2 as sv
 
 MIB = 1024 * 1024
@@ -164,6 +169,98 @@ def test_close_ends_the_calls_of_all_servers(pair: list[Member]) -> None:
         client.info()
 
 
+# ------------------------------------------------------------------------------------------- names
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The IP addresses of the name servers.test, at each look-up; the last ones stay."""
+    found = [["127.0.0.1", "127.0.0.2"]]
+    asked = socket.getaddrinfo
+
+    def look_up(host, port, *others, **named):
+        if host != "servers.test":
+            return asked(host, port, *others, **named)
+        now = found.pop(0) if len(found) > 1 else found[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in now]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return found
+
+
+def on_both(authority: Authority, *names: str) -> list[Running]:
+    """Servers with certificates for these names, at the same port of 127.0.0.1 and 127.0.0.2."""
+    first = serve_tls(authority, names[0])
+    second = serve_tls(authority, names[1], address=f"127.0.0.2:{first.address.rpartition(':')[2]}")
+    return [first, second]
+
+
+def test_a_name_with_several_records_is_several_servers_of_that_name(
+    tmp_path: Path, records: list[list[str]]
+) -> None:
+    authority = Authority(tmp_path / "pki", "an authority")
+    servers = on_both(authority, "servers.test", "servers.test")
+    port = servers[0].address.rpartition(":")[2]
+    try:
+        with Client(f"servers.test:{port}", TOKEN, ca=authority.file) as client:
+            client.info()
+            used = next(each for each in servers if each.service.calls)
+            assert client.address.startswith("127.0.0.")
+            used.stop()
+            client.info()
+            assert all(each.service.calls for each in servers)
+    finally:
+        for each in servers:
+            each.stop()
+
+
+def test_a_record_whose_server_has_another_certificate_gets_no_call(
+    tmp_path: Path, records: list[list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path / "pki", "an authority")
+    servers = on_both(authority, "servers.test", "other-name")
+    port = servers[0].address.rpartition(":")[2]
+    try:
+        for seed in range(4):
+            random.seed(seed)
+            with Client(f"servers.test:{port}", TOKEN, ca=authority.file) as client:
+                client.info()
+        assert servers[1].service.calls == []
+        assert f"127.0.0.2:{port} does not serve (its certificate is for another name)" in caplog.text
+        servers[0].stop()
+        with (
+            Client(f"servers.test:{port}", TOKEN, ca=authority.file) as client,
+            pytest.raises(ConnectError, match="None of 2 servers answers"),
+        ):
+            client.info()
+    finally:
+        for each in servers:
+            each.stop()
+
+
+def test_a_name_is_looked_up_again_after_all_its_servers_have_failed(
+    tmp_path: Path, records: list[list[str]]
+) -> None:
+    authority = Authority(tmp_path / "pki", "an authority")
+    records.insert(0, ["127.0.0.3", "127.0.0.4"])  # nobody listens there
+    servers = on_both(authority, "servers.test", "servers.test")
+    server = f"servers.test:{servers[0].address.rpartition(':')[2]}"
+    try:
+        with Client(server, TOKEN, ca=authority.file, await_server=True, retry_s=60) as client:
+            assert client.info().version == "0.0.0"
+    finally:
+        for each in servers:
+            each.stop()
+
+
+def test_before_a_takeover_the_server_that_continues_is_named() -> None:
+    for reason in ("RESUME_REQUIRED", "WRONG_SERVER"):
+        error = ConflictError("…", reason=reason)
+        error.address = "b:7443"
+        words = retry_words(RetryNotice(error, 1, 0.1, 600.0))
+        assert words == "This backup continues on the server at b:7443 from its last checkpoint."
+
+
 # ------------------------------------------------------------------------------------------- uploads
 
 
@@ -219,6 +316,20 @@ def test_a_call_goes_to_the_configured_server_that_writes_its_upload(pair: list[
                 client.call("CheckpointUpload", request)
         assert (other.refused, owner.calls.count("CheckpointUpload")) == (1, 2)
     assert "ResumeUpload" not in owner.calls + other.calls
+
+
+def test_an_upload_leaves_a_draining_server_and_can_be_taken_over_at_the_other(pair: list[Member]) -> None:
+    with client_of(pair, retry_s=0) as client:
+        used, (other,) = used_by(client, pair)
+        upload = client.call("BeginUpload", sv.BeginUploadRequest(dataset="d", request_id="r")).upload
+        used.drain()
+        with pytest.raises(PreconditionError) as caught:
+            client.call("CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=1))
+        assert (caught.value.reason, caught.value.address) == ("WRONG_SERVER", other.address)
+        assert caught.value.upload == upload.id
+        client.call("ResumeUpload", sv.ResumeUploadRequest(upload_id=upload.id))
+        client.call("CheckpointUpload", sv.CheckpointUploadRequest(upload_id=upload.id, epoch=2))
+    assert other.calls[-2:] == ["ResumeUpload", "CheckpointUpload"]
 
 
 def test_two_uploads_of_one_client_stay_each_at_its_server(pair: list[Member]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -16,10 +17,11 @@ PIECE_BYTES = 1 << 16
 
 
 class Line:
-    """Passes one connection on to a port of this machine until it is cut."""
+    """Passes one connection on to a port of this machine until it is cut, or until so many bytes have come from both ends."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, bytes_max: float = math.inf) -> None:
         self._port = port
+        self._bytes_left = bytes_max
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._wakes, self._wake = os.pipe()
         self._ends: list[socket.socket] = []
@@ -74,7 +76,8 @@ class Line:
                 for end in ready:
                     assert isinstance(end, socket.socket)
                     data = end.recv(PIECE_BYTES)
-                    if not data:
+                    self._bytes_left -= len(data)
+                    if not data or self._bytes_left < 0:
                         return
                     waiting[other if end is one else one] = data
             except ConnectionError:

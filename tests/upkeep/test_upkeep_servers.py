@@ -5,12 +5,12 @@ import threading
 
 import pytest
 from harm import kept, objects
-from several_servers import SetClock, counting, installation
 from staddle_server.base.errors import Conflict, Unavailable
 from staddle_server.upkeep.held_lease import LEASE_S, HeldLease, leased
 from staddle_server.upkeep.integrity.watch import COMPARE_EVERY_S, Integrity
 from staddle_server.upkeep.schedule import Schedule, Task
 from thin import back_up
+from upkeep_servers import SetClock, counting, installation
 
 on_postgresql = pytest.mark.parametrize("servers", ["postgresql"], indirect=True)
 

@@ -39,6 +39,9 @@ WORDS: Final = {
 }
 """By reason, instead of messages that speak of calls, epochs and fields. The messages of all other reasons are for people."""
 
+TAKEN_OVER: Final = frozenset({"RESUME_REQUIRED", "WRONG_SERVER"})
+"""Reasons for which the server that says them becomes the one that writes the backup."""
+
 FIELDS: Final = {
     "at": "--at",
     "backup": "the backup",
@@ -75,6 +78,8 @@ def words_of(error: StaddleError) -> str:
 
 def retry_words(notice: RetryNotice) -> str:
     """What to say before a failed call or stream is tried again."""
+    if notice.error.reason in TAKEN_OVER and notice.error.address:
+        return f"This backup continues on the server at {notice.error.address} from its last checkpoint."
     said = words_of(notice.error).rstrip(".")
     return f"{said}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
 

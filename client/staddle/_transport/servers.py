@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from staddle._errors import CancelledError, ConfigError, ConnectError, StaddleError, UnavailableError
-from staddle._transport.addresses import Address, Lookup, addresses_of, expanded, look_up
+from staddle._transport.addresses import Address, addresses_of, expanded
 from staddle._transport.channel import Channel, identity_of
 from staddle._transport.rpc_errors import reason_of
 from staddle._transport.settings import Settings
@@ -47,13 +47,12 @@ class Servers:
     Raises ConfigError at once for settings that cannot be used: also for an address beyond this machine without TLS.
     """
 
-    def __init__(self, settings: Settings, *, await_server: bool = False, lookup: Lookup = look_up) -> None:
+    def __init__(self, settings: Settings, *, await_server: bool = False) -> None:
         """`await_server`: servers that have not answered yet are tried again like those that went away."""
         self.addresses: Final = addresses_of(settings.server)
         self._settings = settings
         self._identity = identity_of(settings, self.addresses)
         self._await_server = await_server
-        self._lookup = lookup
         self._metadata: Metadata = (("authorization", f"Bearer {token_of(settings.token)}"),)
         self._ring: tuple[Address, ...] = ()
         """All addresses, in the order in which they are tried; empty: not looked up."""
@@ -122,7 +121,7 @@ class Servers:
         """Looks up the names, once until all addresses have failed. Two threads may do it at once: the last one's order holds."""
         if self._ring:
             return
-        found = [each for address in self._order for each in expanded(address, self._lookup)]
+        found = [each for address in self._order for each in expanded(address)]
         if len(found) > len(self._order):
             random.shuffle(found)
         for each in found:

@@ -371,8 +371,7 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
-# The ids of records of purged backups that were removed from the store: one that a stalled server writes again
-# is removed again.
+# Records of purged backups, removed from the store: one that a stalled server writes again is removed again.
 removed_records = Table(
     "removed_records",
     metadata,
@@ -383,9 +382,8 @@ removed_records = Table(
     sqlite_with_rowid=False,
 )
 
-# Work that one process does at a time (leases.py): the scheduled upkeep tasks, and when each last ran; and
-# `collector`, which all collectors and repairs share. A later holder raises the fence, and the earlier one's
-# writes are refused.
+# Work that one process does at a time (leases.py): the upkeep tasks, and when each last ran; and `collector`,
+# which collectors and repairs share. A later holder raises the fence: the earlier one's writes are refused.
 tasks = Table(
     "tasks",
     metadata,
@@ -443,4 +441,60 @@ servers = Table(
     Column("started_ns", BigInteger, nullable=False),
     Column("beat_ns", BigInteger, nullable=False),
     Column("draining", Boolean, nullable=False),
+)
+
+# --- replication (upkeep/replication)
+
+# One row for each other place that the store is copied to. A later run raises the fence, and the earlier
+# one's writes are refused.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("row", ROW, primary_key=True, autoincrement=True),
+    Column("place", NAME, nullable=False, unique=True),
+    Column("holder", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("begun_ns", BigInteger),
+    # Everything decided before this time is there.
+    Column("whole_ns", BigInteger),
+    # When its objects were last listed and compared.
+    Column("compared_ns", BigInteger),
+    Column("outcome", Text, nullable=False),
+)
+
+# How far the records and keys of each tenant were copied.
+replica_tenants = Table(
+    "replica_tenants",
+    metadata,
+    Column("replica", ROW, ForeignKey("replicas.row"), nullable=False),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("keys_version", Integer, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    PrimaryKeyConstraint("replica", "tenant"),
+    sqlite_with_rowid=False,
+)
+
+# The packs that are there. No foreign key to packs: a row may outlive its pack until the next comparison.
+replica_packs = Table(
+    "replica_packs",
+    metadata,
+    Column("replica", ROW, ForeignKey("replicas.row"), nullable=False),
+    Column("pack", ROW, nullable=False),
+    Column("parity_bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("replica", "pack"),
+    sqlite_with_rowid=False,
+)
+
+# Objects there that this store does not have any more, and since when that is known.
+replica_gone = Table(
+    "replica_gone",
+    metadata,
+    Column("replica", ROW, ForeignKey("replicas.row"), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    # The record of a backup that a rebuild there may still list: its packs must stay.
+    Column("listed", Boolean, nullable=False),
+    PrimaryKeyConstraint("replica", "name"),
+    sqlite_with_rowid=False,
 )
