@@ -371,8 +371,7 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
-# The ids of records of purged backups that were removed from the store: one that a stalled server writes again
-# is removed again.
+# Records of purged backups, removed from the store: one that a stalled server writes again is removed again.
 removed_records = Table(
     "removed_records",
     metadata,
@@ -383,9 +382,8 @@ removed_records = Table(
     sqlite_with_rowid=False,
 )
 
-# Work that one process does at a time (leases.py): the scheduled upkeep tasks, and when each last ran; and
-# `collector`, which all collectors and repairs share. A later holder raises the fence, and the earlier one's
-# writes are refused.
+# Work that one process does at a time (leases.py): the upkeep tasks, and when each last ran; and `collector`,
+# which collectors and repairs share. A later holder raises the fence: the earlier one's writes are refused.
 tasks = Table(
     "tasks",
     metadata,
@@ -447,16 +445,12 @@ servers = Table(
 
 # --- replication (upkeep/replication)
 
-# One row for each other place that the store is copied to. A later run raises the fence, and the earlier
-# one's writes are refused.
+# One row for each other place that the store is copied to. Each has a lease of its own.
 replicas = Table(
     "replicas",
     metadata,
     Column("row", ROW, primary_key=True, autoincrement=True),
     Column("place", NAME, nullable=False, unique=True),
-    Column("holder", Text, nullable=False),
-    Column("fence", BigInteger, nullable=False),
-    Column("expires_ns", BigInteger, nullable=False),
     Column("begun_ns", BigInteger),
     # Everything decided before this time is there.
     Column("whole_ns", BigInteger),

@@ -34,7 +34,11 @@ from staddle_server.catalog.database import (
     BUSY_TIMEOUT_S,
     Database,
     DatabaseKind,
-    Turn,
+<<<<<<< HEAD
+    SharedTurn,
+=======
+    ServerTurn,
+>>>>>>> tasks
     busy,
     damaged,
     full,
@@ -225,7 +229,11 @@ class Sqlite(DatabaseKind):
         finally:
             cursor.close()
 
-    def alone(self, engine: Engine, turn: Turn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+<<<<<<< HEAD
+    def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+=======
+    def alone(self, engine: Engine, turn: ServerTurn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+>>>>>>> tasks
         """Do nothing: the directory of the file is locked."""
         return nullcontext()
 
