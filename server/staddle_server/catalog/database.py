@@ -31,26 +31,18 @@ from staddle_server.catalog.validation import batches
 BUSY_TIMEOUT_S: Final = 30.0
 TURN_WAIT_S: Final = 60.0
 TURN_MAX_S: Final = 120.0
+"""How long one server may hold the lock of a turn: it may be suspended, or its machine gone."""
 
 
-<<<<<<< HEAD
 class SharedTurn(NamedTuple):
-=======
-class ServerTurn(NamedTuple):
->>>>>>> tasks
     """Work that one server at a time does: the number of its lock, and what it does, for messages."""
 
     lock: int
     doing: str
 
 
-<<<<<<< HEAD
 STARTS: Final = SharedTurn(0x5374_6164_646C_6532, "starting or stopping")
-=======
-STARTS: Final = ServerTurn(0x5374_6164_646C_6532, "starting or stopping")
->>>>>>> tasks
 """The number is the bytes of `Staddle2`."""
-"""How long one server may hold the lock for starts and stops: it may be suspended, or its machine gone."""
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
@@ -123,11 +115,7 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
-<<<<<<< HEAD
     def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:
-=======
-    def alone(self, engine: Engine, turn: ServerTurn, wait_s: float) -> AbstractContextManager[None]:
->>>>>>> tasks
         """Hold the lock of Database.alone."""
 
     @abstractmethod
@@ -246,11 +234,7 @@ class Database:
             yield connection
 
     @contextmanager
-<<<<<<< HEAD
     def alone(self, turn: SharedTurn = STARTS, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
-=======
-    def alone(self, turn: ServerTurn = STARTS, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
->>>>>>> tasks
         """Run the block while no other server that shares the database runs a block of this kind.
 
         The lock has a connection of its own, and ends with it: with this process, or after TURN_MAX_S. A

@@ -34,11 +34,7 @@ from staddle_server.catalog.database import (
     BUSY_TIMEOUT_S,
     Database,
     DatabaseKind,
-<<<<<<< HEAD
     SharedTurn,
-=======
-    ServerTurn,
->>>>>>> tasks
     busy,
     damaged,
     full,
@@ -229,11 +225,7 @@ class Sqlite(DatabaseKind):
         finally:
             cursor.close()
 
-<<<<<<< HEAD
     def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
-=======
-    def alone(self, engine: Engine, turn: ServerTurn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
->>>>>>> tasks
         """Do nothing: the directory of the file is locked."""
         return nullcontext()
 
