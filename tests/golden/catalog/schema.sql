@@ -15,11 +15,7 @@ CREATE TABLE removed_records ( tenant INTEGER NOT NULL, id BLOB NOT NULL, remove
 CREATE TABLE replica_gone ( replica INTEGER NOT NULL, name VARCHAR NOT NULL, seen_ns BIGINT NOT NULL, listed BOOLEAN NOT NULL, PRIMARY KEY (replica, name), FOREIGN KEY(replica) REFERENCES replicas ("row") ) WITHOUT ROWID;
 CREATE TABLE replica_packs ( replica INTEGER NOT NULL, pack INTEGER NOT NULL, parity_bytes BIGINT NOT NULL, PRIMARY KEY (replica, pack), FOREIGN KEY(replica) REFERENCES replicas ("row") ) WITHOUT ROWID;
 CREATE TABLE replica_tenants ( replica INTEGER NOT NULL, tenant INTEGER NOT NULL, keys_version INTEGER NOT NULL, sequence BIGINT NOT NULL, PRIMARY KEY (replica, tenant), FOREIGN KEY(tenant) REFERENCES tenants ("row"), FOREIGN KEY(replica) REFERENCES replicas ("row") ) WITHOUT ROWID;
-<<<<<<< HEAD
 CREATE TABLE replicas ( "row" INTEGER NOT NULL, place VARCHAR NOT NULL, begun_ns BIGINT, whole_ns BIGINT, compared_ns BIGINT, outcome TEXT NOT NULL, PRIMARY KEY ("row"), UNIQUE (place) );
-=======
-CREATE TABLE replicas ( "row" INTEGER NOT NULL, place VARCHAR NOT NULL, holder TEXT NOT NULL, fence BIGINT NOT NULL, expires_ns BIGINT NOT NULL, begun_ns BIGINT, whole_ns BIGINT, compared_ns BIGINT, outcome TEXT NOT NULL, PRIMARY KEY ("row"), UNIQUE (place) );
->>>>>>> tasks
 CREATE TABLE servers ( id BLOB NOT NULL, place TEXT NOT NULL, name TEXT NOT NULL, endpoint TEXT NOT NULL, version TEXT NOT NULL, started_ns BIGINT NOT NULL, beat_ns BIGINT NOT NULL, draining BOOLEAN NOT NULL, PRIMARY KEY (id) );
 CREATE TABLE settings ( name VARCHAR NOT NULL, value BIGINT NOT NULL, since_ns BIGINT NOT NULL, holder TEXT NOT NULL, PRIMARY KEY (name) );
 CREATE TABLE tasks ( name VARCHAR NOT NULL, begun_ns BIGINT, ended_ns BIGINT, outcome TEXT NOT NULL, holder TEXT DEFAULT '' NOT NULL, fence BIGINT DEFAULT 0 NOT NULL, expires_ns BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY (name) );
