@@ -86,7 +86,6 @@ USES: Final = {
         staddle_server.upkeep.gc.collector _Leased.tick
         staddle_server.upkeep.held_lease HeldLease.renew
         staddle_server.upkeep.held_lease leased
-        staddle_server.upkeep.replication.run _ReplicationRun._tick
         staddle_server.upkeep.integrity.repair _TenantRepair._turn
     """,
     "when something is due again, which it also is if its last time lies ahead": """

@@ -90,16 +90,15 @@ CHANGES: Final = {
         servers remove
     """,
     "what is at another place: the next comparison with it finds out": """
-        replicas acquire
+        replicas begin
         replicas drop_gone
+        replicas end
         replicas forget
         replicas note_compared
         replicas note_copied
         replicas note_gone
         replicas note_missing
         replicas note_progress
-        replicas release
-        replicas renew
     """,
     "an operator has to allow it again": """
         generations forget

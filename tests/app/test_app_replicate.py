@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from servers import ServerProcess
 from staddle_server.cli.run import group
-from staddle_server.upkeep.replication.run import LEASE_S
+from staddle_server.upkeep.held_lease import LEASE_S
 from thin import back_up, backups, noise, restore, wait_until
 
 

@@ -28,8 +28,8 @@ from staddle_server.base.limits import GRACE_S
 from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.collector import Collector
+from staddle_server.upkeep.held_lease import LEASE_S
 from staddle_server.upkeep.replication.packs import PackCopier
-from staddle_server.upkeep.replication.run import LEASE_S
 from thin import back_up, noise
 
 
@@ -250,13 +250,16 @@ def test_only_one_process_copies_to_a_place_and_a_dead_one_is_followed_after_its
     running: Running, place: Path
 ) -> None:
     some_backups(running)
-    dead = running.catalog.replicas.acquire(str(place), "process 1", running.clock.now_ns(), LEASE_S)
+    replicas = running.catalog.replicas
+    lease = replicas.lease(str(place))
+    fence = lease.acquire("process 1", running.clock.now_ns(), LEASE_S)
+    dead = replicas.begin(str(place), fence, running.clock.now_ns())
     with pytest.raises(Conflict, match="process 1 is copying to"):
         replicate(running, place)
-    running.clock.ahead_s += LEASE_S + 1
+    lease.renew(fence, running.clock.now_ns(), 0.0)  # its time is over
     replicate(running, place)
-    with pytest.raises(Conflict, match="taken over"):
-        running.catalog.replicas.note_copied(dead, 1)
+    with pytest.raises(Conflict, match="Another process is copying to"):
+        replicas.note_copied(dead, 1)
 
 
 def test_a_run_that_is_asked_to_stop_ends_and_the_next_one_continues(
@@ -276,7 +279,8 @@ def test_every_byte_that_is_sent_counts_against_the_rate(running: Running, place
     kept, counted = kept_of(running), []
     second = SecondSite(DataDirectory(running.root), str(place), os.environ)
     with second.opened() as site:
-        replica = running.catalog.replicas.acquire(site.name, "test", 0, LEASE_S)
+        fence = running.catalog.replicas.lease(site.name).acquire("test", 0, LEASE_S)
+        replica = running.catalog.replicas.begin(site.name, fence, 0)
         waiting = running.catalog.replicas.waiting(replica, 1 << 40)
         for pack in waiting:
             copier = PackCopier(

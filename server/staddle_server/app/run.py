@@ -319,8 +319,7 @@ def _second_site(settings: Settings) -> SecondSite | None:
     """Return the second place that the settings name, if any."""
     if not settings.replicate_to:
         return None
-    directory = DataDirectory(settings.data, settings.store, settings.catalog)
-    return SecondSite(directory, settings.replicate_to, os.environ)
+    return SecondSite(data_directory(settings), settings.replicate_to, os.environ)
 
 
 def reachable(listening: Address | UnixAddress) -> Address | UnixAddress:

@@ -5,12 +5,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, select, update
 
-from staddle_server.base import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, locking
-from staddle_server.catalog.leases import COLLECTOR
+from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.leases import COLLECTOR, Lease
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, batches, rfc3339
+from staddle_server.catalog.validation import batches
 
 _r = schema.replicas.c
 _t = schema.replica_tenants.c
@@ -22,9 +21,10 @@ OUTCOME_CHARS_MAX: Final = 1000
 
 
 class Replica(NamedTuple):
-    """The lease on copying to one place, with the fence of its holder's writes."""
+    """One place, for the holder of its lease with this fence."""
 
     row: int
+    place: str
     fence: int
 
 
@@ -32,8 +32,6 @@ class ReplicaState(NamedTuple):
     """What is known of one place. Times are None where nothing of the kind has happened."""
 
     place: str
-    holder: str
-    expires_ns: int
     begun_ns: int | None
     whole_ns: int | None
     compared_ns: int | None
@@ -110,56 +108,29 @@ class Replicas:
         self._database = database
         self._tenants = tenants
 
-    # --- the lease
+    # --- runs
 
-    def acquire(self, place: str, holder: str, now_ns: int, lease_s: float) -> Replica:
-        """Take the lease on copying to `place`.
+    def lease(self, place: str) -> Lease:
+        """Return the lease on copying to `place`."""
+        return Lease(self._database, f"replicate to {place}", f"copying to {place}")
 
-        Raises:
-            Conflict: LEASE_HELD, another process copies there and is not overdue.
-
-        """
-        lease_ns = int(lease_s * NS)
+    def begin(self, place: str, fence: int, now_ns: int) -> Replica:
+        """Record that the holder of the lease with this fence begins to copy to `place`."""
         with self._database.write() as connection:
-            new = {"place": place, "holder": "", "fence": 0, "expires_ns": 0, "outcome": ""}
-            connection.execute(insert_or_ignore(connection, schema.replicas), new)
-            this = select(_r.row, _r.fence, _r.holder, _r.expires_ns).where(_r.place == place)
-            row = connection.execute(locking(this)).one()
-            # A lease that ends much later than any can was taken before the clock was set back.
-            if now_ns < row.expires_ns <= now_ns + 2 * lease_ns:
-                until = rfc3339(row.expires_ns)
-                raise errors.Conflict(
-                    "LEASE_HELD",
-                    f"{row.holder} is copying to {place}: wait until it ends (or, if it was killed, until {until})",
-                    lease_expire_time=until,
-                )
-            taken = Replica(int(row.row), int(row.fence) + 1)
-            values = {"holder": holder, "fence": taken.fence, "expires_ns": now_ns + lease_ns}
-            connection.execute(
-                update(schema.replicas).where(_r.row == taken.row).values(**values, begun_ns=now_ns)
-            )
-            return taken
+            self.lease(place).require(connection, fence)
+            connection.execute(insert_or_ignore(connection, schema.replicas), {"place": place, "outcome": ""})
+            row = connection.execute(select(_r.row).where(_r.place == place)).scalar_one()
+            connection.execute(update(schema.replicas).where(_r.row == row).values(begun_ns=now_ns))
+        return Replica(int(row), place, fence)
 
-    def renew(self, replica: Replica, now_ns: int, lease_s: float) -> None:
-        """Extend the lease. Conflict STALE_EPOCH if another process has it."""
-        with self._database.write() as connection:
-            _require(connection, replica)
-            ends_ns = now_ns + int(lease_s * NS)
-            connection.execute(
-                update(schema.replicas).where(_r.row == replica.row).values(expires_ns=ends_ns)
-            )
-
-    def release(self, replica: Replica, outcome: str, *, whole_ns: int | None = None) -> None:
-        """Return the lease, with what came of it; `whole_ns`: everything decided before is there.
-
-        If another process has it by now, leave it.
-        """
-        values: dict[str, Any] = {"holder": "", "expires_ns": 0, "outcome": outcome[:OUTCOME_CHARS_MAX]}
+    def end(self, replica: Replica, outcome: str, *, whole_ns: int | None = None) -> None:
+        """Record what came of a run; `whole_ns`: everything decided before is there."""
+        values: dict[str, Any] = {"outcome": outcome[:OUTCOME_CHARS_MAX]}
         if whole_ns is not None:
             values["whole_ns"] = whole_ns
         with self._database.write() as connection:
-            this = (_r.row == replica.row, _r.fence == replica.fence)
-            connection.execute(update(schema.replicas).where(*this).values(**values))
+            self._require(connection, replica)
+            connection.execute(update(schema.replicas).where(_r.row == replica.row).values(**values))
 
     def forget(self, place: str) -> bool:
         """Forget all that is known of a place; return whether it was known."""
@@ -226,7 +197,7 @@ class Replicas:
     def note_copied(self, replica: Replica, pack: int, parity_bytes: int = 0) -> None:
         """Record that the pack with this row is there, and how long its parity there is; 0 for none."""
         with self._database.write() as connection:
-            _require(connection, replica)
+            self._require(connection, replica)
             this = {"replica": replica.row, "pack": pack}
             new = {**this, "parity_bytes": parity_bytes}
             connection.execute(insert_or_ignore(connection, schema.replica_packs), new)
@@ -246,7 +217,7 @@ class Replicas:
     def note_progress(self, replica: Replica, tenant: bytes, keys_version: int, sequence: int) -> None:
         """Record the tenant's keys and records that are there."""
         with self._database.write() as connection:
-            _require(connection, replica)
+            self._require(connection, replica)
             row = self._tenants.row(connection, tenant)
             values = {"keys_version": keys_version, "sequence": sequence}
             new = {"replica": replica.row, "tenant": row, **values}
@@ -300,7 +271,7 @@ class Replicas:
         """Record that the packs with these rows are not there after all."""
         for some in batches(packs):
             with self._database.write() as connection:
-                _require(connection, replica)
+                self._require(connection, replica)
                 connection.execute(
                     delete(schema.replica_packs).where(_c.replica == replica.row, _c.pack.in_(some))
                 )
@@ -308,7 +279,7 @@ class Replicas:
     def note_compared(self, replica: Replica, now_ns: int) -> None:
         """Record that all objects there were listed and compared, and forget packs without a row."""
         with self._database.write() as connection:
-            _require(connection, replica)
+            self._require(connection, replica)
             known = exists().where(_p.row == _c.pack)
             connection.execute(delete(schema.replica_packs).where(_c.replica == replica.row, ~known))
             connection.execute(
@@ -331,7 +302,7 @@ class Replicas:
         """
         for some in batches(names.items()):
             with self._database.write() as connection:
-                _require(connection, replica)
+                self._require(connection, replica)
                 connection.execute(
                     insert_or_ignore(connection, schema.replica_gone),
                     [
@@ -344,12 +315,15 @@ class Replicas:
         """Remove these objects from those that are gone: they were removed there too, or are back."""
         for some in batches(names):
             with self._database.write() as connection:
-                _require(connection, replica)
+                self._require(connection, replica)
                 connection.execute(
                     delete(schema.replica_gone).where(_g.replica == replica.row, _g.name.in_(some))
                 )
 
     # --- parts
+
+    def _require(self, connection: Connection, replica: Replica) -> None:
+        self.lease(replica.place).require(connection, replica.fence)
 
     def _packs(self, wanted: ColumnElement[bool], after: int, limit: int) -> list[WaitingPack]:
         query = (
@@ -378,8 +352,6 @@ def _state_of(connection: Connection, row: Any) -> ReplicaState:
     parities = select(func.count()).where(_LIVE, _lacks_parity(row.row))
     return ReplicaState(
         row.place,
-        row.holder,
-        row.expires_ns,
         row.begun_ns,
         row.whole_ns,
         row.compared_ns,
@@ -393,16 +365,3 @@ def _state_of(connection: Connection, row: Any) -> ReplicaState:
 
 def _behind(replica: int) -> Select[Any]:
     return select(func.count(), func.coalesce(func.sum(_p.size_bytes), 0)).where(_LIVE, ~_is_copied(replica))
-
-
-def _require(connection: Connection, replica: Replica) -> None:
-    """Raise STALE_EPOCH unless this is the newest fence. Locks the place's row."""
-    this = locking(select(_r.fence).where(_r.row == replica.row))
-    found = connection.execute(this).scalar()
-    if found != replica.fence:
-        raise errors.Conflict(
-            "STALE_EPOCH",
-            f"Another process has taken over copying to this place (fence {found}, not {replica.fence}): this one "
-            "stops, without loss",
-            epoch=str(found),
-        )

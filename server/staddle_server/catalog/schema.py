@@ -445,16 +445,12 @@ servers = Table(
 
 # --- replication (upkeep/replication)
 
-# One row for each other place that the store is copied to. A later run raises the fence, and the earlier
-# one's writes are refused.
+# One row for each other place that the store is copied to. Each has a lease of its own.
 replicas = Table(
     "replicas",
     metadata,
     Column("row", ROW, primary_key=True, autoincrement=True),
     Column("place", NAME, nullable=False, unique=True),
-    Column("holder", Text, nullable=False),
-    Column("fence", BigInteger, nullable=False),
-    Column("expires_ns", BigInteger, nullable=False),
     Column("begun_ns", BigInteger),
     # Everything decided before this time is there.
     Column("whole_ns", BigInteger),

@@ -212,14 +212,18 @@ def _what(report: ReplicationReport) -> str:
 
 def _print_states(rooms: Rooms, *, as_json: bool) -> None:
     now_ns = time.time_ns()
-    rows = [_row(state, now_ns) for state in rooms.catalog.replicas.list_all()]
+    replicas = rooms.catalog.replicas
+    rows = [
+        _row(state, now_ns, copying=bool(replicas.lease(state.place).holder(now_ns)))
+        for state in replicas.list_all()
+    ]
     print_rows(rows, as_json=as_json, empty="The store is copied to no other place.")
 
 
-def _row(state: ReplicaState, now_ns: int) -> dict[str, str]:
+def _row(state: ReplicaState, now_ns: int, *, copying: bool) -> dict[str, str]:
     return {
         "place": state.place,
-        "state": "copying" if state.expires_ns > now_ns else "idle",
+        "state": "copying" if copying else "idle",
         "whole": "-" if state.whole_ns is None else rfc3339(state.whole_ns)[:19] + "Z",
         "lag": _lag(state, now_ns),
         "behind": size(state.bytes_behind),

@@ -7,9 +7,8 @@ is at the place has everything there: `rebuild` finds it whole, whenever the cop
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from staddle_server.catalog.validation import NS
 from staddle_server.store.blobs import BlobMissing, BlobUnreadable
 from staddle_server.tenancy.clock_guard import BelievedClock, ClockGuard, ClockInDoubt
 from staddle_server.tenancy.tenant import Tenant
+from staddle_server.upkeep.held_lease import leased
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.scrub import Rate
 from staddle_server.upkeep.replication.packs import PackCopier
@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 COPIERS: Final = 4
 """Packs copied at once; each holds one segment in memory."""
 PAGE: Final = 100
-LEASE_S: Final = 60.0
-RENEW_S: Final = 10.0
 LOOK_S: Final = 1.0
 """How often a wait for a pack checks whether to stop."""
 LOGGED_MAX: Final = 20
@@ -99,14 +97,11 @@ class Replication:
         place: SitePlace,
         plan: ReplicationPlan,
         *,
-        holder: str = "",
         show: Show = lambda _progress: None,
     ) -> None:
-        """`holder` names this process to others that must wait."""
         self._kept = kept
         self._place = place
         self._plan = plan
-        self._holder = holder or f"process {os.getpid()} on {socket.gethostname()}"
         self._show = show
 
     def run(self, stopping: Stopping = lambda: False) -> ReplicationReport:
@@ -124,33 +119,40 @@ class Replication:
         compare = self._plan.compare or self._plan.verify or self._is_due(state and state.compared_ns, now_ns)
         if state is not None and not compare and state.is_whole:
             return ReplicationReport(name, whole_ns=now_ns, idle=True)
-        replica = replicas.acquire(name, self._holder, now_ns, LEASE_S)
-        report, outcome = ReplicationReport(name), "a fault of the server"
-        try:
-            with self._place.opened() as site:
-                run = _ReplicationRun(
-                    self._kept,
-                    site,
-                    self._plan,
-                    replica=replica,
-                    stopping=stopping,
-                    show=self._show,
-                    report=report,
-                )
-                try:
-                    run.run(compare=compare)
-                finally:
-                    run.end()
-            outcome = outcome_of(report)
-        except StoppedError:
-            report.stopped = True
-            outcome = "stopped; the next run continues"
-        except StaddleError as error:
-            outcome = f"failed: {error.message}"
-            raise
-        finally:
-            replicas.release(replica, outcome, whole_ns=report.whole_ns or None)
+        with leased(replicas.lease(name), self._kept.clock) as lease:
+            replica = replicas.begin(name, lease.fence, now_ns)
+            report, outcome = ReplicationReport(name), "a fault of the server"
+            try:
+                self._copy(replica, report, lambda: stopping() or lease.lost, compare=compare)
+                outcome = outcome_of(report)
+            except StoppedError:
+                report.stopped = True
+                outcome = "stopped; the next run continues"
+            except StaddleError as error:
+                outcome = f"failed: {error.message}"
+                raise
+            finally:
+                with contextlib.suppress(StaddleError):
+                    replicas.end(replica, outcome, whole_ns=report.whole_ns or None)
         return report
+
+    def _copy(
+        self, replica: Replica, report: ReplicationReport, stopping: Stopping, *, compare: bool
+    ) -> None:
+        with self._place.opened() as site:
+            run = _ReplicationRun(
+                self._kept,
+                site,
+                self._plan,
+                replica=replica,
+                stopping=stopping,
+                show=self._show,
+                report=report,
+            )
+            try:
+                run.run(compare=compare)
+            finally:
+                run.end()
 
     def _is_due(self, compared_ns: int | None, now_ns: int) -> bool:
         return compared_ns is None or not 0 <= now_ns - compared_ns < COMPARE_EVERY_S * NS
@@ -207,7 +209,6 @@ class _ReplicationRun:
         self._stopping = stopping
         self._show = show
         self._ending = False
-        self._renewed_s = kept.clock.monotonic_s()
         self._copiers: dict[bytes, PackCopier | None] = {}
         self._failed: set[int] = set()
         """Rows of packs that could not be copied."""
@@ -256,13 +257,9 @@ class _ReplicationRun:
         return self._ending or self._stopping()
 
     def _tick(self) -> None:
-        """Keep the lease. Raises StoppedError when the run must end, Conflict if it has lost its lease."""
+        """Raise StoppedError when the run must end, or has lost its lease."""
         if self._stopping():
             raise StoppedError
-        now_s = self._clock.monotonic_s()
-        if now_s - self._renewed_s >= RENEW_S:
-            self._replicas.renew(self._replica, self._clock.now_ns(), LEASE_S)
-            self._renewed_s = now_s
 
     def _rate(self, length: int, chunks: int) -> None:
         """Wait until so many bytes may be sent: all copiers share one limit."""

@@ -120,7 +120,7 @@ class ReplicationReport:
 
 
 Tick = Callable[[], None]
-"""Called often: it keeps the lease, and raises Stopped when the run must end."""
+"""Called often: it raises StoppedError when the run must end."""
 
 
 def require_ours(site: Site, tenants: Iterable[bytes]) -> None:
