@@ -32,6 +32,7 @@ USES: Final = {
         staddle_server.cli.tokens _revoked_unless_shown
         staddle_server.cli.tokens revoke
         staddle_server.cli.parity _repair
+        staddle_server.cli.replicate _print_states
         staddle_server.demo _run
         staddle_server.base.logs TextFormatter.format
         staddle_server.base.logs _utc
@@ -60,6 +61,7 @@ USES: Final = {
     """,
     "a clock that gives no time while it is in doubt, or one that only foretells": """
         staddle_server.upkeep.gc.collector collect_tenant
+        staddle_server.upkeep.replication.run _ReplicationRun._remove
         staddle_server.upkeep.gc.compaction _Copier._begin
         staddle_server.upkeep.gc.compaction _compact
         staddle_server.upkeep.gc.dry_run _forecast_bytes
@@ -67,6 +69,7 @@ USES: Final = {
         staddle_server.upkeep.gc.mark condemn_unreached
         staddle_server.upkeep.gc.mark walk_mark
         staddle_server.upkeep.gc.sweep _say_forgotten
+        staddle_server.upkeep.gc.sweep forget
         staddle_server.upkeep.gc.sweep purge
         staddle_server.upkeep.gc.sweep sweep_orphans
         staddle_server.upkeep.gc.sweep tell_waiting
@@ -86,6 +89,8 @@ USES: Final = {
         staddle_server.upkeep.integrity.repair _TenantRepair._turn
     """,
     "when something is due again, which it also is if its last time lies ahead": """
+        staddle_server.upkeep.replication.run Replication.run
+        staddle_server.upkeep.replication.run _ReplicationRun.run
         staddle_server.upkeep.schedule Schedule._is_due
         staddle_server.upkeep.schedule Schedule._look
         staddle_server.upkeep.schedule Schedule._run_here

@@ -134,6 +134,12 @@ def test_no_file_is_so_long_that_it_holds_several_subjects() -> None:
 PROTO_NAMES: Final = {"resources_pb2 as pb", "service_pb2 as sv"}
 
 
+def test_no_two_modules_of_the_tests_share_a_name() -> None:
+    """All of them are imported by their bare names, so the second one would be the first one again."""
+    names = [path.name for path in (TOP / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_protos_are_imported_under_one_pair_of_names() -> None:
     renamed = {
         f"{path.relative_to(TOP)}: {name}"

@@ -78,6 +78,7 @@ CHANGES: Final = {
         purge drop_orphans
         purge forget
         purge note_orphans
+        purge remove_records
         tasks claim
         tasks end
         tasks note
@@ -87,6 +88,17 @@ CHANGES: Final = {
     "who serves now: each server says it again with its next heartbeat": """
         servers beat
         servers remove
+    """,
+    "what is at another place: the next comparison with it finds out": """
+        replicas begin
+        replicas drop_gone
+        replicas end
+        replicas forget
+        replicas note_compared
+        replicas note_copied
+        replicas note_gone
+        replicas note_missing
+        replicas note_progress
     """,
     "an operator has to allow it again": """
         generations forget

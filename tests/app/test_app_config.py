@@ -62,6 +62,10 @@ EXAMPLES = {
     "cache_bytes": ("1GiB", "2GiB", "0"),
     "scrub_period_s": ("1d", "2d", "3d"),
     "scrub_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
+    "replicate_to": ("/flag", "s3://variable/b", "/file"),
+    "replicate_every_s": ("1s", "2s", "3s"),
+    "replicate_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
+    "replicate_grace_s": ("1d", "2d", "3d"),
     "log_format": ("json", "text", "auto"),
     "log_level": ("debug", "error", "warning"),
 }

@@ -110,6 +110,7 @@ ARGUMENTS = {
     "parity": (),
     "rebuild": ("--replace",),
     "repair": (),
+    "replicate": ("--to", "copy"),
     "serve": ("--help",),
     "tenant create": ("acme",),
     "tenant list": (),

@@ -34,6 +34,7 @@ ARGUMENTS = {
     "health": [],
     "parity": ["--percent", "10"],
     "repair": [],
+    "replicate": ["--status"],
     "tenant list": [],
     "token list": [],
     "uploads": [],

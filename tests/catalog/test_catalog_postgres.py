@@ -1,5 +1,6 @@
 """The catalog in PostgreSQL: how it connects, what its transactions see, what its errors mean, and how it recovers."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
-from staddle_server.catalog import open_catalog
+from staddle_server.catalog import PendingRecord, open_catalog
 from staddle_server.catalog.database import later, locking, rows_in
 from staddle_server.catalog.schema import datasets, tasks, tenants
 
@@ -301,3 +302,46 @@ def test_a_connection_that_breaks_in_a_transaction_fails_it_and_the_next_one_wor
     with pytest.raises(errors.Unavailable):
         _break_in_the_middle(world.catalog.database)
     assert 1 not in {each.grace_s for each in world.catalog.tenants.list_all()}
+
+
+# --- decisions of several servers
+
+
+def _decide(catalog, tenant, now_ns, number):
+    for _ in range(10):
+        with catalog.tenants.deciding(tenant, now_ns) as at_ns:
+            record = PendingRecord(os.urandom(16), tenant, b"%d %d" % (at_ns, number))
+            catalog.tenants.keep_records(tenant, [record])
+
+
+def test_times_of_decisions_follow_their_order_on_several_servers_too(world):
+    catalogs = [open_catalog(world.url) for _ in range(3)]
+    threads = [
+        threading.Thread(target=_decide, args=(catalog, world.tenant, world.now + n, n))
+        for n, catalog in enumerate(catalogs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    records = [each.body for each in catalogs[0].backups.pending_records(world.tenant) if b" " in each.body]
+    times = [int(body.split()[0]) for body in records]
+    assert len(times) == 30
+    assert times == sorted(times)
+    assert len({body.split()[1] for body in records}) == 3
+    for catalog in catalogs:
+        catalog.close()
+
+
+def test_a_decision_waits_for_that_of_another_server_and_then_says_so(world, monkeypatch):
+    monkeypatch.setattr("staddle_server.catalog.tenants.DECISION_WAIT_S", 0.1)
+    other = open_catalog(world.url)
+    with other.tenants.deciding(world.tenant, 1):
+        refused = pytest.raises(errors.Unavailable, match="has been deciding for this tenant")
+        with refused, world.catalog.tenants.deciding(world.tenant, 2):
+            pass
+        with world.catalog.tenants.deciding(world.eve.tenant, 2):
+            pass  # another tenant's
+    with world.catalog.tenants.deciding(world.tenant, 2):
+        pass
+    other.close()

@@ -23,6 +23,8 @@ from direct import Failed, Stub, open_door
 from servers import MASTER, Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.second_site import SecondSite
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import RECORD_BYTES_MAX
 from staddle_server.base.types import ChunkRef, Role
@@ -44,6 +46,7 @@ from staddle_server.upkeep.integrity.parity import forget_lost, make_all
 from staddle_server.upkeep.integrity.repair import Repair
 from staddle_server.upkeep.integrity.scrub import Scrubber
 from staddle_server.upkeep.rebuild.run import Rebuilding
+from staddle_server.upkeep.replication.run import Replication, ReplicationPlan
 from thin import begin, finish, messages, noise, small
 
 MIB: Final = 1 << 20
@@ -85,6 +88,7 @@ def _start(opened: Opened) -> None:
     """A server has opened all this: it compares the packs, sweeps, and looks at the format."""
     opened.running.blobs.sweep()
     check_format(opened.running.blobs)
+    opened.running.service._integrity.look_for_lost(lambda: False)
     opened.running.service._integrity.compare(lambda: False)
 
 
@@ -119,6 +123,16 @@ def _back_up(opened: Opened) -> None:
     opened.stub.Backup(backup("new", 4))
 
 
+def _replicate(opened: Opened) -> None:
+    """Everything is copied, and what is there is read again."""
+    place = opened.root / "second"
+    shutil.rmtree(place, ignore_errors=True)
+    site = SecondSite(DataDirectory(opened.root), str(place), os.environ)
+    opened.kept.catalog.replicas.forget(site.name)
+    for _ in range(2):
+        Replication(opened.kept, site, ReplicationPlan(verify=True)).run()
+
+
 READERS: Final[dict[str, Callable[[Opened], Any]]] = {
     "start": _start,
     "restore": (lambda o: o.stub.Restore(sv.RestoreRequest(dataset="www"))),
@@ -144,6 +158,7 @@ READERS: Final[dict[str, Callable[[Opened], Any]]] = {
     "packs": (lambda o: o.running.service._integrity.look()),
     "rebuild": _rebuild,
     "copies": (lambda o: mend_all(o.tenants, o.kept.catalog, o.kept.keys)),
+    "replicate": (_replicate),
     "parity": (_parity),
     "retention": (lambda o: o.running.service._schedule.look()),
     "gc": (_collect),

@@ -17,7 +17,18 @@ from stored_bounds import HOSTILE, READERS
 pytestmark = pytest.mark.xdist_group("stored bounds")
 HERE = Path(__file__).parent
 OF_COMMANDS = {
-    "serve": {"start", "restore", "list", "compare", "range", "backup", "scrub", "packs", "retention"},
+    "serve": {
+        "start",
+        "restore",
+        "list",
+        "compare",
+        "range",
+        "backup",
+        "scrub",
+        "packs",
+        "retention",
+        "replicate",
+    },
     "init": set(),  # its directory is empty
     "tenant": {"start"},
     "parity": {"parity", "copies"},
@@ -25,9 +36,11 @@ OF_COMMANDS = {
     "check": {"check", "check --read"},
     "repair": {"repair"},
     "rebuild": {"rebuild"},
+    "replicate": {"replicate"},
     "adopt": {"adopt"},
     # These read the catalog and no stored object.
     "health": set(),
+    "servers": set(),
     "token": set(),
     "uploads": set(),
     "clock": set(),

@@ -1,8 +1,8 @@
 """The clocks of several machines that share a catalog: each is watched by itself."""
 
 import pytest
-from several_servers import SetClock, installation
 from staddle_server.tenancy.clock_guard import ClockGuard, ClockInDoubt
+from upkeep_servers import SetClock, installation
 
 DAY = 24 * 3600
 

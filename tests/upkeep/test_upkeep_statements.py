@@ -42,7 +42,7 @@ def _statements(garbage, monkeypatch, method):
 
 def test_condemning_locks_the_packs_first_and_reads_claims_in_a_separate_statement(garbage, monkeypatch):
     fence, lock, claims, *changes = _statements(garbage, monkeypatch, "condemn")
-    assert "FROM collector" in fence
+    assert "FROM tasks" in fence
     assert fence.endswith("FOR NO KEY UPDATE")
     assert "claims" not in lock
     assert "packs.state" in lock

@@ -31,6 +31,7 @@ from staddle_server.app.data_directory import (
 )
 from staddle_server.app.disk_reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.app.reload import Reloading
+from staddle_server.app.second_site import SecondSite
 from staddle_server.app.service import Service
 from staddle_server.app.service_manager import Manager, Pulse
 from staddle_server.app.settings import LISTEN_DEFAULT, OperatorError, Settings
@@ -294,6 +295,7 @@ def _serving(
         settings,
         space=space,
         cache=_segment_cache(settings),
+        second=_second_site(settings),
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
     drain_s = 0.0
@@ -311,6 +313,13 @@ def _serving(
         service.drain(drain_s)
         if isinstance(listen, UnixAddress):
             unix_sockets.remove(listen, made)
+
+
+def _second_site(settings: Settings) -> SecondSite | None:
+    """Return the second place that the settings name, if any."""
+    if not settings.replicate_to:
+        return None
+    return SecondSite(data_directory(settings), settings.replicate_to, os.environ)
 
 
 def reachable(listening: Address | UnixAddress) -> Address | UnixAddress:

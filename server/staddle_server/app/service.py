@@ -53,6 +53,8 @@ from staddle_server.upkeep.lifecycle.deletion import Deletion
 from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
+from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
+from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upload.uploads import Uploads
 
@@ -73,14 +75,15 @@ class Service:
         clock: Clock | None = None,
         space: Space | None = None,
         cache: SegmentCache | None = None,
+        second: SitePlace | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
         integrity_every_s: float = INTEGRITY_EVERY_S,
         beat_every_s: float = SERVER_BEAT_S,
     ) -> None:
         """Write the records that a crash left out, and build the server; serve nothing yet.
 
-        `integrity_every_s`: how often it looks for new damage; 0: only at the start. `beat_every_s`: how
-        often it tells the catalog that it lives; 0: only once.
+        `second`: where the store is copied to. `integrity_every_s`: how often it looks for new damage; 0: only
+        at the start. `beat_every_s`: how often it tells the catalog that it lives; 0: only once.
 
         Raises:
             ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
@@ -119,7 +122,9 @@ class Service:
             _info(kept, conditions, settings),
         )
         self._wire = WireServer(self._gate, table, threads, parts)
-        self._schedule = _schedule(kept, settings, policies, self._integrity, self._gate.is_busy)
+        self._schedule = _schedule(
+            kept, settings, policies, self._integrity, self._gate.is_busy, second=second
+        )
 
     def start(
         self,
@@ -228,17 +233,21 @@ def _schedule(
     policies: Policies,
     integrity: Integrity,
     busy: Callable[[], bool],
+    *,
+    second: SitePlace | None,
 ) -> Schedule:
     """Return the upkeep that runs beside the calls."""
     scrubber = Scrubber(
         kept, period_s=settings.scrub_period_s, bytes_per_s=settings.scrub_bytes_per_s, busy=busy
     )
+    plan = ReplicationPlan(settings.replicate_bytes_per_s, settings.replicate_grace_s)
     tasks = [
         Task(RETENTION, settings.retention_every_s, policies.run),
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
-        integrity.task(),
+        *integrity.tasks(),
+        replication_task(kept, second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)
 

@@ -4,12 +4,14 @@ The command line, the environment and the file are read through it (`settings_re
 docs/operations.md lists it (a test compares).
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from staddle._base.figures import duration, duration_s, percent, size_bytes
 
@@ -54,6 +56,9 @@ class ServiceSettings:
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
+    replicate_every_s: float = limits.REPLICATE_EVERY_S
+    replicate_bytes_per_s: float = 0.0
+    replicate_grace_s: float = limits.REPLICA_GRACE_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ class Settings(ServiceSettings):
     drain_s: float
     min_free: MinFree
     cache_bytes: int
+    replicate_to: str
     log_format: str
     log_level: str
 
@@ -118,6 +124,22 @@ def parse_catalog(text: str) -> str:
     if scheme_of(text) != "postgresql":
         raise ValueError("expected postgresql://USER@HOST:PORT/NAME")
     return text
+
+
+def parse_site(text: str) -> str:
+    """Return where a second place is: an absolute path, or the URL of an object store. Raises ValueError."""
+    if scheme_of(text) == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in {"", "localhost"} or parts.query or parts.fragment:
+            raise ValueError("expected file:///absolute/path")
+        text = unquote(parts.path)
+    if scheme_of(text):
+        return parse_store(text)
+    if not os.path.isabs(text):
+        raise ValueError(
+            "expected an absolute path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+        )
+    return os.path.normpath(text)
 
 
 def parse_key_place(text: str) -> str:
@@ -326,6 +348,38 @@ OPTIONS: Final = (
         _size(64 * limits.KIB),
         "20MiB",
         "How many bytes per second the scrubber reads at most.",
+    ),
+    Option(
+        "replicate_to",
+        "replicate-to",
+        "PLACE",
+        parse_site,
+        "",
+        "Second place that the store is copied to: an absolute path, or the URL of an object store.",
+    ),
+    Option(
+        "replicate_every_s",
+        "replicate-every",
+        "DURATION",
+        _duration(1, 365 * 86_400),
+        duration(limits.REPLICATE_EVERY_S),
+        "How often to copy what is new to the second place.",
+    ),
+    Option(
+        "replicate_bytes_per_s",
+        "replicate-rate",
+        "SIZE",
+        _size(0),
+        "0",
+        "How many bytes per second to send to the second place at most; 0: no limit.",
+    ),
+    Option(
+        "replicate_grace_s",
+        "replicate-grace",
+        "DURATION",
+        _duration(0, limits.GRACE_S_MAX),
+        duration(limits.REPLICA_GRACE_S),
+        "How long an object stays at the second place after it is gone here.",
     ),
     Option(
         "log_format",

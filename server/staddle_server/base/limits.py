@@ -172,6 +172,11 @@ REAP_GRACE_S: Final = 24 * 3600
 """How long a condemned pack stays: longer than the longest restore."""
 GRACE_S_MAX: Final = 100 * 365 * 24 * 3600
 GC_EVERY_S: Final = 6 * 3600
+REPLICA_GRACE_S: Final = 14 * 24 * 3600
+"""How long an object stays at a second place after it is gone here."""
+REPLICATE_EVERY_S: Final = 60
+REMOVED_RECORDS_S: Final = 90 * 24 * 3600
+"""How long the catalog keeps the ids of removed records: longer than a server can stall in writing one."""
 HOLD_REASON_BYTES_MAX: Final = 1024
 RETENTION_S_MAX: Final = 100 * 366 * 24 * 3600
 """The longest minimum retention, and how far ahead a backup can be retained."""

@@ -157,12 +157,17 @@ class Backups:
                 query = query.where(_p.tenant == self._tenants.row(connection, tenant))
             return [PendingRecord(*row[:3], Place(*row[3:])) for row in connection.execute(query)]
 
-    def mark_records_written(self, tenant: bytes, records: Iterable[bytes]) -> None:
-        """Remove these records from the pending ones: they are durable in the store."""
+    def mark_records_written(self, tenant: bytes, records: Iterable[bytes]) -> int:
+        """Remove these records from the pending ones: they are durable in the store.
+
+        Returns how many were still pending: another server may have written the others.
+        """
         with self._database.write() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
-            for some in batches(records):
-                connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine))
+            return sum(
+                connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine)).rowcount
+                for some in batches(records)
+            )
 
     def _of_dataset(self, connection: Connection, tenant: bytes, dataset: str) -> ColumnElement[bool]:
         row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)

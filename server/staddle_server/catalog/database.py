@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -31,6 +31,17 @@ from staddle_server.catalog.validation import batches
 BUSY_TIMEOUT_S: Final = 30.0
 TURN_WAIT_S: Final = 60.0
 TURN_MAX_S: Final = 120.0
+
+
+class SharedTurn(NamedTuple):
+    """Work that one server at a time does: the number of its lock, and what it does, for messages."""
+
+    lock: int
+    doing: str
+
+
+STARTS: Final = SharedTurn(0x5374_6164_646C_6532, "starting or stopping")
+"""The number is the bytes of `Staddle2`."""
 """How long one server may hold the lock for starts and stops: it may be suspended, or its machine gone."""
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
@@ -104,7 +115,7 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
-    def alone(self, engine: Engine, wait_s: float) -> AbstractContextManager[None]:
+    def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:
         """Hold the lock of Database.alone."""
 
     @abstractmethod
@@ -223,8 +234,8 @@ class Database:
             yield connection
 
     @contextmanager
-    def alone(self, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
-        """Run the block while no other server that shares the database runs such a block.
+    def alone(self, turn: SharedTurn = STARTS, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
+        """Run the block while no other server that shares the database runs a block of this kind.
 
         The lock has a connection of its own, and ends with it: with this process, or after TURN_MAX_S. A
         catalog in a file has one server, which needs no lock.
@@ -235,7 +246,7 @@ class Database:
         """
         with ExitStack() as held:
             with self._translated():
-                held.enter_context(self._kind.alone(self._uncached, wait_s))
+                held.enter_context(self._kind.alone(self._uncached, turn, wait_s))
             yield
 
     @contextmanager

@@ -19,6 +19,7 @@ from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
+from staddle_server.catalog.replicas import Replicas
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.servers import Server, Servers
@@ -58,6 +59,7 @@ class Catalog:
         self.purge = Purge(database, self.tenants)
         self.verification = Verification(database, self.tenants)
         self.salvage = Salvage(database, self.tenants)
+        self.replicas = Replicas(database, self.tenants)
 
     def close(self) -> None:
         """Close the database."""

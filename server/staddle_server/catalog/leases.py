@@ -56,6 +56,14 @@ class Lease:
                 _update(self._name).where(_t.fence == fence).values(holder="", expires_ns=_FREE)
             )
 
+    def require(self, connection: Connection, fence: int) -> None:
+        """Raise STALE_EPOCH unless this is the newest fence.
+
+        Locks the lease's row: a successor waits for this transaction.
+        """
+        query = locking(select(_t.fence).where(_t.name == self._name))
+        _require(connection.execute(query).scalar(), fence, self._doing)
+
     def holder(self, own_ns: int) -> str:
         """Return who has the lease now; "" for no one."""
         with self._database.read() as connection:

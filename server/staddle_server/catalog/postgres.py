@@ -42,6 +42,7 @@ from staddle_server.catalog.database import (
     Database,
     DatabaseKind,
     Rows,
+    SharedTurn,
     busy,
     full,
     unavailable,
@@ -54,8 +55,6 @@ CONNECTIONS_MAX: Final = 16
 STATEMENT_TIMEOUT_S: Final = 600
 IDLE_TIMEOUT_S: Final = 60
 """How long a transaction may be idle: a server that is suspended must not keep its locks."""
-TURN_LOCK: Final = 0x5374_6164_646C_6532
-"""The advisory lock for starts and stops of servers: the bytes of `Staddle2`."""
 MIGRATION_LOCK: Final = 0x5374_6164_646C_6531
 """The advisory lock for creating and changing tables: the bytes of `Staddle1`."""
 VERSION_MIN: Final = 150_000
@@ -281,15 +280,15 @@ class Postgres(DatabaseKind):
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
 
     @contextmanager
-    def alone(self, engine: Engine, wait_s: float) -> Iterator[None]:
+    def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> Iterator[None]:
         with engine.connect() as connection:
             link = _link(connection)
             link.execute(_TURN_SETTINGS, [str(int(1000 * s)) for s in (wait_s, TURN_MAX_S)])
             try:
-                link.execute("SELECT pg_advisory_lock(%s)", (TURN_LOCK,))
+                link.execute("SELECT pg_advisory_lock(%s)", (turn.lock,))
             except psycopg.errors.LockNotAvailable:
                 raise unavailable(
-                    f"another server that uses the catalog {self._name} has been starting or stopping for {wait_s:.0f} s: "
+                    f"another server that uses the catalog {self._name} has been {turn.doing} for {wait_s:.0f} s: "
                     "try again, and look for one that is suspended, or cannot reach its store"
                 ) from None
             try:

@@ -5,9 +5,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
+from staddle_server.base.limits import REMOVED_RECORDS_S
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, locking
+from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, locking, rows_in
 from staddle_server.catalog.decisions import is_protected, keep_pending
 from staddle_server.catalog.leases import require_fence
 from staddle_server.catalog.marks import is_gone, is_root
@@ -29,6 +30,7 @@ _u = schema.uploads.c
 _p = schema.packs.c
 _t = schema.tenants.c
 _o = schema.orphans.c
+_n = schema.removed_records.c
 
 
 class Purge:
@@ -120,6 +122,30 @@ class Purge:
             over = select(_b.id).where(_b.id == backup, is_gone(), ~is_root(tenant_row))
             done = connection.execute(delete(schema.backups).where(_b.id.in_(over)))
             return bool(done.rowcount)
+
+    def remove_records(self, tenant: bytes, fence: int, records: Iterable[bytes], now_ns: int) -> None:
+        """Note that these records of purged backups are about to be removed from the store.
+
+        A server that stalled while it wrote one, and wrote it again, finds this and removes it again.
+        """
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            row = self._tenants.row(connection, tenant)
+            insert_rows(
+                connection, (_n.tenant, _n.id, _n.removed_ns), [(row, id_, now_ns) for id_ in records]
+            )
+            old_ns = now_ns - REMOVED_RECORDS_S * NS
+            connection.execute(delete(schema.removed_records).where(_n.tenant == row, _n.removed_ns < old_ns))
+
+    def removed_records(self, tenant: bytes, records: Iterable[bytes]) -> set[bytes]:
+        """Return which of these records `remove_records` named."""
+        with self._database.read() as connection:
+            mine = {_n.tenant: self._tenants.row(connection, tenant)}
+            return {
+                row[0]
+                for some in batches(records)
+                for row in rows_in(connection, (_n.id,), mine, _n.id, some)
+            }
 
     def roots(self, tenant: bytes, without: Iterable[bytes] = ()) -> list[MarkRoot]:
         """Return the roots of a mark that would begin now, were the backups `without` purged: for

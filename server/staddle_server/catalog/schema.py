@@ -371,6 +371,18 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
+# The ids of records of purged backups that were removed from the store: one that a stalled server writes again
+# is removed again.
+removed_records = Table(
+    "removed_records",
+    metadata,
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("id", ID, nullable=False),
+    Column("removed_ns", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+    sqlite_with_rowid=False,
+)
+
 # Work that one process does at a time (leases.py): the scheduled upkeep tasks, and when each last ran; and
 # `collector`, which all collectors and repairs share. A later holder raises the fence, and the earlier one's
 # writes are refused.
@@ -431,4 +443,56 @@ servers = Table(
     Column("started_ns", BigInteger, nullable=False),
     Column("beat_ns", BigInteger, nullable=False),
     Column("draining", Boolean, nullable=False),
+)
+
+# --- replication (upkeep/replication)
+
+# One row for each other place that the store is copied to. Each has a lease of its own.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("row", ROW, primary_key=True, autoincrement=True),
+    Column("place", NAME, nullable=False, unique=True),
+    Column("begun_ns", BigInteger),
+    # Everything decided before this time is there.
+    Column("whole_ns", BigInteger),
+    # When its objects were last listed and compared.
+    Column("compared_ns", BigInteger),
+    Column("outcome", Text, nullable=False),
+)
+
+# How far the records and keys of each tenant were copied.
+replica_tenants = Table(
+    "replica_tenants",
+    metadata,
+    Column("replica", ROW, ForeignKey("replicas.row"), nullable=False),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("keys_version", Integer, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    PrimaryKeyConstraint("replica", "tenant"),
+    sqlite_with_rowid=False,
+)
+
+# The packs that are there. No foreign key to packs: a row may outlive its pack until the next comparison.
+replica_packs = Table(
+    "replica_packs",
+    metadata,
+    Column("replica", ROW, ForeignKey("replicas.row"), nullable=False),
+    Column("pack", ROW, nullable=False),
+    Column("parity_bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("replica", "pack"),
+    sqlite_with_rowid=False,
+)
+
+# Objects there that this store does not have any more, and since when that is known.
+replica_gone = Table(
+    "replica_gone",
+    metadata,
+    Column("replica", ROW, ForeignKey("replicas.row"), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    # The record of a backup that a rebuild there may still list: its packs must stay.
+    Column("listed", Boolean, nullable=False),
+    PrimaryKeyConstraint("replica", "name"),
+    sqlite_with_rowid=False,
 )

@@ -3,20 +3,21 @@
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, select, update
 
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, locking
+from staddle_server.catalog.database import Database, SharedTurn, insert_or_ignore, locking
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.validation import check_id, check_name
 from staddle_server.catalog.values import PendingRecord, TenantRow
 
 _t = schema.tenants.c
 GC_FAILURE_CHARS_MAX = 1000
+DECISION_WAIT_S: Final = 30.0
 
 
 class TenantRows:
@@ -106,10 +107,19 @@ class TenantRows:
     def deciding(self, tenant: bytes, now_ns: int) -> Iterator[int]:
         """Give a decision its time, one decision at a time, so that times follow the order of decisions.
 
-        The time is now or, if the clock was set back, later than every earlier decision. (Several servers
-        would have to lock the tenant's row.) It only orders records: expiry and protection follow the clock.
+        The time is now or, if the clock was set back, later than every earlier decision. It only orders
+        records: expiry and protection follow the clock. Other servers of the catalog wait for the block.
+
+        Raises:
+            Unavailable: Another server is in such a block, and has not left it after DECISION_WAIT_S.
+
         """
-        with self._deciding:
+        # Not the tenant's row: the decision's own transaction locks it.
+        lock = int.from_bytes(tenant[:8], "big", signed=True)
+        with (
+            self._deciding,
+            self._database.alone(SharedTurn(lock, "deciding for this tenant"), DECISION_WAIT_S),
+        ):
             yield self._decide(tenant, now_ns)
 
     def _decide(self, tenant: bytes, now_ns: int) -> int:

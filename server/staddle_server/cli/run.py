@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "check": "staddle_server.cli.check:check",
     "repair": "staddle_server.cli.check:repair",
     "rebuild": "staddle_server.cli.rebuild:rebuild",
+    "replicate": "staddle_server.cli.replicate:replicate",
     "adopt": "staddle_server.cli.adopt:adopt",
     "uploads": "staddle_server.cli.uploads:uploads",
     "servers": "staddle_server.cli.servers:servers",

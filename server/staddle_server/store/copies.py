@@ -47,11 +47,18 @@ class Copies(Generic[T]):
 
         Raises BlobMissing or Damaged.
         """
+        return self.found(name)[0]
+
+    def found(self, name: str) -> tuple[T, bytes]:
+        """Return the object's content and its intact bytes, from its copy if the object is missing or damaged.
+
+        Raises BlobMissing or Damaged.
+        """
         try:
-            return self._parse(name, self._bytes(name, name))
+            return self._opened(name, name)
         except Damaged as damage:
             try:
-                return self._parse(name, self._bytes(name, copy_name(name)))
+                return self._opened(name, copy_name(name))
             except Damaged:
                 raise damage from None
 
@@ -109,6 +116,10 @@ class Copies(Generic[T]):
     def _copied(self, prefix: str) -> Iterator[str]:
         for name, _ in self._blobs.list(copy_name(prefix)):
             yield name.removeprefix(PREFIX)
+
+    def _opened(self, name: str, at: str) -> tuple[T, bytes]:
+        data = self._bytes(name, at)
+        return self._parse(name, data), data
 
     def _bytes(self, name: str, at: str) -> bytes:
         """Return the bytes of the object or of its copy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from staddle_server.base.errors import StaddleError
@@ -14,6 +15,7 @@ from staddle_server.store.records import (
     Record,
     encode_record,
     new_record_id,
+    record_name,
 )
 from staddle_server.tenancy.tenant import Tenant, Tenants
 
@@ -89,8 +91,24 @@ def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
             for record in some:
                 tenant.records.put(record.body, record.place, record.id)
             tenant.records.head.write(some[-1].place.sequence)
-            catalog.backups.mark_records_written(tenant.id, [record.id for record in some])
+            if catalog.backups.mark_records_written(tenant.id, [record.id for record in some]) < len(some):
+                _after_another_server(tenant, catalog, some)
         return len(pending)
+
+
+def _after_another_server(tenant: Tenant, catalog: Catalog, records: Sequence[PendingRecord]) -> None:
+    """Undo what came too late: another server has written these records too, maybe long ago.
+
+    Since then their backups may have been purged, and the records removed. The collector notes that in the
+    catalog before it removes any: so either this finds the note, or the collector finds the record.
+    """
+    removed = catalog.purge.removed_records(tenant.id, [record.id for record in records])
+    for record in records:
+        if record.id in removed:
+            name = record_name(tenant.id, record.place.sequence, record.id)
+            log.warning("the record %s was written after it had been removed: it is removed again", name)
+            tenant.records.copies.remove(name)
+    tenant.records.head.write(catalog.verification.recorded(tenant.id))
 
 
 def committed_record(backup: Backup) -> CommittedRecord:

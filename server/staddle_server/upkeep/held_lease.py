@@ -33,7 +33,7 @@ class HeldLease:
     def __init__(self, lease: Lease, fence: int, clock: Clock, taken_s: float) -> None:
         """`taken_s`: the monotonic time before the lease was taken."""
         self._lease = lease
-        self._fence = fence
+        self.fence: Final = fence
         self._clock = clock
         self._renewed_s = taken_s
         self._taken_over = False
@@ -59,7 +59,7 @@ class HeldLease:
             return
         now_s = self._clock.monotonic_s()
         try:
-            self._lease.renew(self._fence, self._clock.now_ns(), LEASE_S)
+            self._lease.renew(self.fence, self._clock.now_ns(), LEASE_S)
         except Conflict as e:
             self._taken_over = True
             log.warning("%s", e.message)

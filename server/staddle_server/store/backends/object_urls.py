@@ -165,7 +165,7 @@ def _opened(
         return GCSStore(place.bucket, **common)
     if place.scheme == "az":
         return AzureStore(place.bucket, **common)
-    config: dict[str, Any] = {"disable_bulk_delete": True, **_file_credentials(environ)}
+    config: dict[str, Any] = {"disable_bulk_delete": True, **_given_credentials(environ)}
     if place.virtual_hosted:
         config["virtual_hosted_style_request"] = True
     if endpoint:
@@ -197,10 +197,14 @@ _OTHER_CREDENTIALS: Final = (
 """With one of these set, obstore finds credentials without help."""
 
 
-def _file_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the credentials of the profile AWS_PROFILE in ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE),
+def _given_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the credentials in `environ`, else those of the profile AWS_PROFILE in ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE),
     if it is used.
     """
+    if environ.get("AWS_ACCESS_KEY_ID"):
+        # obstore reads the process's environment, which may not be the one that was given.
+        given = ("access_key_id", "secret_access_key", "session_token")
+        return {key: value for key in given if (value := environ.get(f"AWS_{key.upper()}"))}
     if any(environ.get(name) for name in _OTHER_CREDENTIALS):
         return {}
     named = environ.get("AWS_SHARED_CREDENTIALS_FILE", "")

@@ -53,6 +53,8 @@ class Decided:
     """The contents of the `forgotten` records, by name."""
     noted: list[str] = field(default_factory=list)
     """The names of the `noted` records."""
+    late: list[str] = field(default_factory=list)
+    """The names of records that were removed before: a server that had stalled wrote them again."""
     known: dict[bytes, bool] = field(default_factory=dict)
     """Of those in `purged`: whether the catalog has them as purged; unknown ones are left out."""
 
@@ -80,10 +82,13 @@ def read_decided(turn: Turn) -> Decided:
     while batch := list(islice(names, _BATCH)):
         turn.tick()
         # The record of a commit has the backup's own id: that of a known backup need not be read.
-        known = turn.catalog.purge.known(turn.tenant.id, [_record_id(name) for name in batch])
-        for name in batch:
-            record_id = _record_id(name)
-            if record_id not in known:
+        ids = [record_id_of(name) for name in batch]
+        known = turn.catalog.purge.known(turn.tenant.id, ids)
+        removed = turn.catalog.purge.removed_records(turn.tenant.id, ids)
+        for name, record_id in zip(batch, ids, strict=True):
+            if record_id in removed and record_id not in known:
+                found.late.append(name)
+            elif record_id not in known:
                 _take(turn, name, found, unknown)
             elif known[record_id]:
                 found.others.setdefault(record_id, []).append(name)
@@ -133,7 +138,8 @@ def _check_age(turn: Turn, found: Decided, unknown: set[bytes]) -> None:
     )
 
 
-def _record_id(name: str) -> bytes:
+def record_id_of(name: str) -> bytes:
+    """Return the id in a record's name; b"" for a name that is not Staddle's."""
     try:
         return bytes.fromhex(name.rsplit("-", 1)[-1])
     except ValueError:

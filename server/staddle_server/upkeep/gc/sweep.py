@@ -13,7 +13,7 @@ from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.parity import remove_parity
 from staddle_server.store.records import SPANS_MAX, ForgottenRecord, PurgedRecord, sequence_of
 from staddle_server.tenancy.records import as_pending, finish_missing
-from staddle_server.upkeep.gc.preflight import Decided, Objects
+from staddle_server.upkeep.gc.preflight import Decided, Objects, record_id_of
 from staddle_server.upkeep.gc.tenant_run import NS, Turn
 from staddle_server.upkeep.record_chain import merge_spans
 
@@ -115,6 +115,9 @@ def forget(turn: Turn, decided: Decided) -> None:
     names = {backup: _records_of(backup, decided) for backup in [*rows, *rest]}
     of_backups = [name for of_backup in names.values() for name in of_backup]
     folded = _say_forgotten(turn, decided, [*of_backups, *decided.noted])
+    if of_backups:
+        ids = [record_id_of(name) for name in of_backups]
+        turn.catalog.purge.remove_records(turn.tenant.id, turn.fence, ids, turn.clock.now_ns())
     for backup in rows:
         _remove_records(turn, names[backup])
         turn.catalog.purge.forget(turn.tenant.id, turn.fence, backup)
@@ -122,7 +125,8 @@ def forget(turn: Turn, decided: Decided) -> None:
     for backup in rest:
         _remove_records(turn, names[backup])
         turn.report.backups_forgotten += 1
-    _remove_records(turn, [*folded, *decided.noted])
+    # In the order of their numbers, so that `purged` ones go last here, too.
+    _remove_records(turn, [*folded, *decided.noted, *decided.late])
 
 
 def _records_of(backup: bytes, decided: Decided) -> list[str]:

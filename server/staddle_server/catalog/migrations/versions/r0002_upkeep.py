@@ -69,6 +69,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
+        "removed_records",
+        sa.Column("tenant", ROW, nullable=False),
+        sa.Column("id", ID, nullable=False),
+        sa.Column("removed_ns", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.row"]),
+        sa.PrimaryKeyConstraint("tenant", "id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "tasks",
         sa.Column("name", NAME, nullable=False),
         sa.Column("begun_ns", sa.BigInteger()),

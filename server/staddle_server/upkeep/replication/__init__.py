@@ -1,0 +1,1 @@
+"""Copies the store to another place, and keeps that copy up to date."""
