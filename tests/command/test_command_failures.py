@@ -32,6 +32,15 @@ def test_a_server_that_is_down_is_named_immediately(unconfigured: CommandLine) -
     assert (error["reason"], error["address"]) == ("CONNECT", "127.0.0.1:1")
 
 
+def test_of_several_servers_the_one_that_answers_is_shown(staddle: CommandLine, running) -> None:
+    servers = f"127.0.0.1:1,{running.address}"
+    summary = staddle("info", "--server", servers, "--json").summary
+    assert (summary["server"], set(summary["servers"])) == (running.address, set(servers.split(",")))
+    failed = staddle("list", "--server", "127.0.0.1:1,127.0.0.1:2", code=1).err
+    assert "None of 2 servers answers: " in failed
+    assert "127.0.0.1:2 (connection refused)" in failed
+
+
 def test_a_wrong_token_is_refused_and_says_how_to_get_one(staddle: CommandLine) -> None:
     failed = staddle("list", "--token", "wrong", code=1)
     assert "staddle-server token create" in failed.err
