@@ -97,9 +97,15 @@ class RecordCopier:
         self._release(held, upto)
         left = [sequence_of(name) or 1 for name in (*held.names, *held.failed)]
         reached = min(left) - 1 if left else upto
-        if upto:
+        if upto and self._head_there() < upto:
             self._records_there.head.write(upto)
         return reached
+
+    def _head_there(self) -> int:
+        try:
+            return self._records_there.head.read()
+        except Damaged:
+            return 0
 
     # --- which
 
