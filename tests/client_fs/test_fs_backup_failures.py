@@ -226,9 +226,9 @@ def test_a_broken_thin_stream_is_resumed(
     real = calls.start_backup
     started = []
 
-    def start_backup(requests):
+    def start_backup(requests, upload):
         if started:
-            return real(requests)
+            return real(requests, upload)
 
         def some():
             for number, request in enumerate(requests):
@@ -238,7 +238,7 @@ def test_a_broken_thin_stream_is_resumed(
                 yield request
 
         started.append(None)
-        call = real(_after(lambda: started[0] is not None, some()))
+        call = real(_after(lambda: started[0] is not None, some()), upload)
         started[0] = call
         return call
 

@@ -15,7 +15,9 @@ from fs_trees import nodes_of, seeded_bytes
 from staddle._errors import ConnectError, ProtocolError
 from staddle._restore import temporary_file
 from staddle._restore.run import Restore
-from staddle._transport.retry import Retry
+from staddle._transport.retry import Attempts, Retry
+from staddle._transport.servers import Servers
+from staddle._transport.settings import Settings
 from staddle._types.options import RestoreOptions
 from staddle._types.reports import ProblemKind
 from staddle.chunking import content_id
@@ -45,8 +47,10 @@ class Server:
         self.damaged: set[bytes] = set()
         self.requests: list[sv.RestoreRequest] = []
         self.break_after: list[int] = []
-        self.clock = Waits()
         self.address = "127.0.0.1:1"
+
+    def attempts(self, retry: Retry) -> Attempts:
+        return Attempts(retry, Waits(), Servers(Settings(self.address, "token"), await_server=True))
 
     def stream(
         self, method: str, request: sv.RestoreRequest, *, retry: Retry

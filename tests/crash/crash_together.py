@@ -126,6 +126,7 @@ class Simulation:
         )
         # The simulation runs the work of background threads when the seed says so.
         self.service._uploads._keeper.stop()
+        self.service._integrity.look_for_lost(lambda: False)
         self.service._integrity.compare(lambda: False)
 
     def _close(self) -> None:

@@ -88,6 +88,7 @@ def _start(opened: Opened) -> None:
     """A server has opened all this: it compares the packs, sweeps, and looks at the format."""
     opened.running.blobs.sweep()
     check_format(opened.running.blobs)
+    opened.running.service._integrity.look_for_lost(lambda: False)
     opened.running.service._integrity.compare(lambda: False)
 
 

@@ -40,6 +40,7 @@ OF_COMMANDS = {
     "adopt": {"adopt"},
     # These read the catalog and no stored object.
     "health": set(),
+    "servers": set(),
     "token": set(),
     "uploads": set(),
     "clock": set(),

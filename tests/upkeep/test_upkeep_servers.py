@@ -4,9 +4,12 @@ import logging
 import threading
 
 import pytest
+from harm import kept, objects
 from staddle_server.base.errors import Conflict, Unavailable
 from staddle_server.upkeep.held_lease import LEASE_S, HeldLease, leased
-from staddle_server.upkeep.schedule import Task
+from staddle_server.upkeep.integrity.watch import COMPARE_EVERY_S, Integrity
+from staddle_server.upkeep.schedule import Schedule, Task
+from thin import back_up
 from upkeep_servers import SetClock, counting, installation
 
 on_postgresql = pytest.mark.parametrize("servers", ["postgresql"], indirect=True)
@@ -212,3 +215,18 @@ def test_a_failure_of_the_catalog_stops_no_other_task(servers, monkeypatch, capl
     schedule.look()
     assert ran == ["b"]
     assert "first could not begin, or its end not be recorded: the database is gone" in caplog.text
+
+
+def test_a_lost_record_is_an_alarm_on_every_server_and_one_compares_the_packs(running, caplog):
+    back_up(running.stub(), "www", {"a": b"1"})
+    watches = [Integrity(kept(running)) for _ in range(2)]
+    schedules = [Schedule(watch.tasks(), running.catalog, running.clock) for watch in watches]
+    objects(running, "records")[-1].unlink()
+    running.clock.ahead_s += COMPARE_EVERY_S
+    for schedule in schedules:
+        schedule.look()
+    for watch in watches:
+        watch.look()
+    assert [watch.is_whole for watch in watches] == [False, False]
+    assert running.catalog.tasks.last("packs").ended_ns is not None
+    assert sum("is missing" in record.message for record in caplog.records) == 2

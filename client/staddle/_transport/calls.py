@@ -114,7 +114,7 @@ class Calls:
         self._servers = Servers(settings, await_server=await_server)
         self._timeout_s = timeout_s
         self._retry = retry or Retry()
-        self._clock = MonotonicClock(self._servers.sleep)
+        self.clock: Final = MonotonicClock(self._servers.sleep)
 
     @property
     def address(self) -> str:
@@ -137,7 +137,7 @@ class Calls:
 
     def attempts(self, retry: Retry) -> Attempts:
         """For work of several calls, or of a stream, that is tried again."""
-        return Attempts(retry, self._clock, self._servers)
+        return Attempts(retry, self.clock, self._servers)
 
     def call(
         self,

@@ -246,7 +246,7 @@ def _schedule(
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
-        integrity.task(),
+        *integrity.tasks(),
         replication_task(kept, second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)

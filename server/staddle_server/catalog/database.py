@@ -33,14 +33,14 @@ TURN_WAIT_S: Final = 60.0
 TURN_MAX_S: Final = 120.0
 
 
-class Turn(NamedTuple):
+class SharedTurn(NamedTuple):
     """Work that one server at a time does: the number of its lock, and what it does, for messages."""
 
     lock: int
     doing: str
 
 
-STARTS: Final = Turn(0x5374_6164_646C_6532, "starting or stopping")
+STARTS: Final = SharedTurn(0x5374_6164_646C_6532, "starting or stopping")
 """The number is the bytes of `Staddle2`."""
 """How long one server may hold the lock for starts and stops: it may be suspended, or its machine gone."""
 RETRY_AFTER_S: Final = 2.0
@@ -115,7 +115,7 @@ class DatabaseKind(ABC):
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
-    def alone(self, engine: Engine, turn: Turn, wait_s: float) -> AbstractContextManager[None]:
+    def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:
         """Hold the lock of Database.alone."""
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Database:
             yield connection
 
     @contextmanager
-    def alone(self, turn: Turn = STARTS, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
+    def alone(self, turn: SharedTurn = STARTS, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
         """Run the block while no other server that shares the database runs a block of this kind.
 
         The lock has a connection of its own, and ends with it: with this process, or after TURN_MAX_S. A

@@ -42,7 +42,7 @@ from staddle_server.catalog.database import (
     Database,
     DatabaseKind,
     Rows,
-    Turn,
+    SharedTurn,
     busy,
     full,
     unavailable,
@@ -280,7 +280,7 @@ class Postgres(DatabaseKind):
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
 
     @contextmanager
-    def alone(self, engine: Engine, turn: Turn, wait_s: float) -> Iterator[None]:
+    def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> Iterator[None]:
         with engine.connect() as connection:
             link = _link(connection)
             link.execute(_TURN_SETTINGS, [str(int(1000 * s)) for s in (wait_s, TURN_MAX_S)])

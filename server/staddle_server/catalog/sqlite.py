@@ -34,7 +34,7 @@ from staddle_server.catalog.database import (
     BUSY_TIMEOUT_S,
     Database,
     DatabaseKind,
-    Turn,
+    SharedTurn,
     busy,
     damaged,
     full,
@@ -225,7 +225,7 @@ class Sqlite(DatabaseKind):
         finally:
             cursor.close()
 
-    def alone(self, engine: Engine, turn: Turn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
+    def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:  # noqa: ARG002
         """Do nothing: the directory of the file is locked."""
         return nullcontext()
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, Turn, insert_or_ignore, locking
+from staddle_server.catalog.database import Database, SharedTurn, insert_or_ignore, locking
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.validation import check_id, check_name
 from staddle_server.catalog.values import PendingRecord, TenantRow
@@ -116,7 +116,10 @@ class TenantRows:
         """
         # Not the tenant's row: the decision's own transaction locks it.
         lock = int.from_bytes(tenant[:8], "big", signed=True)
-        with self._deciding, self._database.alone(Turn(lock, "deciding for this tenant"), DECISION_WAIT_S):
+        with (
+            self._deciding,
+            self._database.alone(SharedTurn(lock, "deciding for this tenant"), DECISION_WAIT_S),
+        ):
             yield self._decide(tenant, now_ns)
 
     def _decide(self, tenant: bytes, now_ns: int) -> int:

@@ -135,6 +135,7 @@ class Integrity:
     def start(self) -> None:
         """Compare all tenants with the store, report damage, and keep watching on a separate thread."""
         self._mark = self._kept.catalog.generation.get()
+        self.look_for_lost(lambda: self._thread.stopping)
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         if self._every_s:
@@ -144,19 +145,29 @@ class Integrity:
         """Stop the thread."""
         self._thread.stop()
 
-    def task(self) -> Task:
-        """Return the comparison as a task of a running server, which compares for the first time when it
+    def tasks(self) -> list[Task]:
+        """Return the comparisons as tasks of a running server, which compares for the first time when it
         starts.
+
+        What is wrong with packs is in the catalog, for all servers; what is lost besides, each finds itself.
         """
         every_s = COMPARE_EVERY_S if self._every_s else 0
-        return Task("packs", every_s, self.compare, first_after_s=COMPARE_EVERY_S)
+        return [
+            Task("packs", every_s, self.compare, first_after_s=COMPARE_EVERY_S),
+            Task(
+                "keys and records",
+                every_s,
+                self.look_for_lost,
+                first_after_s=COMPARE_EVERY_S,
+                everywhere=True,
+            ),
+        ]
 
     def compare(self, stopping: Stopping) -> str:
-        """Compare packs and records of all tenants. Return findings about packs in words; "" for none."""
+        """Compare the packs of all tenants with the store. Return findings in words; "" for none."""
         gone = other = 0
         for row in self._kept.catalog.tenants.list_all():
             try:
-                self._look_for_lost(row)
                 found = compare_packs(self._kept, self._kept.tenants.get(row.id), stopping)
             except StaddleError as e:
                 log.error("the packs of tenant %s were not compared with the store: %s", row.name, e.message)  # noqa: TRY400
@@ -167,6 +178,17 @@ class Integrity:
             if gone or other
             else ""
         )
+
+    def look_for_lost(self, stopping: Stopping) -> str:
+        """Check that the keys of all tenants open and their records exist; log and report what is lost."""
+        for row in self._kept.catalog.tenants.list_all():
+            if stopping():
+                break
+            try:
+                self._look_for_lost(row)
+            except StaddleError as e:
+                log.error("the records of tenant %s were not checked: %s", row.name, e.message)  # noqa: TRY400
+        return ""
 
     def look(self) -> None:
         """Check store and catalog, known damage, and whether the backups are intact without it."""
