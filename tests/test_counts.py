@@ -24,6 +24,7 @@ VERBS: Final = frozenset(
         "goes",
         "has",
         "holds",
+        "mixes",
         "is",
         "its",
         "keeps",

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from staddle._base.figures import counted
 from staddle._errors import CancelledError, ConfigError, ConnectError, StaddleError, UnavailableError
 from staddle._transport.addresses import Address, addresses_of, expanded
 from staddle._transport.channel import Channel, identity_of
@@ -226,7 +227,7 @@ def all_failed(errors: Mapping[str, StaddleError]) -> StaddleError:
     if all("tls" in error.facts for error in errors.values()):
         facts["tls"] = last.facts["tls"]
     joined = kind(
-        f"None of {len(errors)} servers answers: {each}.",
+        f"None of {counted(len(errors), 'server')} answers: {each}.",
         reason=reason,
         facts=facts,
         retry_after_s=min(waits, default=None),
