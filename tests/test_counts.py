@@ -11,6 +11,7 @@ SOURCES: Final = (TOP / "client" / "staddle", TOP / "server" / "staddle_server")
 PLURAL: Final = re.compile(r" (?:(?:more|open|further|other|lost|extended|deleted) )?([a-z]+s)\b")
 VERBS: Final = frozenset(
     [
+        "answers",
         "as",
         "belongs",
         "changes",
@@ -24,7 +25,6 @@ VERBS: Final = frozenset(
         "goes",
         "has",
         "holds",
-        "mixes",
         "is",
         "its",
         "keeps",
@@ -32,6 +32,7 @@ VERBS: Final = frozenset(
         "leaves",
         "lies",
         "means",
+        "mixes",
         "names",
         "needs",
         "passes",
