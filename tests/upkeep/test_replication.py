@@ -33,23 +33,6 @@ from staddle_server.upkeep.replication.packs import PackCopier
 from thin import back_up, noise
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where the copy is made."""
-    return tmp_path / "second" / "store"
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Any:
-    """Files for rebuilt catalogs."""
-    numbers = itertools.count()
-
-    def new() -> Path:
-        return tmp_path / f"rebuilt-{next(numbers)}.db"
-
-    return new
-
-
 def some_backups(running: Running) -> dict[str, Files]:
     """Backups of two tenants, one of them deleted, by id."""
     stub, other = running.stub(), running.stub(tenant=running.make_tenant("other"))

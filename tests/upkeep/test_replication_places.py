@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import time
@@ -26,23 +25,6 @@ from staddle_server.upkeep.replication.site import SiteRefused
 from thin import back_up, backups, noise, restore
 
 DAY_S = 86_400
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where the copy is made."""
-    return tmp_path / "second" / "store"
-
-
-@pytest.fixture
-def scratch(tmp_path: Path) -> Any:
-    """Files for rebuilt catalogs."""
-    numbers = itertools.count()
-
-    def new() -> Path:
-        return tmp_path / f"rebuilt-{next(numbers)}.db"
-
-    return new
 
 
 def two_backups(running: Running) -> dict[str, Files]:

@@ -5,11 +5,9 @@ import shlex
 import subprocess
 from typing import Final
 
-from staddle_server.app.settings import OperatorError
+from staddle_server.app.settings import KEY_OF_COMMAND, KEY_OF_VARIABLE, OperatorError
 from staddle_server.store.keys import load_master_key, parse_master_key
 
-ENVIRONMENT: Final = "env:"
-COMMAND: Final = "command:"
 COMMAND_S: Final = 60
 """How long the command may take, which may ask a key service."""
 
@@ -19,15 +17,15 @@ def given_master_key(where: str) -> bytes:
 
     Raises OperatorError or MasterKeyError, which never repeat the key.
     """
-    if where.startswith(ENVIRONMENT):
-        variable = where.removeprefix(ENVIRONMENT)
+    if where.startswith(KEY_OF_VARIABLE):
+        variable = where.removeprefix(KEY_OF_VARIABLE)
         line = os.environ.get(variable)
         if line is None:
             raise OperatorError(f"--master-key {where}: the environment has no variable {variable}")
         return parse_master_key(line.encode(), f"the variable {variable}")
-    if where.startswith(COMMAND):
+    if where.startswith(KEY_OF_COMMAND):
         return parse_master_key(
-            _output(where.removeprefix(COMMAND)), "the output of the --master-key command"
+            _output(where.removeprefix(KEY_OF_COMMAND)), "the output of the --master-key command"
         )
     return load_master_key(where)
 

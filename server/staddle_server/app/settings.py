@@ -23,8 +23,10 @@ from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
 LISTEN_DEFAULT: Final = "127.0.0.1:7443"
-KEY_KINDS: Final = frozenset({"env", "command"})
-"""Places of a master key besides a file."""
+KEY_OF_VARIABLE: Final = "env:"
+KEY_OF_COMMAND: Final = "command:"
+KEY_KINDS: Final = (KEY_OF_VARIABLE, KEY_OF_COMMAND)
+"""How the place of a master key begins that is no file."""
 LOG_FORMATS: Final = ("auto", "json", "text")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
@@ -144,10 +146,10 @@ def parse_site(text: str) -> str:
 
 def parse_key_place(text: str) -> str:
     """Return where a master key is: a file's absolute path, env:NAME, or command:WORDS. Raises ValueError."""
-    kind, colon, rest = text.partition(":")
-    if colon and kind in KEY_KINDS:
+    if text.startswith(KEY_KINDS):
+        kind, colon, rest = text.partition(":")
         if not rest.strip():
-            raise ValueError(f"expected FILE, env:NAME or command:WORDS: nothing follows {kind}:")
+            raise ValueError(f"expected FILE, env:NAME or command:WORDS: nothing follows {kind}{colon}")
         return text
     return str(parse_path(text))
 

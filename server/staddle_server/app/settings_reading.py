@@ -144,7 +144,7 @@ def _text(option: Option, value: object, path: Path) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = _KINDS.get(type(value), type(value).__name__)
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
-    if option.parse is parse_key_place and str(value).partition(":")[0] in KEY_KINDS:
+    if option.parse is parse_key_place and str(value).startswith(KEY_KINDS):
         return str(value)
     if option.parse in {parse_path, parse_key_place} and value:
         return str(path.parent / os.path.expanduser(str(value)))

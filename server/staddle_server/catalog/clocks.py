@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Insert, Update, delete, func, select, update
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import PendingRecord
@@ -50,11 +50,10 @@ class Clocks:
     def get(self, boot: str) -> ClockSeen | None:
         """Return the last observation in this boot; without one, the newest of any other; None for none."""
         with self._database.look_up() as connection:
-            own = connection.execute(select(*_SEEN).where(_c.boot == boot)).one_or_none()
-            found = (
-                own or connection.execute(select(*_SEEN).order_by(_c.number.desc()).limit(1)).one_or_none()
-            )
-        return ClockSeen(*found) if found else None
+            found = rows_in(connection, _SEEN, {}, _c.boot, (boot,))
+            if not found:
+                found = connection.execute(select(*_SEEN).order_by(_c.number.desc()).limit(1)).all()
+        return ClockSeen(*found[0]) if found else None
 
     def put(self, seen: ClockSeen, before: ClockSeen | None, records: Iterable[PendingRecord] = ()) -> bool:
         """Store this observation, and `records` as pending, if `before` is still what `get` returns; return

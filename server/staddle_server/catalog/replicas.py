@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, 
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.leases import COLLECTOR, Lease
+from staddle_server.catalog.tasks import OUTCOME_CHARS_MAX
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 
@@ -17,7 +18,6 @@ _c = schema.replica_packs.c
 _g = schema.replica_gone.c
 _p = schema.packs.c
 _LIVE: Final = _p.state == schema.PACK_LIVE
-OUTCOME_CHARS_MAX: Final = 1000
 
 
 class Replica(NamedTuple):

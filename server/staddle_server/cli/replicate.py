@@ -178,15 +178,17 @@ def _tell(report: ReplicationReport, seconds: float) -> None:
         say(f"Note: {note}.")
     rate = f", {size(int(report.bytes_sent / max(seconds, 0.001)))}/s" if report.bytes_sent else ""
     say(f"Copied {_what(report)} to {report.place}: {size(report.bytes_sent)} in {seconds:.1f} s{rate}.")
-    for count, words in (
-        (report.there, "was there already"),
-        (report.missing, "had been copied before, and was missing there"),
-        (report.verified, "was read there, and is intact"),
+    for count, one, many in (
+        (report.there, "pack was there already", "packs were there already"),
+        (
+            report.missing,
+            "pack had been copied before, and was missing there",
+            "packs had been copied before, and were missing there",
+        ),
+        (report.verified, "pack was read there, and is intact", "packs were read there, and are intact"),
     ):
         if count:
-            say(
-                f"{counted(count, 'pack')} {words if count == 1 else words.replace('was ', 'were ').replace('is ', 'are ')}."
-            )
+            say(f"{counted(count, one, many)}.")
     if report.removed or report.waiting:
         say(
             f"Removed there: {counted(report.removed, 'object')}; {report.waiting:,} more are gone here, and wait for the grace "
@@ -202,12 +204,12 @@ def _tell(report: ReplicationReport, seconds: float) -> None:
 
 def _what(report: ReplicationReport) -> str:
     kinds = (
-        (report.packs, "pack", ""),
-        (report.records, "record", ""),
-        (report.keys, "keys object", ""),
-        (report.parities, "parity object", ""),
+        (report.packs, "pack"),
+        (report.records, "record"),
+        (report.keys, "keys object"),
+        (report.parities, "parity object"),
     )
-    return listed([counted(count, one, many) for count, one, many in kinds if count]) or "nothing new"
+    return listed([counted(count, one) for count, one in kinds if count]) or "nothing new"
 
 
 def _print_states(rooms: Rooms, *, as_json: bool) -> None:

@@ -280,6 +280,16 @@ def sequence_of(name: str) -> int | None:
         return None
 
 
+def record_id_of(name: str) -> bytes:
+    """Return the id in a record's name: that of the backup, if the record is of its commit. b"" for a name
+    that is not Staddle's.
+    """
+    try:
+        return bytes.fromhex(name.rsplit("-", 1)[-1])
+    except ValueError:
+        return b""
+
+
 def head_name(tenant: bytes) -> str:
     """Return the name of a tenant's head."""
     return f"heads/{tenant.hex()}"

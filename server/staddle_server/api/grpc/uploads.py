@@ -76,8 +76,11 @@ class UploadCalls:
         return begun
 
     def _upload(self, upload: Upload) -> pb.Upload:
+        return self._upload_at(upload, self._uploads.endpoint_of(upload))
+
+    def _upload_at(self, upload: Upload, endpoint: str) -> pb.Upload:
         tenant = self._tenants.get(upload.tenant)
-        return convert.upload_out(upload, tenant.cutter.parameters, self._uploads.endpoint_of(upload))
+        return convert.upload_out(upload, tenant.cutter.parameters, endpoint)
 
     def get_upload(self, request: sv.GetUploadRequest, call: Call) -> sv.GetUploadResponse:
         which = request.WhichOneof("by")
@@ -165,7 +168,11 @@ class UploadCalls:
         query = ("uploads", dataset)
         after = tokens.read(query, request.page_token, bytes) if request.page_token else b""
         found = self._uploads.list_open(call.principal, dataset, after, limit)
-        page = convert.fitting(map(self._upload, found), LISTED_BYTES)
+        one_of_each = {upload.server: upload for upload in found}
+        endpoints = {server: self._uploads.endpoint_of(upload) for server, upload in one_of_each.items()}
+        page = convert.fitting(
+            (self._upload_at(upload, endpoints[upload.server]) for upload in found), LISTED_BYTES
+        )
         more = tokens.make(query, found[len(page) - 1].id) if found.more or len(found) > len(page) else ""
         return sv.ListUploadsResponse(uploads=page, next_page_token=more)
 

@@ -24,6 +24,7 @@ from staddle_server.store.records import (
     ReleasedRecord,
     RetainedRecord,
     UndeletedRecord,
+    record_id_of,
 )
 from staddle_server.upkeep.gc.tenant_run import NotCollected, Turn
 
@@ -136,14 +137,6 @@ def _check_age(turn: Turn, found: Decided, unknown: set[bytes]) -> None:
         f"such as {backup.hex()}. Nothing is collected, as unknown backups would be lost. Restore the newest copy of "
         "the catalog, or rebuild it from the store"
     )
-
-
-def record_id_of(name: str) -> bytes:
-    """Return the id in a record's name; b"" for a name that is not Staddle's."""
-    try:
-        return bytes.fromhex(name.rsplit("-", 1)[-1])
-    except ValueError:
-        return b""  # not a name of Staddle's; reading it reports that
 
 
 def look_at_objects(turn: Turn) -> Objects:

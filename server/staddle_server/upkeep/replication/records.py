@@ -20,6 +20,7 @@ from staddle_server.store.records import (
     PurgedRecord,
     Record,
     Records,
+    record_id_of,
     records_prefix,
     sequence_of,
 )
@@ -54,11 +55,6 @@ def pairs(tenant: Tenant, there: Blobs) -> Iterator[RecordPair]:
             mine, other = next(ours, None), next(theirs, None)
 
 
-def id_in(name: str) -> bytes:
-    """Return the id in a record's name: that of the backup, if the record is of its commit."""
-    return bytes.fromhex(name.rpartition("-")[2])
-
-
 @dataclass
 class _HeldRecords:
     """What a run cannot copy yet, by name, and the purged backups that it has seen."""
@@ -91,7 +87,7 @@ class RecordCopier:
         lacking = self._lacking(upto, verify=verify)
         while batch := list(islice(lacking, BATCH)):
             # The record of a commit has its backup's id. A backup that counts now has all its packs there.
-            known = self._catalog.purge.known(self._tenant.id, map(id_in, batch))
+            known = self._catalog.purge.known(self._tenant.id, map(record_id_of, batch))
             for name in batch:
                 self._take(name, known, held)
         self._release(held, upto)
@@ -192,12 +188,12 @@ class RecordCopier:
         """Copy the held records whose backup is purged at the place, too; the others wait for that."""
         if not held.names:
             return
-        wanted = set(map(id_in, held.names)) - held.purged
+        wanted = set(map(record_id_of, held.names)) - held.purged
         if wanted:
             held.purged |= self._purged_there(wanted, upto)
         waiting = []
         for name in held.names:
-            if id_in(name) not in held.purged:
+            if record_id_of(name) not in held.purged:
                 waiting.append(name)
                 continue
             found = self._read(name, held)
@@ -214,10 +210,10 @@ class RecordCopier:
             if pair.there and (sequence_of(pair.name) or 0) <= upto
         )
         while batch := list(islice(names, BATCH)):
-            known = self._catalog.purge.known(self._tenant.id, map(id_in, batch))
+            known = self._catalog.purge.known(self._tenant.id, map(record_id_of, batch))
             for name in batch:
                 self._tick()
-                if id_in(name) in known:
+                if record_id_of(name) in known:
                     continue
                 with suppress(Damaged, BlobUnreadable):
                     record = self._records_there.read(name)

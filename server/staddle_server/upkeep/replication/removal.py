@@ -23,13 +23,14 @@ from staddle_server.store.records import (
     PurgedRecord,
     Records,
     is_forgotten_name,
+    record_id_of,
     records_prefix,
     sequence_of,
 )
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.record_chain import Span, merge_spans, subtract
 from staddle_server.upkeep.replication.packs import PackCopier
-from staddle_server.upkeep.replication.records import id_in, pairs
+from staddle_server.upkeep.replication.records import pairs
 from staddle_server.upkeep.replication.site import ReplicationReport, Site, SiteDamagedError, Tick
 
 BATCH: Final = 1000
@@ -176,7 +177,7 @@ class Comparison:
         records = {name: self._read(name) for name in new}
         purged = {record.backup for record in records.values() if isinstance(record, PurgedRecord)}
         backups = {name for name, record in records.items() if isinstance(record, CommittedRecord)}
-        listed = {name: name in backups and id_in(name) not in purged for name in new}
+        listed = {name: name in backups and record_id_of(name) not in purged for name in new}
         self._catalog.replicas.note_gone(self._replica, listed, now_ns)
 
     def _read(self, name: str) -> object:
@@ -224,7 +225,7 @@ class Comparison:
     def _remove_records(self, before_ns: int) -> bool:
         """Return whether a backup is still listed there that is gone here."""
         gone = self._catalog.replicas.gone(self._replica, records_prefix(self._tenant.id))
-        left = {id_in(name): name for name in gone}
+        left = {record_id_of(name): name for name in gone}
         last: list[str] = []
         for name, each in gone.items():
             if each.seen_ns > before_ns:
@@ -239,13 +240,13 @@ class Comparison:
             if not isinstance(record, PurgedRecord) or record.backup not in left:
                 self._drop(name, left)
         self._report.waiting += len(left)
-        return any(each.listed for name, each in gone.items() if id_in(name) in left)
+        return any(each.listed for name, each in gone.items() if record_id_of(name) in left)
 
     def _drop(self, name: str, left: dict[bytes, str]) -> None:
         self._records_there.copies.remove(name)
         self._report.removed += 1
         self._catalog.replicas.drop_gone(self._replica, [name])
-        left.pop(id_in(name), None)
+        left.pop(record_id_of(name), None)
 
     def _delete(self, name: str) -> None:
         with suppress(BlobMissing):

@@ -53,8 +53,8 @@ class SiteRefused(Fault):
         super().__init__("INTERNAL", message)
 
 
-class SourceLostError(Exception):
-    """An object of this store is missing, damaged or unreadable. Not copied; the rest is."""
+class _ObjectError(Exception):
+    """One object could not be copied; the rest is."""
 
     def __init__(self, what: str, message: str) -> None:
         super().__init__(message)
@@ -62,13 +62,12 @@ class SourceLostError(Exception):
         self.message = message
 
 
-class SiteDamagedError(Exception):
+class SourceLostError(_ObjectError):
+    """An object of this store is missing, damaged or unreadable."""
+
+
+class SiteDamagedError(_ObjectError):
     """The place has another object under a name, or a damaged one. It is not replaced."""
-
-    def __init__(self, what: str, message: str) -> None:
-        super().__init__(message)
-        self.what = what
-        self.message = message
 
 
 class ReplicationProblem(NamedTuple):
