@@ -50,7 +50,7 @@ def test_an_idle_caller_without_a_token_keeps_no_thread(running):
         assert datasets(running.stub()) == []
 
 
-@pytest.mark.parametrize("method", ["PutChunks", "Restore"])
+@pytest.mark.parametrize("method", ["PutChunks", pytest.param("Restore", marks=pytest.mark.slow)])
 def test_idle_calls_of_one_token_affect_no_other(running, method):
     mine = running.token("writer", name="mine")
     with silent(running, SERVICE + method, CALLS_TOKEN_MAX, mine) as calls:

@@ -55,7 +55,9 @@ def restored(server, target):
     return {name: (target / name).read_bytes() for name in FILES}
 
 
-@pytest.mark.parametrize("way", [(), ("--thin",)], ids=["source", "thin"])
+@pytest.mark.parametrize(
+    "way", [(), pytest.param(("--thin",), marks=pytest.mark.slow)], ids=["source", "thin"]
+)
 def test_packs_lost_while_the_server_was_stopped_are_an_alarm_until_a_full_backup(
     server, folder, tmp_path, way
 ):
@@ -144,7 +146,9 @@ def test_records_and_keys_lost_while_the_server_was_stopped_are_an_alarm_until_r
     assert health(server).returncode == 0, "objects that repair has given up raise no alarm"
 
 
-@pytest.mark.parametrize("another", [False, True], ids=["nothing", "an empty directory"])
+@pytest.mark.parametrize(
+    "another", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["nothing", "an empty directory"]
+)
 def test_a_store_lost_under_a_running_server_is_an_alarm_until_it_is_back(server, folder, another):
     store, away = server.data / "store", server.data.parent / "away"
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
@@ -163,7 +167,7 @@ def test_a_store_lost_under_a_running_server_is_an_alarm_until_it_is_back(server
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
 
 
-@pytest.mark.parametrize("by", ["an older catalog", "a foreign one"])
+@pytest.mark.parametrize("by", ["an older catalog", pytest.param("a foreign one", marks=pytest.mark.slow)])
 def test_a_catalog_overwritten_in_place_is_an_alarm_and_no_longer_used(server, folder, by):
     """`cp older.db catalog.db` keeps the file that the server has open."""
     words = ("staddle", "backup", folder, "--dataset", "www")
@@ -198,7 +202,7 @@ def test_a_catalog_overwritten_in_place_is_an_alarm_and_no_longer_used(server, f
     assert len(server.stub().ListBackups(sv.ListBackupsRequest(dataset="www")).backups) == 2
 
 
-@pytest.mark.parametrize("ending", ["-wal", "-shm"])
+@pytest.mark.parametrize("ending", ["-wal", pytest.param("-shm", marks=pytest.mark.slow)])
 def test_a_removed_log_of_the_catalog_is_an_alarm_like_a_removed_catalog(server, folder, ending):
     words = ("staddle", "backup", folder, "--dataset", "www")
     assert run(*words, config=server.config).returncode == 0
@@ -215,7 +219,9 @@ def test_a_removed_log_of_the_catalog_is_an_alarm_like_a_removed_catalog(server,
     assert run(*words, config=server.config).returncode == 0
 
 
-@pytest.mark.parametrize("another", [False, True], ids=["nothing", "an older copy"])
+@pytest.mark.parametrize(
+    "another", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["nothing", "an older copy"]
+)
 def test_a_catalog_replaced_under_a_running_server_is_an_alarm_and_accepts_no_backup(server, folder, another):
     words = ("staddle", "backup", folder, "--dataset", "www")
     assert run(*words, config=server.config).returncode == 0

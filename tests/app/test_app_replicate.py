@@ -71,6 +71,7 @@ def test_a_copy_beside_a_server_is_reported_in_words_as_json_and_as_a_table(
     assert "is forgotten" in run("replicate", "--data", server.data, "--to", place, "--forget").output
 
 
+@pytest.mark.slow
 def test_what_cannot_be_copied_is_named_and_the_exit_code_says_so(
     server: ServerProcess, tmp_path: Path
 ) -> None:

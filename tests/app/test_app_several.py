@@ -95,6 +95,7 @@ def test_a_directory_without_the_key_is_told_how_to_join(directories):
         keyless.is_complete()
 
 
+@pytest.mark.slow
 def test_a_server_with_another_master_key_is_refused_and_keeps_no_trace_of_it(directories, tmp_path):
     initialise(directories[0])
     create_master_key(str(tmp_path / "other"))
@@ -139,6 +140,7 @@ def test_a_place_without_a_master_key_is_named_and_its_content_is_not(directorie
     assert not given.master_key.exists()
 
 
+@pytest.mark.slow
 def test_servers_that_start_and_stop_at_once_leave_their_marks_in_turn(joined):
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(begin, joined * 4))
@@ -161,6 +163,7 @@ class _Stalled(WrappedBlobs):
         super().put(name, data)
 
 
+@pytest.mark.slow
 def test_the_mark_of_a_server_that_was_suspended_meanwhile_does_not_count(joined, caplog):
     first, second, third = joined
     with bootstrap.open_rooms(first) as opened:

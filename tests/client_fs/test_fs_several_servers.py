@@ -54,7 +54,9 @@ def using(first: str, second: str, token: str) -> Client:
     raise AssertionError("the addresses are not shuffled")
 
 
-@pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
+@pytest.mark.parametrize(
+    "thin", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["source-side", "thin"]
+)
 def test_a_backup_continues_on_the_other_server_when_its_connection_is_cut(
     two: list[Running], tree: Path, tmp_path: Path, *, thin: bool
 ) -> None:
@@ -117,7 +119,9 @@ def test_an_open_file_is_read_on_from_the_other_server(two: list[Running], tree:
             assert head + file.read() == (tree / "f07").read_bytes()
 
 
-@pytest.mark.parametrize("by_upload", [True, False], ids=["hashed", "dealt out"])
+@pytest.mark.parametrize(
+    "by_upload", [pytest.param(True, marks=pytest.mark.slow), False], ids=["hashed", "dealt out"]
+)
 def test_a_backup_through_a_balancer_of_calls_is_never_taken_over(
     two: list[Running], tree: Path, tmp_path: Path, *, by_upload: bool
 ) -> None:
