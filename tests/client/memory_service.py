@@ -82,6 +82,11 @@ class MemoryService(StaddleServiceServicer):
         self.same_page = False
         self.change_restore: Callable[[list[sv.RestorePart]], list[sv.RestorePart]] = lambda parts: parts
 
+    @property
+    def unary_calls(self) -> list[str]:
+        """The calls that the client waits for, in its order. When a stream's handler starts beside them is up to gRPC."""
+        return [call for call in self.calls if call not in ("Backup", "Restore")]
+
     def _enter(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls.append(method)
         token = dict(context.invocation_metadata()).get("authorization")

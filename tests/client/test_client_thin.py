@@ -84,7 +84,7 @@ def test_an_exception_aborts_and_leaves_no_backup(client: Client, memory: Memory
     with pytest.raises(ZeroDivisionError), upload:
         upload.put("a", 1 / 0)  # type: ignore[arg-type] # never reached
     assert "orders" not in memory.backups
-    assert memory.calls[-1] == "AbortUpload"
+    assert memory.unary_calls[-1] == "AbortUpload"
     with pytest.raises(UnfinishedError):
         _ = upload.report
 
@@ -269,7 +269,7 @@ def test_a_refusal_of_the_server_is_not_retried(client: Client, memory: MemorySe
     assert caught.value.reason == "PATH_CONFLICT"
     assert caught.value.facts == {"path": "a/b"}
     assert memory.calls.count("Backup") == 1
-    assert memory.calls[-1] == "AbortUpload"
+    assert memory.unary_calls[-1] == "AbortUpload"
 
 
 def test_another_writer_ends_the_upload(client: Client, memory: MemoryService) -> None:
