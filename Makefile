@@ -2,6 +2,8 @@
 #
 #   make demo            a server, a backup, a change, a restore; SOURCE=DIR
 #   make serve           a server on ./staddle-data
+#   make cluster         three servers, PostgreSQL, a replicated store: one of
+#                        each is killed during a backup, and restores compared
 #
 #   make test            the tests, in parallel
 #                        PYTHON=python3.13: with that one; ARGS="-k restore": some
@@ -105,6 +107,10 @@ venv: $(STAMP)
 .PHONY: demo
 demo: $(STAMP)
 	@$(BIN)/python -m staddle_server.demo --source "$(SOURCE)"
+
+.PHONY: cluster
+cluster: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python tests/cluster/cluster_run.py $(ARGS)
 
 .PHONY: serve
 serve: $(STAMP)
