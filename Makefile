@@ -9,6 +9,7 @@
 #                        PYTHON=python3.13: with that one; ARGS="-k restore": some
 #   make test-all        all tests with all their cases, also the slow ones
 #   make check           format, lint, types, import rule, generated code, protos
+#   make check-deploy    server/deploy: Compose, Helm, Kubernetes, Envoy, nginx
 #   make format          format the code and apply the linter's fixes
 #   make coverage        the lines that the tests reach; ARGS="tests/store": of some
 #   make protos          generate client/staddle/v1 from the protos
@@ -63,6 +64,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS_VENV := .venv-protos
 PROTOS_STAMP := $(PROTOS_VENV)/.installed
+DEPLOY_VENV := .venv-deploy
+DEPLOY_STAMP := $(DEPLOY_VENV)/.installed
 PROTOS := $(wildcard protos/staddle/v1/*.proto)
 PIP := -m pip --quiet --disable-pip-version-check --no-input
 SOURCE ?= .
@@ -98,6 +101,13 @@ $(PROTOS_STAMP): pyproject.toml | python
 	@$(BASE_PYTHON) -m venv $(PROTOS_VENV)
 	@$(PROTOS_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
+	@touch $@
+
+$(DEPLOY_STAMP): pyproject.toml | python
+	@echo "Setting up $(DEPLOY_VENV), which reads the files in server/deploy ..."
+	@$(BASE_PYTHON) -m venv $(DEPLOY_VENV)
+	@$(DEPLOY_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
+	@$(DEPLOY_VENV)/bin/python $(PIP) install --group deploy
 	@touch $@
 
 .PHONY: venv
@@ -151,6 +161,12 @@ check: $(STAMP) $(PROTOS_STAMP)
 	@echo "protos";        $(BIN)/buf lint protos
 	@echo "protocol kept"; $(MAKE) protos-kept
 	@echo "All checks passed."
+
+# nginx reads the certificates that its configuration names.
+.PHONY: check-deploy
+check-deploy: $(STAMP) $(DEPLOY_STAMP)
+	@rm -rf build/deploy && mkdir -p build && $(BIN)/staddle-server cert --dir build/deploy --host server1 >/dev/null
+	@$(DEPLOY_VENV)/bin/python tests/deploy/deploy_check.py build/deploy
 
 .PHONY: format
 format: $(STAMP)
