@@ -83,7 +83,12 @@ def chart(path: Path) -> Iterator[str]:
                 continue
             yield f"renders without {lacking}"
         for values in (GIVEN, ALL_GIVEN):
-            for name, text in loaded.render(values, name="r", namespace="n").items():
+            try:
+                rendered = loaded.render(values, name="r", namespace="n")
+            except helm_python.HelmError as error:
+                yield str(error)
+                continue
+            for name, text in rendered.items():
                 if name.endswith(".yaml"):
                     yield from _manifest(name, yaml.safe_load(text))
 
