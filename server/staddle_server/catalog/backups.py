@@ -162,12 +162,13 @@ class Backups:
 
         Returns how many were still pending: another server may have written the others.
         """
-        with self._database.write() as connection:
-            mine = _p.tenant == self._tenants.row(connection, tenant)
-            return sum(
-                connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine)).rowcount
-                for some in batches(records)
-            )
+        removed = 0
+        for some in batches(records):
+            with self._database.write_once() as connection:
+                mine = _p.tenant == self._tenants.row(connection, tenant)
+                done = connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine))
+                removed += done.rowcount
+        return removed
 
     def _of_dataset(self, connection: Connection, tenant: bytes, dataset: str) -> ColumnElement[bool]:
         row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)
