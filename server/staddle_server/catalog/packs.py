@@ -7,6 +7,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    ScalarSelect,
     and_,
     case,
     delete,
@@ -377,13 +378,14 @@ def mark_damage(connection: Connection, pack_row: int, segment_offset: int) -> b
     if made.rowcount != 1:
         return False
     connection.execute(update(schema.packs).where(_p.row == pack_row).values(damaged=True))
-    owner = select(_p.tenant).where(_p.row == pack_row).scalar_subquery()
-    connection.execute(
-        update(schema.tenants)
-        .where(schema.tenants.c.row == owner)
-        .values(damage_epoch=schema.tenants.c.damage_epoch + 1)
-    )
+    raise_damage_epoch(connection, select(_p.tenant).where(_p.row == pack_row).scalar_subquery())
     return True
+
+
+def raise_damage_epoch(connection: Connection, tenant_row: int | ScalarSelect[int]) -> None:
+    """State that damage was marked in the tenant: nobody looks for any while the epoch is 0."""
+    this = update(schema.tenants).where(_t.row == tenant_row)
+    connection.execute(this.values(damage_epoch=_t.damage_epoch + 1))
 
 
 def locked_packs(tenant_row: int, summaries: Sequence[PackSummary]) -> Query | None:
