@@ -4,15 +4,18 @@ The figures are printed with pytest's -s; docs/operations.md has them.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import postgres_server
 import pytest
 from round_trips import RoundTrips
 from servers import Running
+from staddle import Client
 from test_catalog_chunks import _stored
 from thin import back_up, noise
 
-SMALL_BACKUP = 13
+THIN_BACKUP = 12
+SOURCE_SIDE_BACKUP = 15
 CLAIM = 4
 """Of 1,000 chunks that the upload has not claimed yet: looked up, then claimed."""
 CHECKPOINT = 2
@@ -49,16 +52,27 @@ def _through(trips: RoundTrips, url: str) -> str:
     return url.replace(str(postgres_server.shared().place), str(trips.place))
 
 
-def test_a_small_backup_takes_few_round_trips(trips, counted, tmp_path):
-    running = Running(tmp_path, catalog_url=_through(trips, postgres_server.new_url()))
+@pytest.fixture
+def running(trips: RoundTrips, tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path / "data", catalog_url=_through(trips, postgres_server.new_url()))
+    yield made
+    made.stop()
+
+
+def test_a_small_backup_takes_few_round_trips(running, counted, tmp_path):
     seeds = iter(range(100))
-    try:
-        stub = running.stub()
-        taken = counted(lambda: back_up(stub, "www", {"a": noise(20_000, next(seeds))}))
-    finally:
-        running.stop()
-    print(f"\na small backup: {taken} round trips")
-    assert taken == SMALL_BACKUP
+    stub = running.stub()
+    thin = counted(lambda: back_up(stub, "www", {"a": noise(20_000, next(seeds))}))
+    (tmp_path / "tree").mkdir()
+
+    def back_up_tree() -> None:
+        (tmp_path / "tree" / "a").write_bytes(noise(20_000, next(seeds)))
+        client.backup(tmp_path / "tree", dataset="tree")
+
+    with Client(running.address, token=running.token("writer")) as client:
+        source_side = counted(back_up_tree)
+    print(f"\na small backup: {thin} round trips if thin, {source_side} source-side")
+    assert (thin, source_side) == (THIN_BACKUP, SOURCE_SIDE_BACKUP)
 
 
 @pytest.fixture

@@ -347,6 +347,18 @@ def test_a_replayed_checkpoint_changes_nothing(world):
     )
 
 
+@pytest.mark.parametrize("kind", [Kind.FULL, Kind.INCREMENTAL])
+def test_what_begin_and_commit_return_is_what_the_catalog_has(world, kind):
+    first = world.backup(tags={"of": "first"})
+    world.catalog.packs.mark_damaged(world.tenant, world.pack(world.begin().upload, world.digests(1)).pack)
+    begun = world.begin(kind=kind, host="h", root="/r", tags={"a": "1"}).upload
+    assert begun == world.catalog.uploads.get(world.tenant, begun.id)
+    assert begun.base_root == (None if kind is Kind.FULL else first.root)
+    assert begun.damage_epoch == 1
+    made = world.commit(begun)
+    assert made == world.catalog.backups.get(world.tenant, made.id)
+
+
 def test_missing_chunks_are_listed_in_pages_and_block_the_commit(world):
     upload = world.begin().upload
     digests = sorted(world.digests(25))

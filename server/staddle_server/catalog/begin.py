@@ -10,13 +10,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, ScalarSelect, Select, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Query, insert_or_ignore, later, locking, together
-from staddle_server.catalog.rows import root_columns, upload_of, upload_value
+from staddle_server.catalog.rows import dataset_number, root_columns, upload_of, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun, Upload
 
@@ -175,10 +175,6 @@ def _dataset(tenant_row: int, spec: BeginUpload) -> Query:
     )
 
 
-def _dataset_row(tenant_row: int, spec: BeginUpload) -> ScalarSelect[Any]:
-    return select(_d.row).where(_d.tenant == tenant_row, _d.name == spec.dataset).scalar_subquery()
-
-
 def _check_root(dataset: Any, spec: BeginUpload) -> None:
     if spec.new_root:
         return
@@ -201,7 +197,7 @@ def _takeable(tenant_row: int, spec: BeginUpload) -> Query:
     """Return the query for the uploads that may be taken over, newest first, locked."""
     # Not the durable point, which may be large.
     query = select(_u.id, _u.epoch, _u.kind, _u.asked_kind).where(
-        _u.dataset == _dataset_row(tenant_row, spec),
+        _u.dataset == dataset_number(tenant_row, spec.dataset),
         schema.IS_OPEN,
         _u.expires_ns > (spec.now_ns if spec.alive_ns is None else spec.alive_ns),
         _u.token == spec.principal.token,
@@ -292,7 +288,7 @@ def _is_full(spec: BeginUpload) -> bool:
 def _newest(tenant_row: int, spec: BeginUpload) -> Select[Any]:
     """Return the query for the backup that the upload starts from."""
     newest = select(_b.id, *root_columns(_b)).where(
-        _b.dataset == _dataset_row(tenant_row, spec), _b.deleted_ns.is_(None)
+        _b.dataset == dataset_number(tenant_row, spec.dataset), _b.deleted_ns.is_(None)
     )
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Select, and_, bindparam, or_, select
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from staddle_server.base import errors
@@ -37,6 +37,11 @@ def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
     if row is None:
         raise errors.NotFound("DATASET_NOT_FOUND", f"Dataset {name!r} does not exist", dataset=name)
     return row
+
+
+def dataset_number(tenant_row: int, name: str) -> ScalarSelect[Any]:
+    """Return the dataset's row number for use inside a query; NULL if the dataset does not exist."""
+    return select(_d.row).where(_d.tenant == tenant_row, _d.name == name).scalar_subquery()
 
 
 # --- backups

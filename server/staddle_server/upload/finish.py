@@ -146,9 +146,10 @@ class Finishing:
         `rewrite`: write every page of its manifest, even those in the upload's runs.
         """
         merged = self._write_manifest(rewrite=rewrite)
-        counts = _changes(
-            self._upload, self._base.root, merged.root, ChunkReader(self._tenant, self._catalog)
-        )
+        reader = ChunkReader(self._tenant, self._catalog)
+        if self._base.root.digest not in {b"", merged.root.digest}:
+            reader.look_up_pages([self._base.root.digest, merged.root.digest])
+        counts = _changes(self._upload, self._base.root, merged.root, reader)
         if counts is None:
             # Pages of this backup may lie where the base was just found damaged: write them once more.
             self._accepted.chunks.forget()
