@@ -1,0 +1,82 @@
+"""A proxy before the Unix socket of a PostgreSQL server, which can lose the answer to a COMMIT that the server has carried out."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+SOCKET = ".s.PGSQL.5432"
+PART = 65_536
+COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
+"""What a server answers once a transaction has ended well."""
+
+
+class PostgresProxy:
+    """Passes connections to the server whose socket is in `server`; its own socket is in `place`."""
+
+    def __init__(self, server: Path, place: Path) -> None:
+        self.place = place
+        self._server = str(server / SOCKET)
+        self._lock = threading.Lock()
+        self._losing = False
+        self.lost = threading.Event()
+        """An answer was lost since `lose_commit`."""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(place / SOCKET))
+        self._listener.listen(64)
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def lose_commit(self) -> None:
+        """The server carries the next COMMIT out; the connection breaks instead of its answer."""
+        with self._lock:
+            self._losing = True
+        self.lost.clear()
+
+    def lose_nothing(self) -> None:
+        """Takes `lose_commit` back."""
+        with self._lock:
+            self._losing = False
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            try:
+                server.connect(self._server)
+            except OSError:  # no server: the client is refused
+                server.close()
+                client.close()
+                continue
+            for source, target, answers in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._carry, args=(source, target, answers), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        """`answers`: this is the server's direction."""
+        with suppress(OSError):
+            while part := source.recv(PART):
+                if answers and COMMITTED in part and self._loses():
+                    break
+                target.sendall(part)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+    def _loses(self) -> bool:
+        with self._lock:
+            losing, self._losing = self._losing, False
+        if losing:
+            self.lost.set()
+        return losing
