@@ -244,6 +244,10 @@ power: $(STAMP)
 together: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python tests/crash/crash_together.py $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMP)
+	@PYTHONPATH=tests/support:tests/crash $(BIN)/python tests/chaos/chaos_run.py $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

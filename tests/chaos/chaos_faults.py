@@ -14,7 +14,13 @@ from crash_server import Plan
 from crash_work import LostError
 from tcp_proxy import once
 
-WRITING: Final = ("pack.put", "catalog.uploads.checkpoint", "catalog.uploads.commit", "record.put", "head.put")
+WRITING: Final = (
+    "pack.put",
+    "catalog.uploads.checkpoint",
+    "catalog.uploads.commit",
+    "record.put",
+    "head.put",
+)
 """Between catalog.uploads.commit and record.put, a backup exists and has no record."""
 COLLECTING: Final = (
     "catalog.purge.purge",
@@ -118,7 +124,8 @@ def _kill_part(site: Site, rng: random.Random, kind: str) -> str:
     time.sleep(down_s)
     part.start()
     site.wait(site.cluster.ready, f"the storage cluster is not whole again after {part.name}", 120)
-    return f"storage {part.name} killed, back after {down_s:.0f} s"
+    name = part.name.replace("s3", "gateway")
+    return f"storage {name} killed, back after {down_s:.0f} s"
 
 
 def kill_volume(site: Site, rng: random.Random) -> str:
@@ -138,9 +145,7 @@ def kill_master(site: Site, rng: random.Random) -> str:
 
 
 def fail_over(site: Site, rng: random.Random) -> str:
-    site.pair.fail_over()
-    time.sleep(rng.choice((0.0, 3.0)))
-    site.pair.rejoin()
+    site.fail_over(rng.choice((0.0, 10.0)))
     return "primary database killed, standby promoted"
 
 

@@ -8,6 +8,7 @@ what is the machine's. After each fault everybody must get on; in the end everyt
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import shutil
 import signal
@@ -28,6 +29,8 @@ from staddle_server.app.data_directory import DataDirectory
 
 GETS_ON_S = 120.0
 """After a fault, everybody has made progress within this time."""
+LEASE_ENDS_S = 240.0
+"""A killed collector's lease has ended, and the next collection is done."""
 LINE = 80
 
 
@@ -44,7 +47,11 @@ class Run:
         self.thin = ThinWriter("thin", seed, site)
         self.writers = [*self.trees, self.thin]
         self.restorer, self.collector = Restorer(seed, site, self.writers), Collecting(site)
-        working = {**{each.dataset: each for each in self.writers}, "restorer": self.restorer, "collector": self.collector}
+        working = {
+            **{each.dataset: each for each in self.writers},
+            "restorer": self.restorer,
+            "collector": self.collector,
+        }
         self._loops = [Loop(name, worker, self._ends) for name, worker in working.items()]
 
     def to_end(self, minutes: float) -> None:
@@ -52,13 +59,13 @@ class Run:
         for loop in self._loops:
             loop.start()
         try:
-            self._say("work begins", self._get_on())
+            self._say("work begins")
             end_s = self.begun_s + 60 * minutes
             while time.monotonic() < end_s:
                 for fault in self._random.sample(FAULTS, len(FAULTS)):
                     if time.monotonic() >= end_s:
                         break
-                    self._say(fault(self._site, self._random), self._get_on())
+                    self._say(fault(self._site, self._random))
                     self.figures["faults"] += 1
         finally:
             self._ends.set()
@@ -67,17 +74,25 @@ class Run:
         self._raise_errors()
         self._last_look()
 
-    def _say(self, what: str, took_s: float) -> None:
-        text = f"{time.monotonic() - self.begun_s:5.0f} s  {what}; all go on in {took_s:.1f} s"
-        print(text if len(text) <= LINE else text.replace("; all go on in", ";"), flush=True)
+    def _say(self, what: str) -> None:
+        """Waits until everybody has got on, then says so."""
+        at_s = time.monotonic() - self.begun_s
+        try:
+            text = f"{at_s:5.0f} s  {what}; all write after {self._get_on():.1f} s"
+        except LostError as lost:
+            raise LostError(f"{at_s:.0f} s, after: {what}: {lost}") from lost
+        print(text if len(text) <= LINE else text.replace("; all write after", ";"), flush=True)
 
     def _get_on(self) -> float:
-        """Waits until everybody has done something since now."""
-        begun, before = time.monotonic(), [loop.steps for loop in self._loops]
-        while late := [loop.name for loop, steps in zip(self._loops, before, strict=True) if loop.steps <= steps]:
+        """Waits until everybody has done something since now. The collector may have to wait until the lease of a killed one ends."""
+        begun = time.monotonic()
+        waiting = {loop.name: loop.steps for loop in self._loops if loop.worker is not self.collector}
+        while late := [loop.name for loop in self._loops if loop.steps <= waiting.get(loop.name, -1)]:
             self._raise_errors()
             if time.monotonic() - begun > GETS_ON_S:
-                raise LostError(f"{', '.join(late)}: no progress in {GETS_ON_S:.0f} s, although nothing fails any more")
+                raise LostError(
+                    f"{', '.join(late)}: no progress in {GETS_ON_S:.0f} s, although nothing fails any more"
+                )
             time.sleep(0.05)
         return time.monotonic() - begun
 
@@ -90,10 +105,10 @@ class Run:
         site = self._site
         for writer in self.writers:
             writer.settle_fully()
-        for arguments in (("gc", "--grace", "0s", "--yes"), ("check", "--read-data")):
-            status, said = site.run(*arguments)
-            if status != 0:
-                raise LostError(f"staddle-server {' '.join(arguments)} ended with {status}: {said}")
+        site.wait(self._collects, "the collector does not get on", LEASE_ENDS_S)
+        status, said = site.run("check", "--read-data")
+        if status != 0:
+            raise LostError(f"staddle-server check --read-data ended with {status}: {said}")
         for number, writer in enumerate(self.writers):
             writer.check(site.stub(number % len(NAMES)))
         self.figures["packs"] += check_agreement(DataDirectory(site.members[0].data).path)
@@ -102,6 +117,12 @@ class Run:
         self.figures["restored_beside"] += self.restorer.restored
         self.figures["collected"] += self.collector.done
         self.figures["failures"] += sum(each.worker.failures.total() for each in self._loops)
+
+    def _collects(self) -> bool:
+        status, said = self._site.run("gc", "--grace", "0s", "--yes")
+        if status != 0 and "is collecting or repairing" not in said:
+            raise LostError(f"staddle-server gc ended with {status}: {said}")
+        return status == 0
 
     def summary(self) -> str:
         f = self.figures
@@ -135,13 +156,14 @@ def main() -> None:
     print(f"seed {seed}, {asked.minutes:g} minutes, in {place}", flush=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    logging.basicConfig(filename=place / "clients.log", format="%(asctime)s %(message)s")
     begun_s = time.monotonic()
     try:
         run = chaos(place, seed, asked.minutes)
     except LostError as lost:
         sys.exit(
             f'BROKEN: {lost}\nAgain: make chaos ARGS="--minutes {asked.minutes:g} --seed {seed}"\n'
-            f"The servers' logs are {place}/[abc].log, those of the store below {place}/store"
+            f"Logs: {place}/[abc].log, {place}/clients.log, and those of the store below {place}/store"
         )
     except KeyboardInterrupt:
         sys.exit(f"Interrupted. The directory is kept: {place}")

@@ -6,7 +6,6 @@ are proxies that can lose an answer. Servers run under the launcher of tests/cra
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import forked
 import grpc
+import pytest
 import seaweed_cluster
 from crash_server import LAUNCHER, Plan, Stub
 from crash_work import LostError
@@ -83,22 +83,16 @@ class Site:
         """`ahead`: the clock of this server is an hour ahead."""
         self.place = place
         self.plan, self._steps = place / "plan", place / "steps"
-        os.environ.update(ENVIRONMENT, XDG_CACHE_HOME=str(place / "cache"))
         self.filers_database = stopping.enter_context(_removed(PostgresServer(durable=True)))
         self.pair = stopping.enter_context(_removed(PostgresPair()))
-        database = FilerDatabase(
-            str(self.filers_database.place), self.filers_database.new_database(), USER
-        )
+        database = FilerDatabase(str(self.filers_database.place), self.filers_database.new_database(), USER)
         self.cluster = stopping.enter_context(seaweed_cluster.running(place / "store", database=database))
         self.gateways = [Proxy(part.port) for part in self.cluster.gateways]
         for proxy in self.gateways:
             stopping.callback(proxy.stop)
         self.databases = []
-        for number, real in enumerate(self.pair.places):
-            (own := Path(f"{real}.proxy")).mkdir()
-            stopping.callback(own.rmdir)
-            self.databases.append(proxy := PostgresProxy(real, own))
-            stopping.callback((own / ".s.PGSQL.5432").unlink)
+        for real in self.pair.places:
+            self.databases.append(proxy := PostgresProxy(real, Path(f"{real}.proxy")))
             stopping.callback(proxy.stop)
         self.members = self._members(ahead)
         for member in self.members:
@@ -151,6 +145,15 @@ class Site:
         done = forked.run([*map(str, launched)], capture_output=True, text=True, timeout=timeout_s)
         return done.returncode, done.stdout + done.stderr
 
+    def fail_over(self, down_s: float) -> None:
+        """The primary database is killed, the standby promoted, and after a time the other one is its standby."""
+        number = self.pair.places.index(self.pair.primary.place)
+        self.databases[number].refuse()
+        self.pair.fail_over()
+        time.sleep(down_s)
+        self.pair.rejoin()
+        self.databases[number].accept()
+
     # --- plans
 
     def arm(self, plan: Plan) -> None:
@@ -199,6 +202,8 @@ def _removed(server: PostgresServer | PostgresPair) -> Iterator[PostgresServer |
 
 @contextmanager
 def running(place: Path, *, ahead: int | None = None) -> Iterator[Site]:
-    """A site that is ended at the end. `place` keeps the logs."""
-    with ExitStack() as stopping:
+    """A site that is ended at the end. `place` keeps the logs, and the clients' cache."""
+    with ExitStack() as stopping, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "XDG_CACHE_HOME": str(place / "cache")}.items():
+            patch.setenv(name, value)
         yield Site(place, stopping, ahead=ahead)

@@ -29,7 +29,6 @@ from crash_work import (
     undelete,
 )
 from staddle import BackupNotFoundError, BackupReport, Client, StaddleError
-from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from thin import Source, reason
 
@@ -42,7 +41,8 @@ PASSING = {
     grpc.StatusCode.CANCELLED,
 }
 PASSING_REASONS = {"WRONG_SERVER", "TOO_MANY"}
-COLLECT_EVERY_S = 3.0
+PAUSE_S = 0.4
+"""After each step: what is deleted must not outrun the collector on a small machine."""
 TREES = 2
 KEPT_MAX = 40
 """Backups of a dataset; with more, they are deleted more often than made."""
@@ -85,9 +85,10 @@ class ThinWriter(Worker):
                 self._doubted.add(self.deciding[0].request_id)
             self.failures[error.code().name] += 1
             if not may_pass(error):
-                raise LostError(f"{self.dataset}: a call failed with {error.code()}: {error.details()}") from error
+                raise LostError(
+                    f"{self.dataset}: a call failed with {error.code()}: {error.details()}"
+                ) from error
             self._at += 1
-            time.sleep(0.2)
 
     def settle_fully(self) -> None:
         """At the end, when nothing fails any more."""
@@ -95,7 +96,9 @@ class ThinWriter(Worker):
         while self.pending is not None or self.deciding is not None:
             self.step()
             if time.monotonic() > end_s:
-                raise LostError(f"{self.dataset}: the outcome of {self.pending or self.deciding} stays unknown")
+                raise LostError(
+                    f"{self.dataset}: the outcome of {self.pending or self.deciding} stays unknown"
+                )
 
     def _decide(self, stub: object) -> None:
         sure = [each for each in self.kept if each.request_id not in self._doubted]
@@ -187,7 +190,6 @@ class Restorer:
         writer = self._random.choice(self._writers)
         shown = [each for each in writer.kept if _stays(writer, each)]
         if not shown:
-            time.sleep(0.2)
             return
         attempt = self._random.choice(shown)
         try:
@@ -195,14 +197,15 @@ class Restorer:
         except grpc.RpcError as error:
             self.failures[error.code().name] += 1
             if not may_pass(error) and _stays(writer, attempt):
-                raise LostError(f"{attempt.backup} does not restore: {error.code()}: {error.details()}") from error
+                raise LostError(
+                    f"{attempt.backup} does not restore: {error.code()}: {error.details()}"
+                ) from error
             self._at += 1
         except (StaddleError, LostError) as error:
             if _stays(writer, attempt):  # one that was deleted meanwhile may be gone
                 raise LostError(f"{attempt.backup} of {writer.dataset} does not restore: {error}") from error
         else:
             self.restored += 1
-        time.sleep(0.2)
 
     def _restore(self, writer: Worker, attempt: Attempt) -> None:
         if not isinstance(writer, TreeWriter):
@@ -227,6 +230,8 @@ def read_tree(root: Path) -> dict[str, bytes]:
 class Collecting:
     """Collects garbage beside everything else, without any grace. It may be killed, or find no store: the next run continues."""
 
+    pause_s = 3.0
+
     def __init__(self, site: Site) -> None:
         self._site = site
         self.failures: Counter[str] = Counter()
@@ -239,13 +244,14 @@ class Collecting:
         else:
             self.failures["killed" if status == -signal.SIGKILL else "failed"] += 1
             self.said = said
-        time.sleep(COLLECT_EVERY_S)
 
 
 class Loop(threading.Thread):
     """One of them at work on a thread, until it is told to stop or something was lost."""
 
-    def __init__(self, name: str, worker: ThinWriter | TreeWriter | Restorer | Collecting, stop: threading.Event) -> None:
+    def __init__(
+        self, name: str, worker: ThinWriter | TreeWriter | Restorer | Collecting, stop: threading.Event
+    ) -> None:
         super().__init__(name=name, daemon=True)
         self.worker = worker
         self.steps = 0
@@ -262,3 +268,4 @@ class Loop(threading.Thread):
                 self.error = error
                 return
             self.steps += self.worker.failures.total() == failed
+            self._ends.wait(getattr(self.worker, "pause_s", PAUSE_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 from contextlib import suppress
@@ -14,9 +15,10 @@ COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"
 
 
 class PostgresProxy:
-    """Passes connections to the server whose socket is in `server`; its own socket is in `place`."""
+    """Passes connections to the server whose socket is in `server`; its own socket is in the new directory `place`."""
 
     def __init__(self, server: Path, place: Path) -> None:
+        place.mkdir()
         self.place = place
         self._server = str(server / SOCKET)
         self._lock = threading.Lock()
@@ -24,10 +26,22 @@ class PostgresProxy:
         self.lost = threading.Event()
         """An answer was lost since `lose_commit`."""
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(place / SOCKET))
+        self._listener.bind(str(self.socket))
         self._listener.listen(64)
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
+
+    @property
+    def socket(self) -> Path:
+        return self.place / SOCKET
+
+    def refuse(self) -> None:
+        """The server is down: whoever connects finds nothing, as without a proxy."""
+        self.socket.rename(self.place / "down")
+
+    def accept(self) -> None:
+        """The server is up again."""
+        (self.place / "down").rename(self.socket)
 
     def lose_commit(self) -> None:
         """The server carries the next COMMIT out; the connection breaks instead of its answer."""
@@ -45,6 +59,7 @@ class PostgresProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
+        shutil.rmtree(self.place)
 
     def _accept(self) -> None:
         while True:
