@@ -67,34 +67,22 @@ class Member(ServerProcess):
                 time.sleep(0.5)
 
 
-class Site:
-    """The whole of it.
+class Servers:
+    """Three servers that share a catalog and a store, started at once.
 
     Attributes:
         plan: Where the next server, or collector, to reach a step is killed or stopped.
-        stopping: What ends every piece, last made first.
 
     """
 
-    stopped_s = 60.0
-    """The longest time that a process is suspended."""
-
-    def __init__(self, place: Path, stopping: ExitStack, *, ahead: int | None = None) -> None:
-        """`ahead`: the clock of this server is an hour ahead."""
+    def __init__(
+        self, place: Path, stopping: ExitStack, catalog: str, store: str, *, upkeep: tuple[str, ...] = UPKEEP,
+        ahead: int | None = None,
+    ) -> None:  # fmt: skip
+        """`stopping` ends what is started here. `upkeep`: flags of each server. `ahead`: the clock of this server is an hour ahead."""
         self.place = place
         self.plan, self._steps = place / "plan", place / "steps"
-        self.filers_database = stopping.enter_context(_removed(PostgresServer(durable=True)))
-        self.pair = stopping.enter_context(_removed(PostgresPair()))
-        database = FilerDatabase(str(self.filers_database.place), self.filers_database.new_database(), USER)
-        self.cluster = stopping.enter_context(seaweed_cluster.running(place / "store", database=database))
-        self.gateways = [Proxy(part.port) for part in self.cluster.gateways]
-        for proxy in self.gateways:
-            stopping.callback(proxy.stop)
-        self.databases = []
-        for real in self.pair.places:
-            self.databases.append(proxy := PostgresProxy(real, Path(f"{real}.proxy")))
-            stopping.callback(proxy.stop)
-        self.members = self._members(ahead)
+        self.members = self._members((*upkeep, "--catalog", catalog, "--store", store), ahead)
         for member in self.members:
             stopping.callback(member.kill)
         with ThreadPoolExecutor(len(NAMES)) as threads:  # at once, on an empty database and an empty bucket
@@ -111,17 +99,14 @@ class Site:
         for channel in self._channels.values():
             stopping.callback(channel.close)
 
-    def _members(self, ahead: int | None) -> list[Member]:
+    def _members(self, flags: tuple[str, ...], ahead: int | None) -> list[Member]:
         key = self.place / "key"
         create_master_key(str(key))
-        catalog = self.pair.url(self.pair.primary.new_database(), *(each.place for each in self.databases))
-        store = self.cluster.url("chaos", *(proxy.endpoint for proxy in self.gateways))
-        shared = ("--catalog", catalog, "--store", store, "--master-key", str(key))
         command = (sys.executable, str(LAUNCHER), str(self.plan), str(self._steps))
         return [
             Member(
                 self.place / name,
-                flags=(*UPKEEP, *shared),
+                flags=(*flags, "--master-key", str(key)),
                 command=command,
                 listen=f"127.0.0.1:{port}",
                 environment={"CRASH_CLOCK_AHEAD_S": "3600"} if number == ahead else {},
@@ -144,15 +129,6 @@ class Site:
         launched = [sys.executable, LAUNCHER, self.plan, self._steps, *words, "--data", self.members[0].data]
         done = forked.run([*map(str, launched)], capture_output=True, text=True, timeout=timeout_s)
         return done.returncode, done.stdout + done.stderr
-
-    def fail_over(self, down_s: float) -> None:
-        """The primary database is killed, the standby promoted, and after a time the other one is its standby."""
-        number = self.pair.places.index(self.pair.primary.place)
-        self.databases[number].refuse()
-        self.pair.fail_over()
-        time.sleep(down_s)
-        self.pair.rejoin()
-        self.databases[number].accept()
 
     # --- plans
 
@@ -192,6 +168,35 @@ class Site:
             raise LostError(f"within {within_s:.0f} s {what}") from None
 
 
+class Site(Servers):
+    """Servers with all that they need: a pair of databases, a storage cluster, and proxies before both."""
+
+    stopped_s = 60.0
+    """The longest time that a process is suspended."""
+
+    def __init__(self, place: Path, stopping: ExitStack, *, ahead: int | None = None) -> None:
+        self.filers_database = stopping.enter_context(_removed(PostgresServer(durable=True)))
+        self.pair = stopping.enter_context(_removed(PostgresPair()))
+        database = FilerDatabase(str(self.filers_database.place), self.filers_database.new_database(), USER)
+        self.cluster = stopping.enter_context(seaweed_cluster.running(place / "store", database=database))
+        self.gateways = [Proxy(part.port) for part in self.cluster.gateways]
+        self.databases = [PostgresProxy(real, Path(f"{real}.proxy")) for real in self.pair.places]
+        for proxy in (*self.gateways, *self.databases):
+            stopping.callback(proxy.stop)
+        catalog = self.pair.url(self.pair.primary.new_database(), *(each.place for each in self.databases))
+        store = self.cluster.url("chaos", *(proxy.endpoint for proxy in self.gateways))
+        super().__init__(place, stopping, catalog, store, ahead=ahead)
+
+    def fail_over(self, down_s: float) -> None:
+        """The primary database is killed, the standby promoted, and after a time the other one is its standby."""
+        number = self.pair.places.index(self.pair.primary.place)
+        self.databases[number].refuse()
+        self.pair.fail_over()
+        time.sleep(down_s)
+        self.pair.rejoin()
+        self.databases[number].accept()
+
+
 @contextmanager
 def _removed(server: PostgresServer | PostgresPair) -> Iterator[PostgresServer | PostgresPair]:
     try:
@@ -201,9 +206,16 @@ def _removed(server: PostgresServer | PostgresPair) -> Iterator[PostgresServer |
 
 
 @contextmanager
+def environment(cache: Path) -> Iterator[None]:
+    """The store's credentials for everything that is started in the context, and a cache of their own for the clients."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "XDG_CACHE_HOME": str(cache)}.items():
+            patch.setenv(name, value)
+        yield
+
+
+@contextmanager
 def running(place: Path, *, ahead: int | None = None) -> Iterator[Site]:
     """A site that is ended at the end. `place` keeps the logs, and the clients' cache."""
-    with ExitStack() as stopping, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "XDG_CACHE_HOME": str(place / "cache")}.items():
-            patch.setenv(name, value)
+    with environment(place / "cache"), ExitStack() as stopping:
         yield Site(place, stopping, ahead=ahead)

@@ -22,7 +22,7 @@ class PostgresProxy:
         self.place = place
         self._server = str(server / SOCKET)
         self._lock = threading.Lock()
-        self._losing = False
+        self._losing: bytes | None = None
         self.lost = threading.Event()
         """An answer was lost since `lose_commit`."""
         self._listener = socket.socket(socket.AF_UNIX)
@@ -43,16 +43,19 @@ class PostgresProxy:
         """The server is up again."""
         (self.place / "down").rename(self.socket)
 
-    def lose_commit(self) -> None:
-        """The server carries the next COMMIT out; the connection breaks instead of its answer."""
+    def lose_commit(self, after: bytes = b"") -> None:
+        """The server carries the next COMMIT out; the connection breaks instead of its answer.
+
+        `after`: of a connection that has sent these bytes since now. Statements that were sent five times are not sent in full again.
+        """
         with self._lock:
-            self._losing = True
+            self._losing = after
         self.lost.clear()
 
     def lose_nothing(self) -> None:
         """Takes `lose_commit` back."""
         with self._lock:
-            self._losing = False
+            self._losing = None
 
     def stop(self) -> None:
         with suppress(OSError):
@@ -74,24 +77,31 @@ class PostgresProxy:
                 server.close()
                 client.close()
                 continue
+            sent = bytearray()
             for source, target, answers in ((client, server, False), (server, client, True)):
-                threading.Thread(target=self._carry, args=(source, target, answers), daemon=True).start()
+                arguments = (source, target, sent, answers)
+                threading.Thread(target=self._carry, args=arguments, daemon=True).start()
 
-    def _carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
-        """`answers`: this is the server's direction."""
+    def _carry(self, source: socket.socket, target: socket.socket, sent: bytearray, answers: bool) -> None:
+        """`sent`: what the client has sent since its last commit. `answers`: this is the server's direction."""
         with suppress(OSError):
             while part := source.recv(PART):
-                if answers and COMMITTED in part and self._loses():
-                    break
+                if not answers:
+                    sent += part
+                elif COMMITTED in part:
+                    if self._loses(bytes(sent)):
+                        break
+                    sent.clear()
                 target.sendall(part)
         for each in (source, target):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         source.close()
 
-    def _loses(self) -> bool:
+    def _loses(self, sent: bytes) -> bool:
         with self._lock:
-            losing, self._losing = self._losing, False
-        if losing:
-            self.lost.set()
-        return losing
+            if self._losing is None or self._losing not in sent:
+                return False
+            self._losing = None
+        self.lost.set()
+        return True
