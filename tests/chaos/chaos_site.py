@@ -180,9 +180,9 @@ class Site(Servers):
         database = FilerDatabase(str(self.filers_database.place), self.filers_database.new_database(), USER)
         self.cluster = stopping.enter_context(seaweed_cluster.running(place / "store", database=database))
         self.gateways = [Proxy(part.port) for part in self.cluster.gateways]
-        self.databases = [PostgresProxy(real, Path(f"{real}.proxy")) for real in self.pair.places]
-        for proxy in (*self.gateways, *self.databases):
-            stopping.callback(proxy.stop)
+        self.databases = [PostgresProxy(real) for real in self.pair.places]
+        for stop in (*(each.stop for each in self.gateways), *(each.close for each in self.databases)):
+            stopping.callback(stop)
         catalog = self.pair.url(self.pair.primary.new_database(), *(each.place for each in self.databases))
         store = self.cluster.url("chaos", *(proxy.endpoint for proxy in self.gateways))
         super().__init__(place, stopping, catalog, store, ahead=ahead)

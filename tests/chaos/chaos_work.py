@@ -28,7 +28,7 @@ from crash_work import (
     put_entry,
     undelete,
 )
-from staddle import BackupNotFoundError, BackupReport, Client, StaddleError
+from staddle import BackupNotFoundError, BackupReport, Client, ConnectError, DeadlineError, StaddleError
 from staddle.v1 import service_pb2 as sv
 from thin import Source, reason
 
@@ -136,7 +136,7 @@ class ThinWriter(Worker):
 
 
 class TreeWriter(TreeWorker):
-    """The bundled client with the addresses of all servers, on a directory that changes. No command of it may fail."""
+    """The bundled client with the addresses of all servers, on a directory that changes. No backup may fail."""
 
     def __init__(self, name: str, seed: int, site: Site) -> None:
         super().__init__(name, seed, Place(site.members[0].data, collected=True))
@@ -164,9 +164,14 @@ class TreeWriter(TreeWorker):
             return
         attempt = self.random.choice(shown[:-1])
         self.deciding = attempt, True
-        # Purged: an answer was lost, and the client asked again.
+        # The client does not repeat a deletion that may have been done: who decides does, and may find the backup purged.
         with client(self._site) as made, suppress(BackupNotFoundError):
-            made.delete_backup(self.dataset, attempt.backup)
+            while True:
+                try:
+                    made.delete_backup(self.dataset, attempt.backup)
+                    break
+                except (ConnectError, DeadlineError):
+                    self.failures["answers of deletions lost"] += 1
         attempt.deleted, self.deciding = True, None
 
 

@@ -41,10 +41,9 @@ class Site(chaos_site.Servers):
         postgres_server.need()
         server = PostgresServer(durable=True)
         stopping.callback(server.remove)
-        self.database = PostgresProxy(server.place, Path(f"{server.place}.proxy"))
-        self.store = Proxy(s3.port)
-        for proxy in (self.database, self.store):
-            stopping.callback(proxy.stop)
+        self.database, self.store = PostgresProxy(server.place), Proxy(s3.port)
+        stopping.callback(self.database.close)
+        stopping.callback(self.store.stop)
         catalog = f"postgresql://{postgres_server.USER}@/{server.new_database()}?host={self.database.place}"
         super().__init__(
             place, stopping, catalog, s3.url("chaos", self.store.endpoint), upkeep=NOTHING_BY_ITSELF
