@@ -15,6 +15,7 @@
 #   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
 #   make bench-clients         1 to 256 uploads at once, and a small call beside them; ARGS="--count 64 --way thin"
 #   make bench-servers         the same uploads at once against one server, and divided between two
+#   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
 #   make bench-wire            one stream in and out, beside what gRPC alone can carry; ARGS="--tls"
 #   make bench-profile         where the processor time goes, stage by stage, in client and server; needs root, or ptrace_scope 0
 #   make bench-peers           install these for it (Debian, as root, with cargo; into .tools/)
@@ -202,6 +203,10 @@ bench-clients: $(STAMP)
 .PHONY: bench-servers
 bench-servers: $(STAMP)
 	@$(BIN)/python -m benchmarks.two_servers $(ARGS)
+
+.PHONY: bench-cluster
+bench-cluster: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.cluster $(ARGS)
 
 .PHONY: bench-wire
 bench-wire: $(STAMP)

@@ -26,11 +26,12 @@ from crash_work import (
     messages,
     parts,
     put_entry,
+    reason_of,
     undelete,
 )
 from staddle import BackupNotFoundError, BackupReport, Client, ConnectError, DeadlineError, StaddleError
 from staddle.v1 import service_pb2 as sv
-from thin import Source, reason
+from thin import Source
 
 RETRY_S = 240.0
 """How long the bundled client tries again: longer than any fault lasts."""
@@ -51,10 +52,8 @@ WORKING = [each for each in OPERATIONS if each not in (collect, delete, undelete
 
 def may_pass(error: grpc.RpcError) -> bool:
     """Whether a client without an operator tries again, at another server."""
-    if error.code() in PASSING:
+    if error.code() in PASSING or reason_of(error) in PASSING_REASONS:
         return True
-    with suppress(AssertionError):  # not an error of ours
-        return reason(error) in PASSING_REASONS
     # A stream that broke, without a word of the server.
     return error.code() is grpc.StatusCode.UNKNOWN and "Stream removed" in (error.details() or "")
 
