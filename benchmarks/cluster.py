@@ -156,12 +156,12 @@ def large(site: Site, sources: Sequence[Path], *addresses: str) -> dict[str, flo
 def small(site: Site, tree: Path) -> dict[str, float]:
     """Incrementals with ten changes, one after the other: medians, and round trips with the database of one backup."""
     command = staddle("backup", tree, "--dataset", "tree")
-    run(command, env=site.environment())
+    run(command, env=site.environment()).checked()
     seconds, trips, before_s = [], [], site.cpu_s
     for number in range(SMALL_BACKUPS):
         corpora.change_ten(tree, f"small {number}")
         before, begun_s = site.trips.count, time.monotonic()
-        run(command, env=site.environment())
+        run(command, env=site.environment()).checked()
         seconds.append(time.monotonic() - begun_s)
         trips.append(site.trips.count - before)
     return {
@@ -176,7 +176,7 @@ def restores(site: Site, source: Path, target: Path) -> list[float]:
     found = []
     for _ in range(2):
         begun_s = time.monotonic()
-        run(staddle("restore", source.name, "--target", target), env=site.environment())
+        run(staddle("restore", source.name, "--target", target), env=site.environment()).checked()
         found.append(time.monotonic() - begun_s)
         if (target / "image").read_bytes() != (source / "image").read_bytes():
             raise ProgramError("the restored image is another one")
