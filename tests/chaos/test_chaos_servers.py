@@ -15,9 +15,9 @@ import forked
 import grpc
 import postgres_server
 import pytest
-from chaos_work import read_tree
+from chaos_work import Restorer, ThinWriter, TreeWriter, read_tree
 from crash_server import Plan, check_agreement
-from crash_work import Attempt, the_rest
+from crash_work import Attempt, LostError, the_rest
 from postgres_proxy import PostgresProxy
 from postgres_server import PostgresServer
 from seaweed import S3Server
@@ -274,6 +274,29 @@ def test_a_full_store_is_said_and_a_backup_resumes_once_there_is_room(site: Site
     assert site.staddle("restore", "full", "--target", str(tmp_path / "after"))[0] == 0
     assert read_tree(tmp_path / "after") == read_tree(source)
     site.assert_sound()
+
+
+def test_the_chaos_harness_detects_losses_and_errors_that_no_client_retries(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, thin = TreeWriter("judged-tree", 1, site), ThinWriter("judged-thin", 1, site)
+    for writer in (tree, thin):
+        writer.work(site.stub(0), 2)
+        restorer = Restorer(1, site, [writer])
+        restorer.step()
+        writer.check(site.stub(1))
+        kept = [attempt for attempt in writer.kept if not attempt.deleted]
+        assert restorer.restored == bool(kept)
+        for attempt in kept:
+            attempt.files = {**attempt.files, "never-sent": b"x"}
+        if kept:
+            with pytest.raises(LostError, match="does not restore"):
+                restorer.step()
+    monkeypatch.setattr(site, "token", "wrong")
+    with pytest.raises(LostError, match="UNAUTHENTICATED"):
+        thin.step()
+    with pytest.raises(LostError, match="gave up"):
+        tree.step()
 
 
 def test_a_rolling_restart_fails_no_command(site: Site, tmp_path: Path) -> None:
