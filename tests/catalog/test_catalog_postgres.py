@@ -1,5 +1,6 @@
 """The catalog in PostgreSQL: how it connects, what its transactions see, what its errors mean, and how it recovers."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,14 +11,15 @@ import postgres_server
 import pytest
 from databases import DATABASES
 from postgres_server import PostgresServer
-from sqlalchemy import create_engine, func, insert, select, text, update
+from sqlalchemy import bindparam, create_engine, func, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import PendingRecord, open_catalog
-from staddle_server.catalog.database import later, locking, rows_in
+from staddle_server.catalog.database import Query, later, locking, rows_in, together
 from staddle_server.catalog.schema import datasets, tasks, tenants
+from thin import wait_until
 
 PASSWORD: Final = "hunter2%/@"
 QUOTED: Final = "hunter2%25%2F%40"
@@ -193,6 +195,17 @@ def test_what_is_sent_later_is_seen_by_the_next_statement_and_undone_with_its_tr
     assert len(world.rows()["tasks"]) == 1
 
 
+def test_queries_that_are_sent_together_run_after_what_waits_and_each_has_its_rows(world):
+    named = select(tasks.c.name, tasks.c.outcome).order_by(tasks.c.name)
+    with world.catalog.database.write() as connection:
+        later(connection, insert(tasks), [{"name": each, "outcome": each * 2} for each in "ab"])
+        both, none, one = together(
+            connection, Query(named), None, Query(named.where(tasks.c.name == bindparam("n")), {"n": "b"})
+        )
+    assert [(row.name, row.outcome) for row in both] == [("a", "aa"), ("b", "bb")]
+    assert (list(none), [row.outcome for row in one]) == ([], ["bb"])
+
+
 # --- errors
 
 REFUSES = """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -345,3 +358,15 @@ def test_a_decision_waits_for_that_of_another_server_and_then_says_so(world, mon
     with world.catalog.tenants.deciding(world.tenant, 2):
         pass
     other.close()
+
+
+def test_a_connection_that_is_in_use_when_the_catalog_is_closed_ends_with_its_last_use(world, recwarn):
+    with world.catalog.database.read() as connection:
+        number = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        world.catalog.close()
+    del connection
+    gc.collect()
+    assert [str(each.message) for each in recwarn] == []
+    with world.catalog.database.read() as connection:
+        ended = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :number")
+        wait_until(lambda: connection.execute(ended, {"number": number}).scalar() == 0)

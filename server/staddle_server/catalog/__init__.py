@@ -1,5 +1,6 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
+from staddle_server.catalog.chunks import Claimed
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
@@ -30,7 +31,7 @@ from staddle_server.catalog.pack_values import (
 )
 from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
-from staddle_server.catalog.servers import Server, ServerIdentity
+from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -67,6 +68,7 @@ __all__ = [
     "BeginUpload",
     "Begun",
     "Catalog",
+    "Claimed",
     "ClockSeen",
     "CondemnedPack",
     "Dataset",
@@ -99,6 +101,8 @@ __all__ = [
     "RetentionState",
     "Server",
     "ServerIdentity",
+    "ServerState",
+    "Servers",
     "StandingRoots",
     "TenantRow",
     "Terms",

@@ -1,11 +1,12 @@
 """Connections to PostgreSQL that save round trips: what has no result is sent with the next statement."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import psycopg
 from psycopg.abc import Params
+from psycopg.rows import namedtuple_row
 from psycopg.types.string import StrDumperUnknown
 
 Row = tuple[Any, ...]
@@ -59,6 +60,18 @@ class Link(psycopg.Connection[Row]):
                 psycopg.Cursor(self).execute(query, params)
             yield
 
+    def send(
+        self, before: list[tuple[Any, Params | None]], queries: list[tuple[Any, Params | None]]
+    ) -> list[Sequence[Any]]:
+        """Execute what comes before and then the queries in one round trip; return the rows of each query."""
+        cursors = [psycopg.Cursor(self, row_factory=namedtuple_row) for _ in queries]
+        with self.pipeline():
+            for query, params in before:
+                psycopg.Cursor(self).execute(query, params)
+            for cursor, (query, params) in zip(cursors, queries, strict=True):
+                cursor.execute(query, params)
+        return [cursor.fetchall() for cursor in cursors]
+
     def commit(self) -> None:
         """Commit. A transaction in which nothing was executed is not even begun."""
         if len(self.waiting) < 2 and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
@@ -76,6 +89,9 @@ class Link(psycopg.Connection[Row]):
         """Close the connection, and drop what waits."""
         self.waiting.clear()
         super().close()
+
+    def __del__(self, _warn: Any = None, /) -> None:
+        """Give no warning: a pool that was emptied while this was in use does not close it, but its end does."""
 
 
 class LinkCursor(psycopg.Cursor[Row]):
