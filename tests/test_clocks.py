@@ -102,6 +102,9 @@ USES: Final = {
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
         staddle_server.upkeep.shared_setting SharedSetting.__init__
     """,
+    "when a library asks for credentials again: a rotated secret is used later by as much as the clock was set back": """
+        staddle_server.store.backends.credentials FileCredentials.__call__
+    """,
     "whether servers live, each by its next heartbeat; with SQLite there is only this one": """
         staddle_server.catalog.servers Servers.beat
         staddle_server.catalog.servers Servers.list_all

@@ -1,6 +1,5 @@
 """URLs of object stores: parsing them, which needs no extra, and opening them, which needs `s3`."""
 
-import configparser
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from staddle_server.base.errors import Fault
+from staddle_server.store.backends.credentials import FileCredentials, file_credentials, keys_of_environment
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
@@ -116,8 +116,8 @@ def _endpoint(text: str) -> str:
 def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "ObjectBlobs":
     """Return the blobs at `url`; packs are collected in the directory `spool`. Connects to nothing yet.
 
-    obstore takes credentials from the environment, web identities and instance roles; AWS credentials files
-    are read here. Raises ValueError for an invalid URL, S3ExtraMissing, and Fault for an unreadable file.
+    obstore takes credentials from the environment, web identities and instance roles, and renews what
+    expires; credentials files of AWS are read here, again when they change. Raises ValueError for an invalid URL, S3ExtraMissing, and Fault for an unreadable file.
     """
     place = parse_object_url(url)
     try:
@@ -129,11 +129,12 @@ def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "Object
             raise
         raise S3ExtraMissing from error
     certificates = _certificates(place.ca)
+    credentials = file_credentials(environ) if place.scheme == "s3" else None
     try:
         endpoints = [
             Endpoint(
-                _opened(place, endpoint, environ, certificates, READ_S),
-                _opened(place, endpoint, environ, certificates, WRITE_S),
+                _opened(place, endpoint, environ, credentials, certificates, READ_S),
+                _opened(place, endpoint, environ, credentials, certificates, WRITE_S),
             )
             for endpoint in place.endpoints or ("",)
         ]
@@ -145,7 +146,12 @@ def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "Object
 
 
 def _opened(
-    place: ObjectPlace, endpoint: str, environ: Mapping[str, str], certificates: str, timeout_s: int
+    place: ObjectPlace,
+    endpoint: str,
+    environ: Mapping[str, str],
+    credentials: FileCredentials | None,
+    certificates: str,
+    timeout_s: int,
 ) -> "ObjectStore":
     from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -165,7 +171,10 @@ def _opened(
         return GCSStore(place.bucket, **common)
     if place.scheme == "az":
         return AzureStore(place.bucket, **common)
-    config: dict[str, Any] = {"disable_bulk_delete": True, **_given_credentials(environ)}
+    config: dict[str, Any] = {"disable_bulk_delete": True}
+    if keys := keys_of_environment(environ):
+        # obstore reads the process's environment, which may not be the one that was given.
+        config |= {key: value for key, value in keys._asdict().items() if value}
     if place.virtual_hosted:
         config["virtual_hosted_style_request"] = True
     if endpoint:
@@ -174,7 +183,9 @@ def _opened(
         config |= {"endpoint": hosted, "aws_endpoint_url_s3": hosted}
     if place.region:
         config["region"] = place.region
-    return S3Store(place.bucket, config=cast("S3Config", config), **common)
+    return S3Store(
+        place.bucket, config=cast("S3Config", config), credential_provider=credentials, **common
+    )
 
 
 def _certificates(path: str) -> str:
@@ -186,41 +197,3 @@ def _certificates(path: str) -> str:
     except (OSError, ValueError) as error:
         raise Fault("INTERNAL", f"the certificates {path} of the store are unreadable: {error}") from error
 
-
-_OTHER_CREDENTIALS: Final = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_SKIP_SIGNATURE",
-)
-"""With one of these set, obstore finds credentials without help."""
-
-
-def _given_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the credentials in `environ`, else those of the profile AWS_PROFILE in ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE),
-    if it is used.
-    """
-    if environ.get("AWS_ACCESS_KEY_ID"):
-        # obstore reads the process's environment, which may not be the one that was given.
-        given = ("access_key_id", "secret_access_key", "session_token")
-        return {key: value for key in given if (value := environ.get(f"AWS_{key.upper()}"))}
-    if any(environ.get(name) for name in _OTHER_CREDENTIALS):
-        return {}
-    named = environ.get("AWS_SHARED_CREDENTIALS_FILE", "")
-    path = named or os.path.join(environ.get("HOME", "/"), ".aws", "credentials")
-    profile = environ.get("AWS_PROFILE") or "default"
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        with open(path, encoding="utf-8") as file:
-            parser.read_file(file)
-    except (OSError, ValueError, configparser.Error) as error:
-        if isinstance(error, FileNotFoundError) and not named:
-            return {}
-        cause = error.strerror if isinstance(error, OSError) else "it is not in the form of AWS"
-        raise Fault("INTERNAL", f"the file of credentials {path} cannot be used: {cause}") from error
-    if not parser.has_section(profile):
-        return {}
-    keys = ("access_key_id", "secret_access_key", "session_token")
-    section = parser[profile]
-    return {key: section[f"aws_{key}"] for key in keys if section.get(f"aws_{key}")}
