@@ -238,6 +238,8 @@ packs = Table(
     Column(
         "parity_bytes", BigInteger, nullable=False, server_default=text("0")
     ),  # of its parity object; 0 for none
+    # Until when the store's object lock protects it, by the store's clock; 0: not known.
+    Column("locked_until_ns", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("tenant", "id"),
     # Row numbers are never reused: index rows of a removed pack must not point into another one.
     sqlite_autoincrement=True,
@@ -259,6 +261,9 @@ Index(
     packs.c.row,
     sqlite_where=_without_parity,
 )
+
+_live = text(f"state = {PACK_LIVE}")
+Index("packs_locked", packs.c.locked_until_ns, sqlite_where=_live)
 
 WHOLE_PACK = -1
 FOOTER = -2
