@@ -256,14 +256,9 @@ LIVE_WITHOUT_PARITY = and_(
     packs.c.parity_bytes == literal(0, literal_execute=True),
 )
 _without_parity = text(f"state = {PACK_LIVE} AND parity_bytes = 0")
-Index(
-    "packs_without_parity",
-    packs.c.row,
-    sqlite_where=_without_parity,
-)
+Index("packs_without_parity", packs.c.row, sqlite_where=_without_parity)
 
-_live = text(f"state = {PACK_LIVE}")
-Index("packs_locked", packs.c.locked_until_ns, sqlite_where=_live)
+Index("packs_locked", packs.c.locked_until_ns, sqlite_where=text(f"state = {PACK_LIVE}"))
 
 WHOLE_PACK = -1
 FOOTER = -2

@@ -203,14 +203,15 @@ def _locking(
     if not place.lock_s:
         return None
     try:
-        from staddle_server.store.backends.object_lock import lock_endpoint
+        from staddle_server.store.backends.object_lock import Bucket, lock_endpoint
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "botocore":
             raise
         raise LockExtraMissing from error
     # As obstore finds it.
     region = place.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return lock_endpoint(place, endpoint, region, credentials or keys_of_environment(environ))
+    bucket = Bucket(place.bucket, place.prefix, region, place.virtual_hosted, place.ca)
+    return lock_endpoint(bucket, endpoint, credentials or keys_of_environment(environ))
 
 
 def _opened(
