@@ -1,31 +1,40 @@
 # Needs Python 3.11 or newer and make. Every target installs what else it needs.
 #
-#   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project's
-#   make test                  the tests, in parallel; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
-#   make test-all              all tests with all their cases, also the slow ones that make test leaves out
-#   make coverage              the lines that the tests reach, including servers and commands; ARGS="tests/store" for some of them
-#   make serve                 a server on ./staddle-data
-#   make check                 format, lint, types, import rule, generated code, protos
-#   make protos                generate client/staddle/v1 from the protos
-#   make protos-keep           renew the stored image of the protos, with which make check compares them
-#   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" lists the sizes
-#   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
-#   make bench-growth          the same work at several sizes: what grows, and how; ARGS="--full" for those of docs/performance.md
-#   make bench-report          tables and plots in docs/performance.md from the newest results of each kind; ARGS="FILE" from others
-#   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
-#   make bench-clients         1 to 256 uploads at once, and a small call beside them; ARGS="--count 64 --way thin"
-#   make bench-servers         the same uploads at once against one server, and divided between two
-#   make bench-wire            one stream in and out, beside what gRPC alone can carry; ARGS="--tls"
-#   make bench-profile         where the processor time goes, stage by stage, in client and server; needs root, or ptrace_scope 0
-#   make bench-peers           install these for it (Debian, as root, with cargo; into .tools/)
-#   make big                   a large tree and a large file through every command, with kills on the way
-#   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
-#   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
-#   make together              clock, disk, network and clients fail together, by seeds; ARGS="--runs 100 --seed 7"
-#   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
-#   make interop               clients in other languages: grpcurl, buf curl, Go, Node, Java
-#   make format                format the code and apply the linter's fixes
-#   make clean                 remove environments, caches and build output, but no data
+#   make demo            a server, a backup, a change, a restore; SOURCE=DIR
+#   make serve           a server on ./staddle-data
+#
+#   make test            the tests, in parallel
+#                        PYTHON=python3.13: with that one; ARGS="-k restore": some
+#   make test-all        all tests with all their cases, also the slow ones
+#   make check           format, lint, types, import rule, generated code, protos
+#   make format          format the code and apply the linter's fixes
+#   make coverage        the lines that the tests reach; ARGS="tests/store": of some
+#   make protos          generate client/staddle/v1 from the protos
+#   make protos-keep     renew the stored image of the protos, for make check
+#   make interop         clients in other languages: grpcurl, buf, Go, Node, Java
+#   make clean           remove environments, caches and build output, but no data
+#
+#   make crash           servers killed at every step; ARGS="--runs 1000 --seed 7"
+#   make power           power cuts after every step of a recorded run
+#                        ARGS="--operations 12 --random 3 --seed 7"
+#   make together        clock, disk, network and clients fail together
+#                        ARGS="--runs 100 --seed 7"
+#   make fuzz            hostile input; ARGS="frame --runs 1000000 --seed 1"
+#   make big             a large tree and a large file through it all, with kills
+#
+#   make bench           speed and size against restic, borg, rustic and bupstash
+#                        ARGS="--help" lists the sizes
+#   make bench-full      the same at the sizes of docs/performance.md: takes hours
+#                        ARGS="--tree DIR --libraries DIR": with real files
+#   make bench-growth    the same work at several sizes: what grows; ARGS="--full"
+#   make bench-report    docs/performance.md from the newest results, or ARGS="FILE"
+#   make bench-memory    the server's memory with eight clients; ARGS="--streams 24"
+#   make bench-clients   1 to 256 uploads at once, and a small call beside them
+#                        ARGS="--count 64 --way thin"
+#   make bench-servers   the same uploads against one server, and between two
+#   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
+#   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
+#   make bench-peers     install these (Debian, as root, with cargo; into .tools/)
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -60,7 +69,7 @@ LISTEN ?= 127.0.0.1:7443
 
 .PHONY: help
 help:
-	@sed -n '/^#   make/s/^#   //p' Makefile
+	@sed -n '/^#   make/,/^SHELL/{/^#/!d;s/^# \{0,3\}//p}' Makefile
 
 .PHONY: python
 python:

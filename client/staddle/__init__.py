@@ -72,7 +72,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._types.server import ChunkerInfo, ServerCondition, ServerInfo
+from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
 from staddle._upload.upload import Upload
 
 __all__ = [
@@ -115,6 +115,7 @@ __all__ = [
     "OpenUpload",
     "PathNotFoundError",
     "PathProblem",
+    "PeerServer",
     "PlanChangedError",
     "PlannedBackup",
     "PlannedChange",

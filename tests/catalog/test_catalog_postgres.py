@@ -1,5 +1,6 @@
 """The catalog in PostgreSQL: how it connects, what its transactions see, what its errors mean, and how it recovers."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from staddle_server.base.types import TokenRole
 from staddle_server.catalog import PendingRecord, open_catalog
 from staddle_server.catalog.database import later, locking, rows_in
 from staddle_server.catalog.schema import datasets, tasks, tenants
+from thin import wait_until
 
 PASSWORD: Final = "hunter2%/@"
 QUOTED: Final = "hunter2%25%2F%40"
@@ -345,3 +347,15 @@ def test_a_decision_waits_for_that_of_another_server_and_then_says_so(world, mon
     with world.catalog.tenants.deciding(world.tenant, 2):
         pass
     other.close()
+
+
+def test_a_connection_that_is_in_use_when_the_catalog_is_closed_ends_with_its_last_use(world, recwarn):
+    with world.catalog.database.read() as connection:
+        number = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        world.catalog.close()
+    del connection
+    gc.collect()
+    assert [str(each.message) for each in recwarn] == []
+    with world.catalog.database.read() as connection:
+        ended = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :number")
+        wait_until(lambda: connection.execute(ended, {"number": number}).scalar() == 0)

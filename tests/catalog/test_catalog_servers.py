@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import update
 from staddle_server.catalog import Catalog, Server, ServerIdentity, Terms
 from staddle_server.catalog.schema import servers
 from staddle_server.catalog.servers import DEAD_NS, FORGOTTEN_NS
+from staddle_server.catalog.tasks import Period
 
 
 def _identity(number: int, place: str = "", endpoint: str = "") -> ServerIdentity:
     return ServerIdentity(
-        bytes([number]) * 16, place, f"host{number}", endpoint or f"host{number}:7443", "1.0"
+        bytes([number]) * 16,
+        place,
+        f"host{number}",
+        endpoint or f"host{number}:7443",
+        "1.0",
+        f"process {number} on host{number}",
     )
 
 
@@ -108,3 +116,20 @@ def test_an_upload_names_the_server_that_begins_resumes_or_takes_it_over(world):
     assert (taken.taken_over, taken.upload.server, taken.upload.epoch) == (True, ONE.id, 3)
     standing = world.catalog.uploads.standing([begun.upload.id, b"\1" * 16])
     assert standing == {begun.upload.id: (begun.upload.state, 3)}
+
+
+def test_what_each_server_does_is_listed_with_it(world):
+    catalog = world.catalog
+    for server in (ONE, TWO):
+        catalog.servers.beat(server, draining=False)
+    for number in range(2):
+        world.begin(dataset=f"{number}", server=ONE.id)
+    assert [(each.uploads, each.tasks) for each in catalog.servers.list_all()] == [(2, ()), (0, ())]
+    now_ns = time.time_ns()
+    for task in ("scrub", "retention"):
+        assert catalog.tasks.claim(task, TWO.process, now_ns, 60.0, Period(3600.0, 3600.0))
+    fence = catalog.tasks.claim("over", ONE.process, now_ns, 60.0, Period(3600.0, 3600.0))
+    assert catalog.tasks.end("over", fence, now_ns, "done")
+    assert catalog.tasks.claim("lost", ONE.process, now_ns, 0.0, Period(3600.0, 3600.0))
+    found = catalog.servers.list_all()
+    assert [(each.uploads, each.tasks) for each in found] == [(2, ()), (0, ("retention", "scrub"))]

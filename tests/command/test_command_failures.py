@@ -35,7 +35,7 @@ def test_a_server_that_is_down_is_named_immediately(unconfigured: CommandLine) -
 def test_of_several_servers_the_one_that_answers_is_shown(staddle: CommandLine, running) -> None:
     servers = f"127.0.0.1:1,{running.address}"
     summary = staddle("info", "--server", servers, "--json").summary
-    assert (summary["server"], set(summary["servers"])) == (running.address, set(servers.split(",")))
+    assert (summary["server"], set(summary["addresses"])) == (running.address, set(servers.split(",")))
     failed = staddle("list", "--server", "127.0.0.1:1,127.0.0.1:2", code=1).err
     assert "None of 2 servers answers: " in failed
     assert "127.0.0.1:2 (connection refused)" in failed

@@ -6,8 +6,10 @@ import os
 import re
 from pathlib import Path
 
+import staddle_server
 from command_line import CommandLine
 from staddle import Client
+from staddle_server.catalog import ServerIdentity
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -236,6 +238,19 @@ def test_info_shows_the_caller(staddle, running) -> None:
     reported = staddle("info", "--json").summary
     assert (reported["role"], reported["tenant"], reported["server"]) == ("admin", "default", running.address)
     assert "seed" not in reported["chunker"]
+
+
+def test_info_lists_the_servers_of_a_service_that_has_several(staddle, running) -> None:
+    (only,) = staddle("info", "--json").summary["servers"]
+    assert (only["state"], only["version"]) == ("live", staddle_server.__version__)
+    assert not any(line.startswith("servers") for line in staddle("info").lines)
+    other = ServerIdentity(b"2" * 16, "", "there", "there.example:7443", "9.9", "process 1 on there")
+    running.catalog.servers.beat(other, draining=True)
+    shown = staddle("info").lines
+    first = next(number for number, line in enumerate(shown) if line.startswith("servers "))
+    assert shown[first].endswith(f"{only['endpoint']} ({only['version']}), live")
+    assert shown[first + 1].strip() == "there.example:7443 (9.9), draining"
+    assert not any("process 1" in line for line in shown)
 
 
 def test_an_unreadable_file_is_named_and_the_rest_is_backed_up(staddle, source) -> None:

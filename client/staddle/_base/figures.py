@@ -61,6 +61,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
+def age(seconds: float) -> str:
+    """A duration in whole units of the largest kind that it reaches, cut: 45s, 3h, 12d."""
+    unit, unit_s = next(
+        (each for each in (("d", 86_400), ("h", 3600), ("m", 60)) if seconds >= each[1]), ("s", 1)
+    )
+    return f"{int(seconds // unit_s)}{unit}"
+
+
 def duration_s(
     text: str, least_s: float = 0.0, most_s: float = DURATION_S_MAX, *, bare: bool = False
 ) -> float:

@@ -349,6 +349,7 @@ def _apply(_: sv.ApplyRetentionRequest, answer: sv.ApplyRetentionResponse) -> No
 
 
 def _info(_: sv.GetServerInfoRequest, answer: sv.GetServerInfoResponse) -> None:
+    _at_most("servers", len(answer.servers), PAGE_MAX)
     server_info_of(answer)
 
 
@@ -387,7 +388,7 @@ RULES: Final = {
     "SetRetention": Rule(sv.SetRetentionResponse, _retention),
     "PlanRetention": Rule(sv.PlanRetentionResponse, _page("backups", PAGE_MAX, _planned), PAGE_MAX),
     "ApplyRetention": Rule(sv.ApplyRetentionResponse, _apply, PAGE_MAX),
-    "GetServerInfo": Rule(sv.GetServerInfoResponse, _info),
+    "GetServerInfo": Rule(sv.GetServerInfoResponse, _info, PAGE_MAX),
 }
 _TAGS: Final = {
     method: [

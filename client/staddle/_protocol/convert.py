@@ -32,7 +32,7 @@ from staddle._types.entries import (
     path_to_bytes,
 )
 from staddle._types.retention import Retention, RetentionPolicy, RetentionTag
-from staddle._types.server import ChunkerInfo, ServerCondition, ServerInfo
+from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
@@ -54,6 +54,11 @@ ENTRY_TYPES: Final = {
     pb.ENTRY_TYPE_CHAR_DEVICE: EntryType.CHAR_DEVICE,
     pb.ENTRY_TYPE_BLOCK_DEVICE: EntryType.BLOCK_DEVICE,
     pb.ENTRY_TYPE_SOCKET: EntryType.SOCKET,
+}
+_PEER_STATES: Final = {
+    sv.PeerServer.STATE_LIVE: "live",
+    sv.PeerServer.STATE_DRAINING: "draining",
+    sv.PeerServer.STATE_DEAD: "dead",
 }
 KINDS: Final = {
     pb.BACKUP_KIND_UNSPECIFIED: BackupKind.AUTO,
@@ -359,6 +364,16 @@ def server_info_of(message: sv.GetServerInfoResponse) -> ServerInfo:
         server_time=datetime_of(message.server_time),
         limits=MappingProxyType(limits),
         condition=_condition_of(message.condition) if message.HasField("condition") else ServerCondition(),
+        servers=tuple(map(_peer_of, message.servers)),
+    )
+
+
+def _peer_of(message: sv.PeerServer) -> PeerServer:
+    return PeerServer(
+        endpoint=message.endpoint,
+        state=_PEER_STATES.get(message.state, "unknown"),
+        version=message.version,
+        start_time=datetime_of(message.start_time),
     )
 
 

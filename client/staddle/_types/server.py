@@ -37,6 +37,18 @@ class ServerCondition:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerServer:
+    """A server of a service that has several."""
+
+    endpoint: str
+    """Where clients reach this one."""
+    state: str
+    """live, draining (it takes no new work), dead (silent for 20 s), or unknown."""
+    version: str
+    start_time: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """A server's version, limits and condition, and the role of the calling token."""
 
@@ -49,3 +61,5 @@ class ServerInfo:
     limits: Mapping[str, float]
     """By the names of the message Limits; durations in seconds."""
     condition: ServerCondition = ServerCondition()
+    servers: tuple[PeerServer, ...] = ()
+    """The servers of the service, each with its address: the one that answered, too. Dead ones last."""

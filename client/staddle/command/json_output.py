@@ -204,4 +204,13 @@ def of_info(info: ServerInfo) -> Record:
             "damaged_segments": condition.damaged_segments,
             "damaged_footers": condition.damaged_footers,
         },
+        "servers": [
+            {
+                "endpoint": each.endpoint,
+                "state": each.state,
+                "version": each.version,
+                "start_time": rfc3339_of(each.start_time),
+            }
+            for each in info.servers
+        ],
     }

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset
+from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset, PeerServer
 from staddle._base import figures
 from staddle.command import json_output, text
 from staddle.command.options import Session, backup_argument, command, dataset_argument
@@ -225,8 +225,13 @@ def info(session: Session) -> None:
         chunker = about.chunker
         rows = [
             ("server", client.address),
-            *((("servers", client.service.replace(",", ", ")),) if client.service != client.address else ()),
+            *(
+                (("addresses", client.service.replace(",", ", ")),)
+                if client.service != client.address
+                else ()
+            ),
             ("version", text.escaped(about.version)),
+            *_peers(about.servers),
             ("tenant", text.escaped(about.tenant)),
             ("token", f"{text.escaped(about.principal)}, {text.escaped(about.role)}"),
             ("time", text.local(about.server_time)),
@@ -240,9 +245,17 @@ def info(session: Session) -> None:
     words = f"Connected to {client.address} as {text.escaped(about.principal)} ({text.escaped(about.role)} of {text.escaped(about.tenant)})."
     output.summary(
         "info",
-        {"server": client.address, "servers": client.service.split(","), **json_output.of_info(about)},
+        {"server": client.address, "addresses": client.service.split(","), **json_output.of_info(about)},
         words,
     )
+
+
+def _peers(servers: tuple[PeerServer, ...]) -> list[tuple[str, str]]:
+    """A row for each server of a service that has several."""
+    if len(servers) < 2:
+        return []
+    rows = [f"{text.escaped(each.endpoint)} ({text.escaped(each.version)}), {each.state}" for each in servers]
+    return list(zip(["servers", *[""] * (len(rows) - 1)], rows, strict=True))
 
 
 def _limit(name: str, value: float) -> str:

@@ -2219,6 +2219,7 @@ class GetServerInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
     CONDITION_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     tenant: _builtins.str
     """Of the caller's token."""
@@ -2232,6 +2233,10 @@ class GetServerInfoResponse(_message.Message):
     def server_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def condition(self) -> Global___ServerCondition: ...
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerServer]:
+        """The servers of this service, this one too: each answers every call. Dead ones last; at most 1,000."""
+
     def __init__(
         self,
         *,
@@ -2243,14 +2248,68 @@ class GetServerInfoResponse(_message.Message):
         limits: Global___Limits | None = ...,
         server_time: _timestamp_pb2.Timestamp | None = ...,
         condition: Global___ServerCondition | None = ...,
+        servers: _abc.Iterable[Global___PeerServer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "condition", b"condition", "limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "condition", b"condition", "limits", b"limits", "principal", b"principal", "role", b"role", "server_time", b"server_time", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "condition", b"condition", "limits", b"limits", "principal", b"principal", "role", b"role", "server_time", b"server_time", "servers", b"servers", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class PeerServer(_message.Message):
+    """A server of the service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PeerServer._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: PeerServer._State.ValueType  # 0
+        STATE_LIVE: PeerServer._State.ValueType  # 1
+        STATE_DRAINING: PeerServer._State.ValueType  # 2
+        """It finishes its work and takes no more: use another one."""
+        STATE_DEAD: PeerServer._State.ValueType  # 3
+        """It has been silent for 20 s; it is forgotten after a day."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: PeerServer.State.ValueType  # 0
+    STATE_LIVE: PeerServer.State.ValueType  # 1
+    STATE_DRAINING: PeerServer.State.ValueType  # 2
+    """It finishes its work and takes no more: use another one."""
+    STATE_DEAD: PeerServer.State.ValueType  # 3
+    """It has been silent for 20 s; it is forgotten after a day."""
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """Where clients reach this one, as HOST:PORT."""
+    state: Global___PeerServer.State.ValueType
+    version: _builtins.str
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        state: Global___PeerServer.State.ValueType = ...,
+        version: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerServer: _TypeAlias = PeerServer  # noqa: Y015
 
 @_typing.final
 class ServerCondition(_message.Message):

@@ -44,6 +44,7 @@ from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions
 from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
+from staddle_server.upkeep.held_lease import holder_name
 from staddle_server.upkeep.integrity.copies import copies_task
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.lock import lock_tasks
@@ -155,7 +156,9 @@ class Service:
 
         `place` names its data directory: an earlier server there is gone.
         """
-        self._heartbeat.start(ServerIdentity(self._id, place, socket.gethostname(), endpoint, __version__))
+        self._heartbeat.start(
+            ServerIdentity(self._id, place, socket.gethostname(), endpoint, __version__, holder_name())
+        )
 
     def drain(self, drain_s: float) -> None:
         """Stop: health becomes NOT_SERVING, new calls are refused, streams get this much time, then end at a
@@ -220,6 +223,7 @@ def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> Info
     """Return what informs clients about the server."""
     return InfoCalls(
         kept.tenants,
+        kept.catalog.servers,
         kept.clock,
         conditions,
         streams_max=settings.streams_max,

@@ -31,7 +31,7 @@ from staddle_server.catalog.pack_values import (
 )
 from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
-from staddle_server.catalog.servers import Server, ServerIdentity
+from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -101,6 +101,8 @@ __all__ = [
     "RetentionState",
     "Server",
     "ServerIdentity",
+    "ServerState",
+    "Servers",
     "StandingRoots",
     "TenantRow",
     "Terms",

@@ -77,6 +77,9 @@ class Link(psycopg.Connection[Row]):
         self.waiting.clear()
         super().close()
 
+    def __del__(self, _warn: Any = None, /) -> None:
+        """Give no warning: a pool that was emptied while this was in use does not close it, but its end does."""
+
 
 class LinkCursor(psycopg.Cursor[Row]):
     """A cursor that sends what waits on its connection together with its own statement."""

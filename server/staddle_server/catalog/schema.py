@@ -438,6 +438,7 @@ servers = Table(
     Column("name", Text, nullable=False),
     Column("endpoint", Text, nullable=False),
     Column("version", Text, nullable=False),
+    Column("process", Text, nullable=False),  # as in tasks.holder
     Column("started_ns", BigInteger, nullable=False),
     Column("beat_ns", BigInteger, nullable=False),
     Column("draining", Boolean, nullable=False),

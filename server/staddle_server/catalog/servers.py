@@ -1,16 +1,17 @@
 """The servers that share this catalog, each with the time of its last heartbeat by the database's clock."""
 
+import enum
 import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, delete, insert, or_, select, update
+from sqlalchemy import Row, Select, delete, func, insert, or_, select, update
 
 from staddle_server.base.limits import SERVER_DEAD_S, SERVER_FORGOTTEN_S
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, later, now_ns
 from staddle_server.catalog.validation import NS
 
-_s = schema.servers.c
+_s, _t, _u = schema.servers.c, schema.tasks.c, schema.uploads.c
 DEAD_NS = int(SERVER_DEAD_S * NS)
 FORGOTTEN_NS = int(SERVER_FORGOTTEN_S * NS)
 
@@ -24,6 +25,7 @@ class ServerIdentity(NamedTuple):
         name: Its host.
         endpoint: Where clients reach it.
         version: Its version of Staddle.
+        process: The holder of the leases that it takes.
 
     """
 
@@ -32,6 +34,15 @@ class ServerIdentity(NamedTuple):
     name: str
     endpoint: str
     version: str
+    process: str
+
+
+class ServerState(enum.Enum):
+    """Whether a server can be used. DEAD: its last heartbeat is old. DRAINING: it takes no new work."""
+
+    LIVE = "live"
+    DRAINING = "draining"
+    DEAD = "dead"
 
 
 class Server(NamedTuple):
@@ -44,6 +55,8 @@ class Server(NamedTuple):
         silent_ns: How long ago that was.
         draining: It finishes its work and takes no more.
         alive: Its last heartbeat is recent.
+        uploads: Open uploads that it writes, or wrote.
+        tasks: What it has the lease of, sorted by name.
 
     """
 
@@ -53,6 +66,15 @@ class Server(NamedTuple):
     silent_ns: int
     draining: bool
     alive: bool
+    uploads: int
+    tasks: tuple[str, ...]
+
+    @property
+    def state(self) -> ServerState:
+        """Whether it can be used."""
+        if not self.alive:
+            return ServerState.DEAD
+        return ServerState.DRAINING if self.draining else ServerState.LIVE
 
 
 class Servers:
@@ -88,10 +110,19 @@ class Servers:
             connection.execute(delete(schema.servers).where(_s.id == server))
 
     def list_all(self) -> list[Server]:
-        """Return all servers, in the order of their start."""
+        """Return all servers with what each does, in the order of their start."""
         with self._database.read() as connection:
-            query = _select(now_ns(connection, time.time_ns())).order_by(_s.started_ns, _s.id)
-            return [_server_of(row) for row in connection.execute(query)]
+            now = now_ns(connection, time.time_ns())
+            listed = connection.execute(_select(now).order_by(_s.started_ns, _s.id)).all()
+            writing = (
+                select(_u.server, func.count().label("uploads")).where(schema.IS_OPEN).group_by(_u.server)
+            )
+            uploads = {row.server: row.uploads for row in connection.execute(writing)}
+            held = connection.execute(select(_t.holder, _t.name).where(_t.expires_ns > now).order_by(_t.name))
+            tasks: dict[str, list[str]] = {}
+            for holder, name in held:
+                tasks.setdefault(holder, []).append(name)
+        return [_server_of(row, uploads.get(row.id, 0), tuple(tasks.get(row.process, ()))) for row in listed]
 
     def writing_elsewhere(self, owner: bytes, this: bytes) -> Server | None:
         """Return the server `owner` if clients must send their writes to it rather than to `this`.
@@ -116,9 +147,9 @@ def _select(now: Any) -> Select[Any]:
     return select(schema.servers, now)
 
 
-def _server_of(row: Row[Any]) -> Server:
-    identity = ServerIdentity(row.id, row.place, row.name, row.endpoint, row.version)
+def _server_of(row: Row[Any], uploads: int = 0, tasks: tuple[str, ...] = ()) -> Server:
+    identity = ServerIdentity(row.id, row.place, row.name, row.endpoint, row.version, row.process)
     silent_ns = row.now_ns - row.beat_ns
     # A heartbeat far in the future comes from before the database's clock was set back.
     alive = abs(silent_ns) <= DEAD_NS
-    return Server(identity, row.started_ns, row.beat_ns, silent_ns, row.draining, alive)
+    return Server(identity, row.started_ns, row.beat_ns, silent_ns, row.draining, alive, uploads, tasks)

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
 
 import click
 from staddle._base.figures import DURATION_S_MAX, duration_s
@@ -97,7 +97,7 @@ def settings_from(flags: dict[str, str | None], *, again: bool = False) -> Setti
     return load(texts, os.environ, file, again=again)
 
 
-def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:
+def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool, empty: str) -> None:
     """Print a table with a heading, or one JSON object per line; in words if it is empty."""
     listed = list(rows)
     if as_json:

@@ -3,7 +3,7 @@
 from typing import Final
 
 import click
-from staddle._base.figures import duration
+from staddle._base.figures import age, counted
 
 from staddle_server.app.bootstrap import open_rooms
 from staddle_server.app.data_directory import DataDirectory
@@ -22,7 +22,8 @@ NAME_CHARS_MIN: Final = 8
 def servers(*, data: DataDirectory, as_json: bool) -> None:
     """List the servers that use the catalog of DIR.
 
-    A server that has been silent for 20 s is dead. It is forgotten after a day.
+    A server that has been silent for 20 s is dead, and is forgotten after a day. Its open uploads are
+    resumed at the others.
     """
     with open_rooms(data, only_look=True) as rooms:
         listed = rooms.catalog.servers.list_all()
@@ -30,7 +31,7 @@ def servers(*, data: DataDirectory, as_json: bool) -> None:
     print_rows(rows, as_json=as_json, empty="No server.")
 
 
-def _object(server: Server) -> dict[str, str]:
+def _object(server: Server) -> dict[str, object]:
     me = server.identity
     return {
         "id": me.id.hex(),
@@ -38,19 +39,22 @@ def _object(server: Server) -> dict[str, str]:
         "endpoint": me.endpoint,
         "since": rfc3339(server.started_ns),
         "heartbeat": rfc3339(server.beat_ns),
-        "state": _state(server),
+        "state": server.state.value,
         "version": me.version,
+        "uploads": server.uploads,
+        "tasks": list(server.tasks),
     }
 
 
 def _row(server: Server) -> dict[str, str]:
+    uploads = [counted(server.uploads, "upload")] if server.uploads else []
     return {
         "server": server.identity.name.partition(".")[0],
         "endpoint": server.identity.endpoint,
-        "since": rfc3339(server.started_ns)[5:16].replace("T", " "),
-        "heartbeat": f"{duration(max(0, server.silent_ns // NS))} ago",
-        "state": _state(server),
+        "up": age(max(0, server.beat_ns - server.started_ns) / NS),
+        "state": server.state.value if server.alive else f"dead {age(abs(server.silent_ns) / NS)}",
         "version": server.identity.version,
+        "does": ", ".join([*uploads, *server.tasks]),
     }
 
 
@@ -61,9 +65,3 @@ def _fitted(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     ]
     left = COLUMNS - sum(2 + max(map(len, cells)) for cells in others)
     return [{**row, "server": row["server"][: max(left, NAME_CHARS_MIN)]} for row in rows]
-
-
-def _state(server: Server) -> str:
-    if not server.alive:
-        return "dead"
-    return "draining" if server.draining else "live"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server import __version__
@@ -9,8 +11,16 @@ from staddle_server.api import convert
 from staddle_server.api.gate import Call
 from staddle_server.base import limits
 from staddle_server.base.clock import Clock
+from staddle_server.catalog import Server, Servers, ServerState
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.condition import Condition, Conditions
+
+PEERS_MAX: Final = 1_000
+_STATES: Final = {
+    ServerState.LIVE: sv.PeerServer.STATE_LIVE,
+    ServerState.DRAINING: sv.PeerServer.STATE_DRAINING,
+    ServerState.DEAD: sv.PeerServer.STATE_DEAD,
+}
 
 
 class InfoCalls:
@@ -19,6 +29,7 @@ class InfoCalls:
     def __init__(
         self,
         tenants: Tenants,
+        servers: Servers,
         clock: Clock,
         conditions: Conditions,
         *,
@@ -27,6 +38,7 @@ class InfoCalls:
         life_s: float,
     ) -> None:
         self._tenants = tenants
+        self._servers = servers
         self._conditions = conditions
         self._clock = clock
         self._limits = sv.Limits(
@@ -53,7 +65,22 @@ class InfoCalls:
             limits=self._limits,
             server_time=convert.timestamp(self._clock.now_ns()),
             condition=_condition_out(self._conditions.of(tenant.id)),
+            servers=map(_peer_out, self._listed()),
         )
+
+    def _listed(self) -> list[Server]:
+        """The servers; where that is too many, the dead ones are left out first."""
+        return sorted(self._servers.list_all(), key=lambda each: not each.alive)[:PEERS_MAX]
+
+
+def _peer_out(server: Server) -> sv.PeerServer:
+    """A server without what only operators need: its host, and what it does for other tenants."""
+    return sv.PeerServer(
+        endpoint=server.identity.endpoint,
+        state=_STATES[server.state],
+        version=server.identity.version,
+        start_time=convert.timestamp(server.started_ns),
+    )
 
 
 def _condition_out(condition: Condition) -> sv.ServerCondition:

@@ -117,7 +117,10 @@ def upgrade() -> None:
     op.create_table(
         "servers",
         sa.Column("id", ID, nullable=False),
-        *(sa.Column(name, sa.Text(), nullable=False) for name in ("place", "name", "endpoint", "version")),
+        *(
+            sa.Column(name, sa.Text(), nullable=False)
+            for name in ("place", "name", "endpoint", "version", "process")
+        ),
         sa.Column("started_ns", sa.BigInteger(), nullable=False),
         sa.Column("beat_ns", sa.BigInteger(), nullable=False),
         sa.Column("draining", sa.Boolean(), nullable=False),
