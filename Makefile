@@ -2,11 +2,14 @@
 #
 #   make demo            a server, a backup, a change, a restore; SOURCE=DIR
 #   make serve           a server on ./staddle-data
+#   make cluster         three servers, PostgreSQL, a replicated store: one of
+#                        each is killed during a backup, and restores compared
 #
 #   make test            the tests, in parallel
 #                        PYTHON=python3.13: with that one; ARGS="-k restore": some
 #   make test-all        all tests with all their cases, also the slow ones
 #   make check           format, lint, types, import rule, generated code, protos
+#   make check-deploy    server/deploy: Compose, Helm, Kubernetes, Envoy, nginx
 #   make format          format the code and apply the linter's fixes
 #   make coverage        the lines that the tests reach; ARGS="tests/store": of some
 #   make protos          generate client/staddle/v1 from the protos
@@ -64,6 +67,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS_VENV := .venv-protos
 PROTOS_STAMP := $(PROTOS_VENV)/.installed
+DEPLOY_VENV := .venv-deploy
+DEPLOY_STAMP := $(DEPLOY_VENV)/.installed
 PROTOS := $(wildcard protos/staddle/v1/*.proto)
 PIP := -m pip --quiet --disable-pip-version-check --no-input
 SOURCE ?= .
@@ -101,6 +106,13 @@ $(PROTOS_STAMP): pyproject.toml | python
 	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
 	@touch $@
 
+$(DEPLOY_STAMP): pyproject.toml | python
+	@echo "Setting up $(DEPLOY_VENV), which reads the files in server/deploy ..."
+	@$(BASE_PYTHON) -m venv $(DEPLOY_VENV)
+	@$(DEPLOY_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
+	@$(DEPLOY_VENV)/bin/python $(PIP) install --group deploy
+	@touch $@
+
 .PHONY: venv
 venv: $(STAMP)
 
@@ -108,6 +120,10 @@ venv: $(STAMP)
 .PHONY: demo
 demo: $(STAMP)
 	@$(BIN)/python -m staddle_server.demo --source "$(SOURCE)"
+
+.PHONY: cluster
+cluster: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python tests/cluster/cluster_run.py $(ARGS)
 
 .PHONY: serve
 serve: $(STAMP)
@@ -148,6 +164,12 @@ check: $(STAMP) $(PROTOS_STAMP)
 	@echo "protos";        $(BIN)/buf lint protos
 	@echo "protocol kept"; $(MAKE) protos-kept
 	@echo "All checks passed."
+
+# nginx reads the certificates that its configuration names.
+.PHONY: check-deploy
+check-deploy: $(STAMP) $(DEPLOY_STAMP)
+	@rm -rf build/deploy && mkdir -p build && $(BIN)/staddle-server cert --dir build/deploy --host server1 >/dev/null
+	@$(DEPLOY_VENV)/bin/python tests/deploy/deploy_check.py build/deploy
 
 .PHONY: format
 format: $(STAMP)
