@@ -22,6 +22,8 @@
 #                        ARGS="--operations 12 --random 3 --seed 7"
 #   make together        clock, disk, network and clients fail together
 #                        ARGS="--runs 100 --seed 7"
+#   make chaos           three servers, their database and store fail under load
+#                        ARGS="--minutes 10 --seed 7"; needs PostgreSQL
 #   make fuzz            hostile input; ARGS="frame --runs 1000000 --seed 1"
 #   make big             a large tree and a large file through it all, with kills
 #
@@ -35,6 +37,7 @@
 #   make bench-clients   1 to 256 uploads at once, and a small call beside them
 #                        ARGS="--count 64 --way thin"
 #   make bench-servers   the same uploads against one server, and between two
+#   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
 #   make bench-peers     install these (Debian, as root, with cargo; into .tools/)
@@ -93,7 +96,7 @@ $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | pyth
 	@$(BASE_PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
-	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3,lock]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
 $(PROTOS_STAMP): pyproject.toml | python
@@ -234,6 +237,10 @@ bench-clients: $(STAMP)
 bench-servers: $(STAMP)
 	@$(BIN)/python -m benchmarks.two_servers $(ARGS)
 
+.PHONY: bench-cluster
+bench-cluster: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.cluster $(ARGS)
+
 .PHONY: bench-wire
 bench-wire: $(STAMP)
 	@$(BIN)/python -m benchmarks.streams $(ARGS)
@@ -274,6 +281,10 @@ power: $(STAMP)
 .PHONY: together
 together: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python tests/crash/crash_together.py $(ARGS)
+
+.PHONY: chaos
+chaos: $(STAMP)
+	@PYTHONPATH=tests/support:tests/crash $(BIN)/python tests/chaos/chaos_run.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(STAMP)

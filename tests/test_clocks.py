@@ -72,6 +72,7 @@ USES: Final = {
         staddle_server.upkeep.gc.sweep _say_forgotten
         staddle_server.upkeep.gc.sweep forget
         staddle_server.upkeep.gc.sweep purge
+        staddle_server.upkeep.gc.sweep reap
         staddle_server.upkeep.gc.sweep sweep_orphans
         staddle_server.upkeep.gc.sweep tell_waiting
         staddle_server.upkeep.gc.tenant_run Turn.reaped_before_ns
@@ -102,6 +103,12 @@ USES: Final = {
     """,
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
         staddle_server.upkeep.shared_setting SharedSetting.__init__
+    """,
+    "the time of an object store, which is refused at the start if it is another one": """
+        staddle_server.store.backends.object_probe _check_lock
+    """,
+    "when a library asks for credentials again: a rotated secret is used later by as much as the clock was set back": """
+        staddle_server.store.backends.credentials FileCredentials.__call__
     """,
     "whether servers live, each by its next heartbeat; with SQLite there is only this one": """
         staddle_server.catalog.servers Servers.beat

@@ -75,6 +75,7 @@ CHANGES: Final = {
         leases acquire
         leases release
         leases renew
+        packs note_locked
         purge drop_orphans
         purge forget
         purge note_orphans

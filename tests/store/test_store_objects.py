@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -51,6 +53,34 @@ def test_credentials_come_from_a_file_by_profile(
     with pytest.raises(Unavailable, match=r"refuses it \(HTTP 403") as caught:
         wrong.put("b", b"1")
     assert "wrong" not in caught.value.message
+
+
+def test_rotated_credentials_in_a_file_are_used_without_a_restart(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    path = tmp_path / "credentials"
+
+    def write(secret: str) -> None:
+        new = tmp_path / "credentials.new"
+        new.write_text(f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {secret}\n")
+        new.replace(path)
+
+    write("outdated")
+    environ = {"AWS_SHARED_CREDENTIALS_FILE": str(path)}
+    blobs = open_blobs(s3.url(f"tests/{uuid.uuid4().hex}"), environ, str(tmp_path))
+    with pytest.raises(Unavailable, match=r"refuses it \(HTTP 403"):
+        blobs.put("a", b"1")
+    write(SECRET_KEY)
+    ended = time.monotonic() + 10
+    while time.monotonic() < ended:
+        with contextlib.suppress(Unavailable):
+            blobs.put("a", b"1")
+            break
+    assert blobs.read("a", 0, 1) == b"1"
+    path.unlink()  # about to be replaced: the keys that were read last still work
+    blobs.put("b", b"2")
 
 
 @pytest.mark.parametrize("act", ["read", "size", "delete", "list"])

@@ -42,7 +42,7 @@ def test_a_bucket_alone_is_a_store(url: str) -> None:
         ("s3://bucket/a//sesame", "a prefix is made of"),
         (
             "s3://bucket/a?secret_access_key=sesame",
-            "not known; options: ca, endpoint, region, virtual-hosted",
+            "not known; options: ca, endpoint, lock-mode, object-lock, region, virtual-hosted",
         ),
         ("s3://bucket/a?endpoint=http://u:sesame@host", "an endpoint is http://HOST:PORT"),
         ("s3://bucket/a?endpoint=host:8333", "an endpoint is http://HOST:PORT"),

@@ -13,11 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import botocore.session
 import pytest
 
 ACCESS_KEY, SECRET_KEY = "staddle-tests", "staddle-tests-secret"
 BUCKET = "staddle-tests"
+LOCKED_BUCKET = "staddle-tests-locked"
 READY_S = 60.0
 PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
 ENVIRONMENT = {
@@ -75,6 +78,23 @@ class S3Server:
         """The store's URL for a prefix of the bucket, which each test has to itself; by its own endpoint if none is given."""
         given = "&".join(f"endpoint={endpoint}" for endpoint in endpoints or (self.endpoint,))
         return f"s3://{BUCKET}/{prefix}?{given}"
+
+    def locked_url(self, prefix: str, options: str = "object-lock=1d") -> str:
+        """The URL of a store in a bucket with object lock."""
+        client = self.client()
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            client.create_bucket(Bucket=LOCKED_BUCKET, ObjectLockEnabledForBucket=True)
+        return f"s3://{LOCKED_BUCKET}/{prefix}?endpoint={self.endpoint}&{options}"
+
+    def client(self) -> Any:
+        """A client of S3 with the store's own keys, as an attacker has it."""
+        return botocore.session.Session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+        )
 
     def stop(self) -> None:
         self._process.kill()

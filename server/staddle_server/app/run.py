@@ -39,6 +39,7 @@ from staddle_server.app.signals import StopRequest, listening_for_signals, watch
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
 from staddle_server.base.threads import is_no_thread
+from staddle_server.store.locks import described
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.upkeep.rebuild.run import Show
@@ -298,6 +299,8 @@ def _serving(
         second=_second_site(settings),
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
+    if said := described(opened.blobs):
+        _log.info("%s", said)
     drain_s = 0.0
     listen = settings.listen
     made = None

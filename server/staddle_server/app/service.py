@@ -47,6 +47,7 @@ from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
 from staddle_server.upkeep.integrity.copies import copies_task
 from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.integrity.lock import lock_tasks
 from staddle_server.upkeep.integrity.parity import parity_task
 from staddle_server.upkeep.integrity.scrub import Scrubber
 from staddle_server.upkeep.integrity.watch import Integrity
@@ -251,6 +252,7 @@ def _schedule(
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
         *integrity.tasks(),
+        *lock_tasks(kept),
         replication_task(kept, second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)

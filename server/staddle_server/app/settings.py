@@ -136,7 +136,11 @@ def parse_site(text: str) -> str:
             raise ValueError("expected file:///absolute/path")
         text = unquote(parts.path)
     if scheme_of(text):
-        return parse_store(text)
+        if object_urls.parse_object_url(parse_store(text)).lock_s:
+            raise ValueError(
+                "object-lock is for the store itself: let the bucket lock with a default retention"
+            )
+        return text
     if not os.path.isabs(text):
         raise ValueError(
             "expected an absolute path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"

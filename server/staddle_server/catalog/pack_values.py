@@ -114,12 +114,21 @@ class CondemnedPack(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Totals of condemned packs: how many, how large, and when the first and the last were condemned."""
+    """Totals of condemned packs: how many, how large, and when the first and the last can be removed."""
 
     packs: int
     size_bytes: int
     first_ns: int | None
     last_ns: int | None
+
+
+class LockDue(NamedTuple):
+    """A live pack whose object lock is to be extended, its tenant, and until when it is locked (0: unknown)."""
+
+    row: int
+    tenant: bytes
+    pack: bytes
+    locked_until_ns: int
 
 
 class Orphan(NamedTuple):

@@ -1,6 +1,6 @@
 """Packs: a row comes before its object, and only a live pack counts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -9,6 +9,7 @@ from sqlalchemy import (
     Row,
     ScalarSelect,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -26,7 +27,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.database import Database, Query, insert_or_ignore, later, locking, rows_in
 from staddle_server.catalog.leases import COLLECTOR
-from staddle_server.catalog.pack_values import KnownDamage, LeftOverPack, PackParity, ParityTotals
+from staddle_server.catalog.pack_values import KnownDamage, LeftOverPack, LockDue, PackParity, ParityTotals
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import TenantRows, no_tenant
 from staddle_server.catalog.validation import batches, check_id
@@ -288,6 +289,35 @@ class Packs:
                 .values(parity_bytes=parity_bytes)
             )
             return changed.rowcount == 1
+
+    def lock_due(self, before_ns: int, after: tuple[int, int], limit: int) -> list[LockDue]:
+        """Return live packs of all tenants that are locked until `before_ns` at most, those first whose lock
+        ends first.
+
+        `after` is the last one's end of lock and row; (-1, 0) to begin.
+        """
+        until_ns, row = after
+        query = (
+            select(_p.row, schema.tenants.c.id, _p.id, _p.locked_until_ns)
+            .join_from(schema.packs, schema.tenants, _p.tenant == schema.tenants.c.row)
+            .where(
+                _p.state == literal(schema.PACK_LIVE, literal_execute=True),
+                _p.locked_until_ns <= before_ns,
+                or_(_p.locked_until_ns > until_ns, and_(_p.locked_until_ns == until_ns, _p.row > row)),
+            )
+            .order_by(_p.locked_until_ns, _p.row)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [LockDue(*each) for each in connection.execute(query)]
+
+    def note_locked(self, until_ns: Mapping[int, int]) -> None:
+        """Record until when these packs, by row, are locked: at least."""
+        rows = [{"pack": row, "until": until_ns[row]} for row in sorted(until_ns)]
+        if rows:
+            with self._database.write() as connection:
+                changed = update(schema.packs).where(_p.row == bindparam("pack"))
+                connection.execute(changed.values(locked_until_ns=bindparam("until")), rows)
 
     def known(self, tenant: bytes, packs: Iterable[bytes]) -> set[bytes]:
         """Return which of the packs have a row, in whatever state."""

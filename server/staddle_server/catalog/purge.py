@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, case, delete, exists, func, select, update
 
 from staddle_server.base.limits import REMOVED_RECORDS_S
 from staddle_server.base.types import Root
@@ -187,25 +187,32 @@ class Purge:
             rows = connection.execute(query.where(mine, _p.state == schema.PACK_LIVE, ~claimed))
             return {row.id: (row.size_bytes, row.chunk_count) for row in rows}
 
-    def condemned(self, tenant: bytes, before_ns: int, limit: int = 1000) -> list[CondemnedPack]:
-        """Return at most `limit` packs condemned before then, the oldest first."""
+    def condemned(self, tenant: bytes, before_ns: int, now_ns: int, limit: int = 1000) -> list[CondemnedPack]:
+        """Return at most `limit` packs condemned before then that no object lock protects now, the oldest
+        first.
+        """
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(_p.id, _p.size_bytes, _p.condemned_ns).where(
-                mine, schema.IS_CONDEMNED, _p.condemned_ns <= before_ns
+                mine, schema.IS_CONDEMNED, _p.condemned_ns <= before_ns, _p.locked_until_ns <= now_ns
             )
             rows = connection.execute(query.order_by(_p.condemned_ns, _p.row).limit(limit))
             return [CondemnedPack(*row) for row in rows]
 
-    def waiting(self, tenant: bytes) -> Waiting:
-        """Return the totals of condemned packs that still exist."""
+    def waiting(self, tenant: bytes, grace_ns: int) -> Waiting:
+        """Return the totals of condemned packs that still exist.
+
+        They can be removed after this grace period, and the end of their object lock.
+        """
+        graced = _p.condemned_ns + grace_ns
+        free = case((_p.locked_until_ns > graced, _p.locked_until_ns), else_=graced)
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(
                 func.count(),
                 func.coalesce(func.sum(_p.size_bytes), 0),
-                func.min(_p.condemned_ns),
-                func.max(_p.condemned_ns),
+                func.min(free),
+                func.max(free),
             )
             count, size, first, last = connection.execute(query.where(mine, schema.IS_CONDEMNED)).one()
             return Waiting(count, int(size), first, last)

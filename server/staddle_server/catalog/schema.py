@@ -239,6 +239,8 @@ packs = Table(
     Column(
         "parity_bytes", BigInteger, nullable=False, server_default=text("0")
     ),  # of its parity object; 0 for none
+    # Until when the store's object lock protects it, by the store's clock; 0: not known.
+    Column("locked_until_ns", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("tenant", "id"),
     # Row numbers are never reused: index rows of a removed pack must not point into another one.
     sqlite_autoincrement=True,
@@ -255,11 +257,9 @@ LIVE_WITHOUT_PARITY = and_(
     packs.c.parity_bytes == literal(0, literal_execute=True),
 )
 _without_parity = text(f"state = {PACK_LIVE} AND parity_bytes = 0")
-Index(
-    "packs_without_parity",
-    packs.c.row,
-    sqlite_where=_without_parity,
-)
+Index("packs_without_parity", packs.c.row, sqlite_where=_without_parity)
+
+Index("packs_locked", packs.c.locked_until_ns, sqlite_where=text(f"state = {PACK_LIVE}"))
 
 WHOLE_PACK = -1
 FOOTER = -2

@@ -1,27 +1,24 @@
 """Uploads: begun, resumed, moved on by checkpoints, and closed by exactly one of commit, abort and expiry."""
 
 from collections.abc import Callable, Iterable, Sequence
-from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from msgspec import structs
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from staddle._base.figures import counted
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
-from staddle_server.catalog import begin, schema
+from staddle_server.catalog import begin, commit, schema
 from staddle_server.catalog.database import (
     Database,
-    Query,
     insert_or_ignore,
     later,
     locking,
     rows_in,
     together,
 )
-from staddle_server.catalog.decisions import append_pending, locked_chain
+from staddle_server.catalog.decisions import append_pending
 from staddle_server.catalog.packs import locked_packs, publish
 from staddle_server.catalog.rows import (
     Page,
@@ -43,7 +40,6 @@ from staddle_server.catalog.rows import (
     upload_of,
     upload_row,
     upload_value,
-    valid_token,
 )
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS, batches, check_id, pack_authors, unpack_authors
@@ -69,14 +65,6 @@ _u = schema.uploads.c
 _m = schema.upload_missing.c
 _d = schema.datasets.c
 _b = schema.backups.c
-
-_THIS: Final = bindparam("upload", type_=schema.ID)
-_MISSING_COUNT: Final = (
-    select(func.count().label("missing")).select_from(schema.upload_missing).where(_m.upload == _THIS)
-)
-_DATASET_OF: Final = locking(
-    select(schema.datasets).where(_d.row == select(_u.dataset).where(_u.id == _THIS).scalar_subquery())
-)
 
 
 class UploadRows:
@@ -292,7 +280,7 @@ class UploadRows:
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             valid_ns = now_ns if token_ns is None else token_ns
-            found = _committing(connection, tenant_row, upload, packs, valid_ns)
+            found = commit.committing(connection, tenant_row, upload, packs, valid_ns)
             row = _the_upload(upload, found.uploads)
             if row.state == UploadState.COMMITTED:
                 require_epoch(upload, row.epoch, epoch)
@@ -303,7 +291,7 @@ class UploadRows:
             publish(connection, row, found.packs, packs)
             _require_complete(upload, found.counts[0].missing)
             authors = _authors(row, wrote=wrote)
-            made = _insert_backup(connection, found, backup, authors, now_ns)
+            made = commit.insert_backup(connection, found, backup, authors, now_ns)
             later(
                 connection,
                 update(schema.uploads)
@@ -364,32 +352,6 @@ class UploadRows:
             return [ExpiredUpload(row.tenant_id, row.id) for row in over]
 
 
-class _Committing(NamedTuple):
-    """Rows of all that a commit depends on, locked in this order: upload, packs, dataset, end of the chain."""
-
-    uploads: Sequence[Any]
-    tokens: Sequence[Any]
-    packs: Sequence[Any]
-    counts: Sequence[Any]
-    datasets: Sequence[Any]
-    chains: Sequence[Any]
-
-
-def _committing(
-    connection: Connection, tenant_row: int, upload: bytes, packs: Sequence[PackSummary], valid_ns: int
-) -> _Committing:
-    found = together(
-        connection,
-        locked_upload(tenant_row, upload),
-        valid_token(upload, valid_ns),
-        locked_packs(tenant_row, packs),
-        Query(_MISSING_COUNT, {"upload": upload}),
-        Query(_DATASET_OF, {"upload": upload}),
-        locked_chain(tenant_row),
-    )
-    return _Committing(*found)
-
-
 def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
     later(connection, delete(schema.claims).where(schema.claims.c.upload == upload))
     later(connection, delete(schema.upload_missing).where(_m.upload == upload))
@@ -418,7 +380,7 @@ def _change_missing(
 
 
 def _missing_count(connection: Connection, upload: bytes) -> int:
-    return connection.execute(_MISSING_COUNT, {"upload": upload}).scalar_one()
+    return connection.execute(commit.MISSING_COUNT, {"upload": upload}).scalar_one()
 
 
 def _the_upload(upload: bytes, rows: Sequence[Any]) -> Any:
@@ -442,66 +404,6 @@ def _authors(upload: Any, *, wrote: bool) -> str:
     if not wrote:
         return str(upload.authors)
     return pack_authors(unpack_authors(upload.authors).and_writer(upload.principal))
-
-
-def _insert_backup(
-    connection: Connection, found: _Committing, new: NewBackup, authors: str, now_ns: int
-) -> Backup:
-    (upload,), (dataset,), (tenant,) = found.uploads, found.datasets, found.chains
-    number = dataset.last_number + 1
-    row = {
-        "id": new.id,
-        "tenant": upload.tenant,
-        "dataset": upload.dataset,
-        "number": number,
-        "kind": upload.kind,
-        "scope": upload.scope,
-        "base": upload.base,
-        "upload": upload.id,
-        "request_id": upload.request_id,
-        "principal": upload.principal,
-        "authors": authors,
-        "begin_ns": upload.begin_ns,
-        "commit_ns": now_ns,
-        "deleted_ns": None,
-        "root_level": new.root.level,
-        "root_digest": new.root.digest,
-        "entry_count": new.root.entries,
-        "data_bytes": new.root.data_bytes,
-        "stored_bytes": new.stored_bytes,
-        **structs.asdict(new.changes),
-        "tags": upload.tags,
-        "host": upload.host,
-        "source_root": upload.root,
-        "retain_until_ns": now_ns + dataset.min_retention_s * NS if dataset.min_retention_s else 0,
-        "hold_ns": None,
-        "hold_reason": "",
-    }
-    later(connection, insert(schema.backups), row)
-    host, root = _remembered_root(dataset, upload)
-    later(
-        connection,
-        update(schema.datasets)
-        .where(_d.row == upload.dataset)
-        .values(last_number=number, host=host, root=root),
-    )
-    return backup_of(
-        SimpleNamespace(
-            **row,
-            dataset_name=dataset.name,
-            dataset_hold_ns=dataset.hold_ns,
-            dataset_hold_reason=dataset.hold_reason,
-            tenant_id=tenant.id,
-            grace_s=tenant.grace_s,
-        )
-    )
-
-
-def _remembered_root(dataset: Any, upload: Any) -> tuple[str, str]:
-    """Return the dataset's host and root as the newest backup stated them; unstated ones stay."""
-    if upload.new_root and (upload.host or upload.root):
-        return upload.host, upload.root
-    return upload.host or dataset.host, upload.root or dataset.root
 
 
 def _backup(connection: Connection, backup: bytes) -> Backup:

@@ -226,6 +226,8 @@ class Uploads:
             writer = self._writers.get(upload_id)
         if writer is None or writer.upload.tenant != principal.tenant or writer.closed is not None:
             raise self._no_writer(self._held(principal, upload_id, epoch))
+        if writer.upload.epoch < epoch:  # another server took the upload over since
+            raise self._no_writer(self._held(principal, upload_id, epoch))
         refusals.check_open(writer.upload, epoch)
         if writer.upload.token != principal.token:
             self._held(principal, upload_id, epoch)

@@ -9,7 +9,7 @@ CREATE TABLE mark_roots ( mark INTEGER NOT NULL, backup BLOB NOT NULL, upload BL
 CREATE TABLE marks ( number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, tenant INTEGER NOT NULL, fence BIGINT NOT NULL, state SMALLINT NOT NULL, begun_ns BIGINT NOT NULL, ended_ns BIGINT, report TEXT NOT NULL, FOREIGN KEY(tenant) REFERENCES tenants ("row") );
 CREATE TABLE orphans ( name VARCHAR NOT NULL, size_bytes BIGINT NOT NULL, seen_ns BIGINT NOT NULL, PRIMARY KEY (name) );
 CREATE TABLE pack_damage ( pack INTEGER NOT NULL, segment_offset BIGINT NOT NULL, needed BOOLEAN DEFAULT TRUE NOT NULL, PRIMARY KEY (pack, segment_offset), FOREIGN KEY(pack) REFERENCES packs ("row") ) WITHOUT ROWID;
-CREATE TABLE packs ( "row" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, tenant INTEGER NOT NULL, id BLOB NOT NULL, state SMALLINT NOT NULL, upload BLOB NOT NULL, epoch BIGINT NOT NULL, size_bytes BIGINT NOT NULL, chunk_count BIGINT NOT NULL, damaged BOOLEAN NOT NULL, created_ns BIGINT NOT NULL, condemned_ns BIGINT, verified_ns BIGINT, tried_ns BIGINT, parity_bytes BIGINT DEFAULT 0 NOT NULL, FOREIGN KEY(tenant) REFERENCES tenants ("row"), UNIQUE (tenant, id) );
+CREATE TABLE packs ( "row" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, tenant INTEGER NOT NULL, id BLOB NOT NULL, state SMALLINT NOT NULL, upload BLOB NOT NULL, epoch BIGINT NOT NULL, size_bytes BIGINT NOT NULL, chunk_count BIGINT NOT NULL, damaged BOOLEAN NOT NULL, created_ns BIGINT NOT NULL, condemned_ns BIGINT, verified_ns BIGINT, tried_ns BIGINT, parity_bytes BIGINT DEFAULT 0 NOT NULL, locked_until_ns BIGINT DEFAULT 0 NOT NULL, FOREIGN KEY(tenant) REFERENCES tenants ("row"), UNIQUE (tenant, id) );
 CREATE TABLE pending_records ( id BLOB NOT NULL, tenant INTEGER NOT NULL, body BLOB NOT NULL, sequence BIGINT NOT NULL, previous BLOB NOT NULL, purges BLOB, PRIMARY KEY (id), FOREIGN KEY(tenant) REFERENCES tenants ("row") );
 CREATE TABLE removed_records ( tenant INTEGER NOT NULL, id BLOB NOT NULL, removed_ns BIGINT NOT NULL, PRIMARY KEY (tenant, id), FOREIGN KEY(tenant) REFERENCES tenants ("row") ) WITHOUT ROWID;
 CREATE TABLE replica_gone ( replica INTEGER NOT NULL, name VARCHAR NOT NULL, seen_ns BIGINT NOT NULL, listed BOOLEAN NOT NULL, PRIMARY KEY (replica, name), FOREIGN KEY(replica) REFERENCES replicas ("row") ) WITHOUT ROWID;
@@ -28,6 +28,7 @@ CREATE INDEX backups_begin ON backups (dataset, begin_ns);
 CREATE INDEX backups_deleted ON backups (deleted_ns) WHERE deleted_ns IS NOT NULL;
 CREATE INDEX claims_pack ON claims (pack);
 CREATE INDEX packs_condemned ON packs (condemned_ns) WHERE state = 3;
+CREATE INDEX packs_locked ON packs (locked_until_ns) WHERE state = 2;
 CREATE INDEX packs_without_parity ON packs ("row") WHERE state = 2 AND parity_bytes = 0;
 CREATE INDEX packs_writing ON packs (upload) WHERE state = 1;
 CREATE UNIQUE INDEX tokens_name ON tokens (tenant, name) WHERE revoked_ns IS NULL;

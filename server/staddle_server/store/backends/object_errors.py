@@ -58,17 +58,29 @@ class StoreFailure(NamedTuple):
         return self.cause
 
 
+class LockRequestError(OSError):
+    """A request for object lock got no usable answer."""
+
+    def __init__(self, failure: StoreFailure) -> None:
+        super().__init__(failure.cause)
+        self.failure = failure
+
+
+def failure_of_answer(status: int, code: str) -> StoreFailure:
+    """Return the meaning of an HTTP status and S3's own code for it."""
+    full = status == _FULL_STATUS or code in _FULL_CODES
+    passing = not full and (status in _PASSING_STATUS or code in _PASSING_CODES)
+    return StoreFailure(f"HTTP {status} {code}".strip(), passing, full, status)
+
+
 def failure_of(error: Exception) -> StoreFailure:
-    """Return the meaning of an obstore error."""
+    """Return the meaning of an obstore error, or of a LockRequestError."""
+    if isinstance(error, LockRequestError):
+        return error.failure
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
-    number = int(status.group(1)) if status else 0
-    name = code.group(1) if code else ""
-    if number:
-        cause = f"HTTP {number} {name}".strip()
-        full = number == _FULL_STATUS or name in _FULL_CODES
-        passing = not full and (number in _PASSING_STATUS or name in _PASSING_CODES)
-        return StoreFailure(cause, passing, full, number)
+    if status:
+        return failure_of_answer(int(status.group(1)), code.group(1) if code else "")
     kind = type(error).__name__
     if kind in _NAMES:
         return StoreFailure(_NAMES[kind], passing=False)

@@ -4,14 +4,20 @@ removed again.
 
 import contextlib
 import os
+import time
 from typing import Final
 
+from staddle._base.figures import duration
+
 from staddle_server.base.errors import Fault, StaddleError
+from staddle_server.store.backends.object_lock import NS, BucketLock
 from staddle_server.store.backends.object_store import ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
 from staddle_server.store.blobs import BlobMissing, BlobShort
 
 _BYTES: Final = 4096
+CLOCKS_APART_S_MAX: Final = 3600.0
+PROBE_LOCK_S: Final = 20.0
 
 
 class UnsafeStore(Fault):
@@ -24,18 +30,48 @@ class UnsafeStore(Fault):
         )
 
 
+class LockLacking(Fault):
+    """The URL asks for object lock, and the bucket or the engine has none that protects."""
+
+    def __init__(self, place: str, what: str) -> None:
+        super().__init__(
+            "INTERNAL",
+            f"{place} cannot lock objects: {what}. Object lock needs a bucket that was created with it; or leave object-lock "
+            "out of the URL",
+        )
+
+
 def check(blobs: ObjectBlobs) -> None:
-    """Raise UnsafeStore, naming the engine's fault, and Unavailable if it does not answer."""
+    """Raise LockLacking, and UnsafeStore, naming the engine's fault, and Unavailable if it does not answer."""
     root = f"{PROBES}/{os.urandom(8).hex()}"
     names = [f"{root}/{shard}/{number}" for shard in "01" for number in "01"]
     try:
         _check_objects(blobs, names)
         _check_list(blobs, root, names)
         _check_removal(blobs, root, names)
+        if blobs.lock is not None:
+            _check_lock(blobs, blobs.lock, names[0])
     finally:
         for name in names:
             with contextlib.suppress(StaddleError):
                 blobs.delete(name)
+
+
+def _check_lock(blobs: ObjectBlobs, lock: BucketLock, name: str) -> None:
+    """Raise LockLacking if a locked object can be deleted, or the locks' end cannot be trusted."""
+    if flaw := lock.flaw():
+        raise LockLacking(blobs.place, flaw)
+    apart_s = abs(lock.now_ns() - time.time_ns()) / NS
+    if apart_s > CLOCKS_APART_S_MAX:
+        raise LockLacking(
+            blobs.place,
+            f"its clock and this machine's are {duration(round(apart_s))} apart, so locks would end at a wrong time: set the clocks",
+        )
+    probe = lock.with_span(PROBE_LOCK_S)
+    probe.extend(name)
+    for version in next(probe.histories(name)).versions:
+        if version.is_latest and probe.remove(name, version.id):
+            raise LockLacking(blobs.place, "it deletes an object that is locked")
 
 
 def _check_objects(blobs: ObjectBlobs, names: list[str]) -> None:

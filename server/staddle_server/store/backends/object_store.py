@@ -38,9 +38,12 @@ from staddle_server.store.blobs import (
     is_component,
 )
 from staddle_server.store.files import NO_ROOM
+from staddle_server.store.locks import is_locked_kind
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
+
+    from staddle_server.store.backends.object_lock import BucketLock, LockEndpoint
 
 T = TypeVar("T")
 
@@ -66,6 +69,8 @@ class Endpoint(NamedTuple):
     reading: ObjectStore
     writing: ObjectStore
     """The same with a longer deadline."""
+    locking: LockEndpoint | None = None
+    """Its requests for object lock, if the store uses it."""
 
 
 class _ShortAnswerError(BaseError):
@@ -79,10 +84,12 @@ class ObjectBlobs:
 
     Attributes:
         failed: Always None: an object store that does not answer may answer again.
+        lock: The locks of objects, if the store uses them: see staddle_server.store.locks.
 
     """
 
     failed: str | None = None
+    lock: BucketLock | None = None
 
     def __init__(
         self,
@@ -138,6 +145,8 @@ class ObjectBlobs:
         self.size(name)  # a store gives the same answer whether or not the object existed
         with contextlib.suppress(FileNotFoundError):
             self._ask(f"delete {name}", lambda endpoint: obstore.delete(endpoint.writing, name))
+        if self.lock is not None:
+            self.lock.purge(name)
 
     def sweep(self) -> int:
         """Return 0: the spool file has no name, and a put is complete or absent."""
@@ -153,11 +162,13 @@ class ObjectBlobs:
         check_name(name)
         with self._only_one(name):
             if not replace and self._exists(name):
+                self._lock(name)  # whoever wrote it may have failed before this
                 raise BlobExists(name)
             tried = False
+            version = ""
 
             def put(endpoint: Endpoint) -> None:
-                nonlocal tried
+                nonlocal tried, version
                 if tried:
                     # The reply may have been lost, not the request: check before sending it again.
                     same = _compare(endpoint, name, memoryview(data))
@@ -166,7 +177,7 @@ class ObjectBlobs:
                     if same is False and not replace:
                         raise BlobExists(name)
                 tried = True
-                obstore.put(endpoint.writing, name, data, use_multipart=False)
+                version = obstore.put(endpoint.writing, name, data, use_multipart=False)["version"] or ""
 
             try:
                 self._ask(f"write {name}", put)
@@ -174,6 +185,7 @@ class ObjectBlobs:
                 raise self._error(
                     f"write {name}", StoreFailure("HTTP 404: no such bucket", passing=False)
                 ) from error
+            self._lock(name, version)
 
     def raw_names(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
         """Yield names below `prefix` with sizes, after `after`, in the engine's order.
@@ -199,7 +211,28 @@ class ObjectBlobs:
                 if _is_name(last):
                     yield last, meta["size"]
 
+    def ask_lock(self, action: str, call: Callable[[LockEndpoint], T]) -> T:
+        """Return the result of a request for object lock, retried like all others.
+
+        Raises FileNotFoundError and Unavailable.
+        """
+
+        def at(endpoint: Endpoint) -> T:
+            assert endpoint.locking is not None
+            return call(endpoint.locking)
+
+        return self._ask(action, at)
+
     # --- parts
+
+    def _lock(self, name: str, version: str = "") -> None:
+        """Lock a version, or the newest, if its kind is locked: from then on nobody can delete it."""
+        if self.lock is None or not is_locked_kind(name):
+            return
+        try:
+            self.lock.extend(name, version)
+        except FileNotFoundError as error:
+            raise self._error(f"lock {name}", StoreFailure("it was deleted", passing=True)) from error
 
     def _sorted(self, prefix: str) -> Iterator[tuple[str, int]]:
         names = self.raw_names(prefix)

@@ -1,18 +1,22 @@
 """URLs of object stores: parsing them, which needs no extra, and opening them, which needs `s3`."""
 
-import configparser
 import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from staddle._base.figures import duration, duration_s
+
 from staddle_server.base.errors import Fault
+from staddle_server.store.backends.credentials import FileCredentials, file_credentials, keys_of_environment
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
 
+    from staddle_server.store.backends.object_lock import LockEndpoint
     from staddle_server.store.backends.object_store import ObjectBlobs
 
 EXTRA: Final = "s3"
@@ -26,7 +30,7 @@ _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", re.ASCII)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,15}", re.ASCII)
 _REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _OPTIONS: Final[Mapping[str, frozenset[str]]] = {
-    "s3": frozenset({"endpoint", "region", "virtual-hosted", "ca"}),
+    "s3": frozenset({"endpoint", "region", "virtual-hosted", "ca", "object-lock", "lock-mode"}),
     "gs": frozenset(),
     "az": frozenset(),
 }
@@ -34,6 +38,21 @@ SCHEMES: Final = frozenset(_OPTIONS)
 ENDPOINTS_MAX: Final = 32
 PROBES: Final = "probe"
 """The prefix of the objects with which an engine is tested."""
+
+
+LOCK_S_MIN: Final = 86_400
+LOCK_S_MAX: Final = 3650 * 86_400
+LOCK_MODES: Final = ("compliance", "governance")
+
+
+class LockExtraMissing(Fault):
+    """The library for object lock is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "INTERNAL",
+            "object lock needs botocore, which is not installed: pip install 'staddle[server,s3,lock]'",
+        )
 
 
 class S3ExtraMissing(Fault):
@@ -56,13 +75,16 @@ class ObjectPlace(NamedTuple):
     region: str = ""
     virtual_hosted: bool = False
     ca: str = ""
+    lock_s: float = 0.0
+    """How long what backups need is locked at least; 0: not at all."""
+    lock_mode: str = LOCK_MODES[0]
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
 
 
 def parse_object_url(url: str) -> ObjectPlace:
-    """Parse scheme://bucket/prefix?endpoint=…&endpoint=…&region=…&virtual-hosted=true&ca=FILE.
+    """Parse scheme://bucket/prefix?endpoint=…&endpoint=…&region=…&virtual-hosted=true&ca=FILE&object-lock=30d&lock-mode=governance.
 
     Raises ValueError, which repeats no possible secret.
     """
@@ -100,7 +122,29 @@ def _options(found: dict[str, list[str]]) -> dict[str, Any]:
         raise ValueError("virtual-hosted is true or false")
     if ca and not os.path.isabs(ca):
         raise ValueError("ca is an absolute path of a file with certificates (PEM)")
-    return {"endpoints": endpoints, "region": region, "virtual_hosted": hosted == "true", "ca": ca}
+    return {
+        "endpoints": endpoints,
+        "region": region,
+        "virtual_hosted": hosted == "true",
+        "ca": ca,
+        **_lock_options(one),
+    }
+
+
+def _lock_options(one: dict[str, str]) -> dict[str, Any]:
+    if "object-lock" not in one:
+        if "lock-mode" in one:
+            raise ValueError("lock-mode says nothing without object-lock")
+        return {}
+    try:
+        lock_s = duration_s(one["object-lock"], LOCK_S_MIN, LOCK_S_MAX)
+    except ValueError:
+        least, most = duration(LOCK_S_MIN), duration(LOCK_S_MAX)
+        raise ValueError(f"object-lock is a duration from {least} to {most}, such as 30d") from None
+    mode = one.get("lock-mode", LOCK_MODES[0])
+    if mode not in LOCK_MODES:
+        raise ValueError("lock-mode is " + " or ".join(LOCK_MODES))
+    return {"lock_s": lock_s, "lock_mode": mode}
 
 
 def _endpoint(text: str) -> str:
@@ -116,8 +160,8 @@ def _endpoint(text: str) -> str:
 def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "ObjectBlobs":
     """Return the blobs at `url`; packs are collected in the directory `spool`. Connects to nothing yet.
 
-    obstore takes credentials from the environment, web identities and instance roles; AWS credentials files
-    are read here. Raises ValueError for an invalid URL, S3ExtraMissing, and Fault for an unreadable file.
+    obstore takes credentials from the environment, web identities and instance roles, and renews what
+    expires; credentials files of AWS are read here, again when they change. Raises ValueError for an invalid URL, S3ExtraMissing, and Fault for an unreadable file.
     """
     place = parse_object_url(url)
     try:
@@ -129,11 +173,14 @@ def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "Object
             raise
         raise S3ExtraMissing from error
     certificates = _certificates(place.ca)
+    credentials = file_credentials(environ) if place.scheme == "s3" else None
+    opened = partial(_opened, place, environ=environ, credentials=credentials, certificates=certificates)
     try:
         endpoints = [
             Endpoint(
-                _opened(place, endpoint, environ, certificates, READ_S),
-                _opened(place, endpoint, environ, certificates, WRITE_S),
+                opened(endpoint, timeout_s=READ_S),
+                opened(endpoint, timeout_s=WRITE_S),
+                _locking(place, endpoint, environ, credentials),
             )
             for endpoint in place.endpoints or ("",)
         ]
@@ -141,11 +188,40 @@ def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "Object
         from staddle_server.store.backends.object_errors import failure_of
 
         raise Fault("INTERNAL", f"{place} cannot be opened: {failure_of(error).cause}") from error
-    return ObjectBlobs(str(place), endpoints, spool)
+    blobs = ObjectBlobs(str(place), endpoints, spool)
+    if place.lock_s:
+        from staddle_server.store.backends.object_lock import BucketLock
+
+        blobs.lock = BucketLock(place.lock_s, place.lock_mode.upper(), blobs.ask_lock)
+    return blobs
+
+
+def _locking(
+    place: ObjectPlace, endpoint: str, environ: Mapping[str, str], credentials: FileCredentials | None
+) -> "LockEndpoint | None":
+    """Return the requests for object lock at one endpoint; None for a store without."""
+    if not place.lock_s:
+        return None
+    try:
+        from staddle_server.store.backends.object_lock import Bucket, lock_endpoint
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "botocore":
+            raise
+        raise LockExtraMissing from error
+    # As obstore finds it.
+    region = place.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    bucket = Bucket(place.bucket, place.prefix, region, place.virtual_hosted, place.ca)
+    return lock_endpoint(bucket, endpoint, credentials or keys_of_environment(environ))
 
 
 def _opened(
-    place: ObjectPlace, endpoint: str, environ: Mapping[str, str], certificates: str, timeout_s: int
+    place: ObjectPlace,
+    endpoint: str,
+    environ: Mapping[str, str],
+    credentials: FileCredentials | None,
+    *,
+    certificates: str,
+    timeout_s: int,
 ) -> "ObjectStore":
     from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -165,7 +241,10 @@ def _opened(
         return GCSStore(place.bucket, **common)
     if place.scheme == "az":
         return AzureStore(place.bucket, **common)
-    config: dict[str, Any] = {"disable_bulk_delete": True, **_given_credentials(environ)}
+    config: dict[str, Any] = {"disable_bulk_delete": True}
+    if keys := keys_of_environment(environ):
+        # obstore reads the process's environment, which may not be the one that was given.
+        config |= {key: value for key, value in keys._asdict().items() if value}
     if place.virtual_hosted:
         config["virtual_hosted_style_request"] = True
     if endpoint:
@@ -174,7 +253,7 @@ def _opened(
         config |= {"endpoint": hosted, "aws_endpoint_url_s3": hosted}
     if place.region:
         config["region"] = place.region
-    return S3Store(place.bucket, config=cast("S3Config", config), **common)
+    return S3Store(place.bucket, config=cast("S3Config", config), credential_provider=credentials, **common)
 
 
 def _certificates(path: str) -> str:
@@ -185,42 +264,3 @@ def _certificates(path: str) -> str:
             return file.read(CA_BYTES_MAX)
     except (OSError, ValueError) as error:
         raise Fault("INTERNAL", f"the certificates {path} of the store are unreadable: {error}") from error
-
-
-_OTHER_CREDENTIALS: Final = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_SKIP_SIGNATURE",
-)
-"""With one of these set, obstore finds credentials without help."""
-
-
-def _given_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the credentials in `environ`, else those of the profile AWS_PROFILE in ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE),
-    if it is used.
-    """
-    if environ.get("AWS_ACCESS_KEY_ID"):
-        # obstore reads the process's environment, which may not be the one that was given.
-        given = ("access_key_id", "secret_access_key", "session_token")
-        return {key: value for key in given if (value := environ.get(f"AWS_{key.upper()}"))}
-    if any(environ.get(name) for name in _OTHER_CREDENTIALS):
-        return {}
-    named = environ.get("AWS_SHARED_CREDENTIALS_FILE", "")
-    path = named or os.path.join(environ.get("HOME", "/"), ".aws", "credentials")
-    profile = environ.get("AWS_PROFILE") or "default"
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        with open(path, encoding="utf-8") as file:
-            parser.read_file(file)
-    except (OSError, ValueError, configparser.Error) as error:
-        if isinstance(error, FileNotFoundError) and not named:
-            return {}
-        cause = error.strerror if isinstance(error, OSError) else "it is not in the form of AWS"
-        raise Fault("INTERNAL", f"the file of credentials {path} cannot be used: {cause}") from error
-    if not parser.has_section(profile):
-        return {}
-    keys = ("access_key_id", "secret_access_key", "session_token")
-    section = parser[profile]
-    return {key: section[f"aws_{key}"] for key in keys if section.get(f"aws_{key}")}

@@ -61,7 +61,7 @@ def _forecast_bytes(turn: Turn) -> None:
     """Compute which bytes become free at once, and which later."""
     report, removal = turn.report, turn.catalog.purge
     tell_waiting(turn)
-    now = removal.condemned(turn.tenant.id, turn.reaped_before_ns(), limit=2**31 - 1)
+    now = removal.condemned(turn.tenant.id, turn.reaped_before_ns(), turn.clock.now_ns(), limit=2**31 - 1)
     report.packs_reaped, report.bytes_freed = len(now), sum(pack.size_bytes for pack in now)
     report.packs_waiting -= len(now)
     report.bytes_waiting -= report.bytes_freed

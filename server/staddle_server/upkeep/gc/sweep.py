@@ -47,7 +47,7 @@ def reap(turn: Turn) -> None:
     continue.
     """
     removal = turn.catalog.purge
-    while packs := removal.condemned(turn.tenant.id, turn.reaped_before_ns()):
+    while packs := removal.condemned(turn.tenant.id, turn.reaped_before_ns(), turn.clock.now_ns()):
         for pack in packs:
             turn.tick()
             turn.show("removing packs", turn.report.packs_reaped, 0)
@@ -65,12 +65,9 @@ def tell_waiting(turn: Turn) -> None:
         turn.tenant.id, turn.clock.now_ns(), turn.graces.purge_s
     )
     report.backups_hidden = hidden
-    waiting = turn.catalog.purge.waiting(turn.tenant.id)
+    waiting = turn.catalog.purge.waiting(turn.tenant.id, turn.graces.reap_s * NS)
     turn.report.packs_waiting, turn.report.bytes_waiting = waiting.packs, waiting.size_bytes
-    grace_ns = turn.graces.reap_s * NS
-    if waiting.first_ns is not None and waiting.last_ns is not None:
-        turn.report.free_from_ns = waiting.first_ns + grace_ns
-        turn.report.free_by_ns = waiting.last_ns + grace_ns
+    turn.report.free_from_ns, turn.report.free_by_ns = waiting.first_ns, waiting.last_ns
 
 
 def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:

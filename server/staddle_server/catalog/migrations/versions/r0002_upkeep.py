@@ -21,6 +21,7 @@ def upgrade() -> None:
         ("backups_deleted", "backups", "deleted_ns", "deleted_ns IS NOT NULL"),
         ("packs_condemned", "packs", "condemned_ns", "state = 3"),
         ("packs_without_parity", "packs", "row", "state = 2 AND parity_bytes = 0"),
+        ("packs_locked", "packs", "locked_until_ns", "state = 2"),
     ):
         op.create_index(
             name, table, [key], unique=False, sqlite_where=sa.text(where), postgresql_where=sa.text(where)
@@ -154,5 +155,11 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
         ],
         "backups": [time("purged_ns"), number("retain_until_ns", 0), time("hold_ns"), words("hold_reason")],
         "pending_records": [sa.Column("purges", ID)],
-        "packs": [time("condemned_ns"), time("verified_ns"), time("tried_ns"), number("parity_bytes", 0)],
+        "packs": [
+            time("condemned_ns"),
+            time("verified_ns"),
+            time("tried_ns"),
+            number("parity_bytes", 0),
+            number("locked_until_ns", 0),
+        ],
     }

@@ -1,0 +1,209 @@
+"""Object locks of what backups need: extended before they end, and what nothing needs any more is removed by
+version.
+
+docs/decisions/2026-11-30-object-lock.md says why in this way.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from staddle._base.figures import counted
+
+from staddle_server.base.threads import Threads
+from staddle_server.catalog import Catalog, LockDue
+from staddle_server.store.locks import LOCKED, MARGIN, ObjectLock, ObjectVersions, lock_of, purge
+from staddle_server.store.pack import pack_name, parse_pack_name
+from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.schedule import Stopping, Task
+
+log = logging.getLogger(__name__)
+
+NS: Final = 1_000_000_000
+DAY_S: Final = 86_400.0
+PACKS: Final = "lock"
+VERSIONS: Final = "versions"
+AT_ONCE: Final = 8
+_BATCH: Final = 500
+_UNLOCKED: Final = frozenset({"copies", "heads", "marks", "parity", "probe"})
+"""Kinds of Staddle's objects that no restore needs."""
+_NAMED_MAX: Final = 3
+
+
+@dataclass
+class LockReport:
+    """What was done.
+
+    Attributes:
+        extended: Locks that were extended.
+        removed: Old versions that were removed for good.
+        kept: Hidden versions that are still locked.
+        missing: Names of live packs without an object.
+        replaced: Names of live packs that were hidden, and of packs, records and keys that were replaced: by a
+            repair, or by someone with the keys of the store.
+
+    """
+
+    extended: int = 0
+    removed: int = 0
+    kept: int = 0
+    missing: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        said = []
+        if self.extended:
+            said.append(f"{counted(self.extended, 'lock was', 'locks were')} extended")
+        if self.removed:
+            said.append(f"{counted(self.removed, 'old version was', 'old versions were')} removed")
+        if self.kept:
+            said.append(f"{counted(self.kept, 'deleted object is', 'deleted objects are')} still locked")
+        if self.missing:
+            said.append(
+                f"{counted(len(self.missing), 'pack')} cannot be found in the store{_some(self.missing)}"
+            )
+        if self.replaced:
+            said.append(
+                f"{counted(len(self.replaced), 'object was', 'objects were')} hidden or replaced; all versions stay locked"
+                f"{_some(self.replaced)}"
+            )
+        return "; ".join(said)
+
+
+class Locker:
+    """Keeps locked what backups need."""
+
+    def __init__(self, catalog: Catalog, lock: ObjectLock) -> None:
+        self._catalog = catalog
+        self._lock = lock
+
+    def extend_packs(self, stopping: Stopping = lambda: False) -> LockReport:
+        """Extend the locks of live packs that have used up half of the margin, those that end first first.
+
+        One request for each. What a stop leaves, the next call does. Raises Unavailable.
+        """
+        report = LockReport()
+        due_ns = self._lock.now_ns() + round(self._lock.span_s * (1 + MARGIN / 2)) * NS
+        after = (-1, 0)
+        with Threads(AT_ONCE, thread_name_prefix="lock") as threads:
+            while not stopping() and (batch := self._catalog.packs.lock_due(due_ns, after, _BATCH)):
+                after = (batch[-1].locked_until_ns, batch[-1].row)
+                found = zip(batch, threads.map(self._extend_pack, batch), strict=True)
+                until_ns = {}
+                for pack, end_ns in found:
+                    if end_ns is None:
+                        report.missing.append(pack_name(pack.tenant, pack.pack))
+                    else:
+                        until_ns[pack.row] = end_ns
+                self._catalog.packs.note_locked(until_ns)
+                report.extended += len(until_ns)
+        return report
+
+    def look_at_versions(self, stopping: Stopping = lambda: False) -> LockReport:
+        """Extend the locks of keys, records and the store's format, and remove old versions that nothing needs.
+
+        All versions of a live pack that was hidden or replaced are extended as well: the first one is intact.
+        Lists the whole store. Raises Unavailable.
+        """
+        report = LockReport()
+        now_ns = self._lock.now_ns()
+        histories = self._lock.histories("")
+        with Threads(AT_ONCE, thread_name_prefix="lock") as threads:
+            while not stopping() and (batch := list(islice(histories, _BATCH))):
+                live = self._live(batch)
+                needed = [history for history in batch if _is_needed(history, live)]
+                report.replaced += [history.name for history in needed if len(history.versions) > 1]
+                report.extended += sum(threads.map(self._extend_all, needed))
+                for removed, kept in threads.map(
+                    lambda history: self._remove_old(history, now_ns),
+                    [history for history in batch if not _is_needed(history, live)],
+                ):
+                    report.removed += removed
+                    report.kept += kept
+        return report
+
+    def _live(self, histories: list[ObjectVersions]) -> set[str]:
+        """Return the names of those that are live packs with more than one version: each lock of the others is
+        extended by `extend_packs`.
+        """
+        packs: dict[bytes, set[bytes]] = {}
+        for history in histories:
+            if history.name.startswith("packs/") and len(history.versions) > 1:
+                with suppress(ValueError):
+                    tenant, pack = parse_pack_name(history.name)
+                    packs.setdefault(tenant, set()).add(pack)
+        known = {row.id for row in self._catalog.tenants.list_all()}
+        return {
+            pack_name(tenant, pack)
+            for tenant in packs.keys() & known
+            for pack in self._catalog.packs.live_sizes(tenant, packs[tenant])
+        }
+
+    def _extend_pack(self, pack: LockDue) -> int | None:
+        try:
+            return self._lock.extend(pack_name(pack.tenant, pack.pack))
+        except FileNotFoundError:
+            return None
+
+    def _extend_all(self, history: ObjectVersions) -> int:
+        """Extend all versions; return how many. One that was removed meanwhile is left out."""
+        extended = 0
+        for version in history.versions:
+            if not version.is_marker:
+                with suppress(FileNotFoundError):
+                    self._lock.extend(history.name, version.id)
+                    extended += 1
+        return extended
+
+    def _remove_old(self, history: ObjectVersions, now_ns: int) -> tuple[int, int]:
+        """Remove what is hidden or replaced for long enough; return how many versions, and how many are
+        locked.
+        """
+        kind = history.name.partition("/")[0]
+        if kind not in LOCKED | _UNLOCKED:
+            return 0, 0  # not Staddle's
+        settled_ns = now_ns - round(self._lock.span_s if kind in LOCKED else DAY_S) * NS
+        if history.versions[0].modified_ns > settled_ns:
+            return 0, 0
+        if history.is_hidden:
+            kept = purge(self._lock, history)
+            return sum(not each.is_marker for each in history.versions) - kept, kept
+        if kind in LOCKED:
+            return 0, 0
+        removed = [self._lock.remove(history.name, each.id) for each in history.versions[1:]]
+        return removed.count(True), removed.count(False)
+
+
+def lock_tasks(kept: Kept) -> list[Task]:
+    """Return the tasks that keep locked what backups need; none for a store without object lock."""
+    lock = lock_of(kept.blobs)
+    if lock is None:
+        return []
+    locker = Locker(kept.catalog, lock)
+    return [
+        Task(
+            PACKS, min(DAY_S, lock.span_s * MARGIN / 8), lambda stopping: _told(locker.extend_packs(stopping))
+        ),
+        Task(VERSIONS, lock.span_s * MARGIN / 4, lambda stopping: _told(locker.look_at_versions(stopping))),
+    ]
+
+
+def _is_needed(history: ObjectVersions, live: set[str]) -> bool:
+    """Return whether the locks of all its versions are extended here."""
+    kind = history.name.partition("/")[0]
+    return history.name in live or (kind in LOCKED - {"packs"} and not history.is_hidden)
+
+
+def _told(report: LockReport) -> str:
+    if report.missing or report.replaced:
+        log.error("the store was changed by someone else, or has lost objects: %s", report)
+    return str(report)
+
+
+def _some(names: list[str]) -> str:
+    more = ", …" if len(names) > _NAMED_MAX else ""
+    return f" ({', '.join(names[:_NAMED_MAX])}{more})"
