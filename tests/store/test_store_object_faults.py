@@ -15,6 +15,7 @@ from seaweed import S3Server
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.threads import Threads
 from staddle_server.store.backends import object_store, object_urls
+from staddle_server.store.backends.object_errors import NO_RANGE, failure_of
 from staddle_server.store.backends.object_probe import UnsafeStore, check
 from staddle_server.store.backends.object_store import PATIENCE_S, ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
