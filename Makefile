@@ -2,11 +2,14 @@
 #
 #   make demo            a server, a backup, a change, a restore; SOURCE=DIR
 #   make serve           a server on ./staddle-data
+#   make cluster         three servers, PostgreSQL, a replicated store: one of
+#                        each is killed during a backup, and restores compared
 #
 #   make test            the tests, in parallel
 #                        PYTHON=python3.13: with that one; ARGS="-k restore": some
 #   make test-all        all tests with all their cases, also the slow ones
 #   make check           format, lint, types, import rule, generated code, protos
+#   make check-deploy    server/deploy: Compose, Helm, Kubernetes, Envoy, nginx
 #   make format          format the code and apply the linter's fixes
 #   make coverage        the lines that the tests reach; ARGS="tests/store": of some
 #   make protos          generate client/staddle/v1 from the protos
@@ -19,6 +22,8 @@
 #                        ARGS="--operations 12 --random 3 --seed 7"
 #   make together        clock, disk, network and clients fail together
 #                        ARGS="--runs 100 --seed 7"
+#   make chaos           three servers, their database and store fail under load
+#                        ARGS="--minutes 10 --seed 7"; needs PostgreSQL
 #   make fuzz            hostile input; ARGS="frame --runs 1000000 --seed 1"
 #   make big             a large tree and a large file through it all, with kills
 #
@@ -32,6 +37,7 @@
 #   make bench-clients   1 to 256 uploads at once, and a small call beside them
 #                        ARGS="--count 64 --way thin"
 #   make bench-servers   the same uploads against one server, and between two
+#   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
 #   make bench-peers     install these (Debian, as root, with cargo; into .tools/)
@@ -61,6 +67,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTOS_VENV := .venv-protos
 PROTOS_STAMP := $(PROTOS_VENV)/.installed
+DEPLOY_VENV := .venv-deploy
+DEPLOY_STAMP := $(DEPLOY_VENV)/.installed
 PROTOS := $(wildcard protos/staddle/v1/*.proto)
 PIP := -m pip --quiet --disable-pip-version-check --no-input
 SOURCE ?= .
@@ -98,6 +106,13 @@ $(PROTOS_STAMP): pyproject.toml | python
 	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
 	@touch $@
 
+$(DEPLOY_STAMP): pyproject.toml | python
+	@echo "Setting up $(DEPLOY_VENV), which reads the files in server/deploy ..."
+	@$(BASE_PYTHON) -m venv $(DEPLOY_VENV)
+	@$(DEPLOY_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
+	@$(DEPLOY_VENV)/bin/python $(PIP) install --group deploy
+	@touch $@
+
 .PHONY: venv
 venv: $(STAMP)
 
@@ -105,6 +120,10 @@ venv: $(STAMP)
 .PHONY: demo
 demo: $(STAMP)
 	@$(BIN)/python -m staddle_server.demo --source "$(SOURCE)"
+
+.PHONY: cluster
+cluster: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python tests/cluster/cluster_run.py $(ARGS)
 
 .PHONY: serve
 serve: $(STAMP)
@@ -145,6 +164,12 @@ check: $(STAMP) $(PROTOS_STAMP)
 	@echo "protos";        $(BIN)/buf lint protos
 	@echo "protocol kept"; $(MAKE) protos-kept
 	@echo "All checks passed."
+
+# nginx reads the certificates that its configuration names.
+.PHONY: check-deploy
+check-deploy: $(STAMP) $(DEPLOY_STAMP)
+	@rm -rf build/deploy && mkdir -p build && $(BIN)/staddle-server cert --dir build/deploy --host server1 >/dev/null
+	@$(DEPLOY_VENV)/bin/python tests/deploy/deploy_check.py build/deploy
 
 .PHONY: format
 format: $(STAMP)
@@ -212,6 +237,10 @@ bench-clients: $(STAMP)
 bench-servers: $(STAMP)
 	@$(BIN)/python -m benchmarks.two_servers $(ARGS)
 
+.PHONY: bench-cluster
+bench-cluster: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.cluster $(ARGS)
+
 .PHONY: bench-wire
 bench-wire: $(STAMP)
 	@$(BIN)/python -m benchmarks.streams $(ARGS)
@@ -252,6 +281,10 @@ power: $(STAMP)
 .PHONY: together
 together: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python tests/crash/crash_together.py $(ARGS)
+
+.PHONY: chaos
+chaos: $(STAMP)
+	@PYTHONPATH=tests/support:tests/crash $(BIN)/python tests/chaos/chaos_run.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(STAMP)

@@ -57,6 +57,7 @@ USES: Final = {
         staddle_server.base.clock SystemClock.now_ns
         staddle_server.tenancy.clock_guard ClockGuard.believed_ns
         staddle_server.tenancy.clock_guard ClockGuard.confirm
+        staddle_server.tenancy.clock_guard ClockGuard.glance
         staddle_server.tenancy.clock_guard ClockGuard.look
     """,
     "a clock that gives no time while it is in doubt, or one that only foretells": """

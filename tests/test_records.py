@@ -32,9 +32,9 @@ CHANGES: Final = {
     """,
     "an open upload is as it was in the older catalog, and its client learns that when it resumes": """
         chunks claim
-        packs begin
+        packs _begin
         uploads abort
-        uploads begin
+        uploads _begin
         uploads checkpoint
         uploads expire
         uploads renew
@@ -128,8 +128,8 @@ def changes() -> Iterator[tuple[str, bool]]:
         for each in ast.walk(ast.parse(path.read_text())):
             if isinstance(each, ast.FunctionDef):
                 called = {ast.unparse(call.func) for call in calls(each)}
-                if "self._database.write" in called:
-                    yield f"{path.stem} {each.name}", "keep_pending" in called
+                if called & {"self._database.write", "self._database.write_once"}:
+                    yield f"{path.stem} {each.name}", bool(called & {"keep_pending", "append_pending"})
 
 
 def calls(inside: ast.AST) -> Iterator[ast.Call]:

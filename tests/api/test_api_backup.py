@@ -264,6 +264,7 @@ def test_a_stream_replayed_after_its_commit_gets_the_first_answer(running):
     stub = running.stub()
     parts = [begin("www", request_id="r"), small("a", b"1"), finish(1, 1)]
     first = stub.Backup(messages(parts))
+    assert stub.GetUpload(sv.GetUploadRequest(upload_id=first.upload.id)).upload == first.upload
     again = stub.Backup(messages(parts))
     assert again.backup == first.backup
     assert again.upload.state == pb.UPLOAD_STATE_COMMITTED

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+import staddle_server
 from click.testing import CliRunner
 from staddle._base.figures import duration_s
 from staddle.v1 import errors_pb2
@@ -164,7 +165,18 @@ def variables_in(text: str) -> set[str]:
     return set(re.findall(r"STADDLED_[A-Z_]+", text))
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "staddle-server.service"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Dockerfile",
+        "compose.yaml",
+        "staddle-server.service",
+        "cluster/compose.yaml",
+        "chart/values.yaml",
+        "chart/templates/deployment.yaml",
+        "chart/templates/NOTES.txt",
+    ],
+)
 def test_deployment_files_use_variables_and_commands_that_exist(name: str) -> None:
     text = (DEPLOY / name).read_text()
     known = {option.variable for option in OPTIONS} | {config.CONFIG_VARIABLE}
@@ -205,13 +217,20 @@ def test_the_settings_of_the_service_are_valid_and_stopping_waits_longer_than_dr
     assert tuple(start[1:]) in dict(ALL)
 
 
-def test_the_compose_file_gives_more_time_to_stop_than_to_drain() -> None:
-    text = (DEPLOY / "compose.yaml").read_text()
+@pytest.mark.parametrize("name", ["compose.yaml", "cluster/compose.yaml"])
+def test_the_compose_file_gives_more_time_to_stop_than_to_drain(name: str) -> None:
+    text = (DEPLOY / name).read_text()
     drain = re.search(r"STADDLED_DRAIN: (\S+)", text)
     grace = re.search(r"stop_grace_period: (\S+)", text)
     assert drain is not None
     assert grace is not None
     assert duration_s(grace[1]) > duration_s(drain[1])
+
+
+def test_the_chart_has_the_version_of_the_server() -> None:
+    chart = (DEPLOY / "chart" / "Chart.yaml").read_text()
+    assert f'appVersion: "{staddle_server.__version__}"' in chart
+    assert f"\nversion: {staddle_server.__version__}\n" in chart
 
 
 # --- dependencies

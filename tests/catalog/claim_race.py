@@ -83,7 +83,7 @@ class Writer:
             )
         ).upload
         wanted = [CHUNKS[number] for number in numbers]
-        claimed = self.catalog.chunks.claim(TENANT, upload.id, 1, wanted)
+        claimed = self.catalog.chunks.claim(TENANT, upload.id, 1, wanted).places
         self.counts["claimed"] += len(claimed)
         self._store(upload.id, [each for each in wanted if each not in claimed])
         backup = self.random.randbytes(16)

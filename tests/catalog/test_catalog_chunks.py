@@ -53,7 +53,7 @@ def test_a_chunk_is_found_by_its_own_tenant_only(world):
     _stored(world, ids)
     assert world.catalog.chunks.find(world.eve.tenant, ids) == {}
     theirs = world.begin(world.eve).upload
-    assert world.catalog.chunks.claim(world.eve.tenant, theirs.id, 1, ids) == {}
+    assert world.catalog.chunks.claim(world.eve.tenant, theirs.id, 1, ids).places == {}
 
 
 def test_two_copies_of_a_chunk_are_both_found_and_the_damaged_one_comes_last(world):
@@ -79,7 +79,7 @@ def test_a_damaged_segment_affects_its_own_chunks_only(world):
         world.catalog.packs.mark_damaged(world.tenant, pack.pack, damaged)
     whole = ids[:8] + ids[16:]
     assert set(world.catalog.chunks.find(world.tenant, ids)) == set(whole)
-    assert set(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == set(whole)
+    assert set(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids).places) == set(whole)
     assert set(world.catalog.chunks.find(world.tenant, ids, include_damaged=True)) == set(ids)
     assert world.catalog.packs.damaged_count(world.tenant) == 1
     assert world.catalog.packs.damaged_count(world.eve.tenant) == 0
@@ -97,7 +97,7 @@ def test_a_claim_returns_the_stored_chunks_and_keeps_their_pack_for_the_upload(w
     _, pack = _stored(world, ids)
     upload = world.begin(world.bob).upload
     unknown = world.digests(5)
-    claimed = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids + unknown + ids)
+    claimed = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids + unknown + ids).places
     assert claimed == dict(pack.chunks)
     with world.catalog.database.read() as connection:
         rows = connection.execute(select(packs.c.id).join(claims).where(claims.c.upload == upload.id))
@@ -109,11 +109,11 @@ def test_repeating_a_claim_writes_nothing(world, writes):
     _stored(world, ids)
     upload = world.begin(world.bob).upload
     writes.clear()
-    first = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10])
+    first = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]).places
     assert writes == [world.catalog.database]
-    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]) == first
-    assert len(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == 30
-    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, world.digests(5)) == {}
+    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]).places == first
+    assert len(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids).places) == 30
+    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, world.digests(5)).places == {}
     assert writes == [world.catalog.database]
 
 
@@ -132,7 +132,7 @@ def test_only_a_live_pack_is_found_or_claimed(world, state):
         connection.execute(update(packs).where(packs.c.id == pack.pack).values(state=state))
     upload = world.begin(world.bob).upload
     assert world.catalog.chunks.find(world.tenant, ids, include_damaged=True) == {}
-    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids) == {}
+    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids).places == {}
 
 
 def test_a_chunk_that_is_twice_in_a_pack_is_indexed_once(world):

@@ -11,13 +11,13 @@ import postgres_server
 import pytest
 from databases import DATABASES
 from postgres_server import PostgresServer
-from sqlalchemy import create_engine, func, insert, select, text, update
+from sqlalchemy import bindparam, create_engine, func, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import PendingRecord, open_catalog
-from staddle_server.catalog.database import later, locking, rows_in
+from staddle_server.catalog.database import Query, later, locking, rows_in, together
 from staddle_server.catalog.schema import datasets, tasks, tenants
 from thin import wait_until
 
@@ -193,6 +193,17 @@ def test_what_is_sent_later_is_seen_by_the_next_statement_and_undone_with_its_tr
     with world.catalog.database.write() as connection:
         later(connection, insert(tasks), {"name": "a", "outcome": "x"})
     assert len(world.rows()["tasks"]) == 1
+
+
+def test_queries_that_are_sent_together_run_after_what_waits_and_each_has_its_rows(world):
+    named = select(tasks.c.name, tasks.c.outcome).order_by(tasks.c.name)
+    with world.catalog.database.write() as connection:
+        later(connection, insert(tasks), [{"name": each, "outcome": each * 2} for each in "ab"])
+        both, none, one = together(
+            connection, Query(named), None, Query(named.where(tasks.c.name == bindparam("n")), {"n": "b"})
+        )
+    assert [(row.name, row.outcome) for row in both] == [("a", "aa"), ("b", "bb")]
+    assert (list(none), [row.outcome for row in one]) == ([], ["bb"])
 
 
 # --- errors

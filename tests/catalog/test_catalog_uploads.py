@@ -347,6 +347,18 @@ def test_a_replayed_checkpoint_changes_nothing(world):
     )
 
 
+@pytest.mark.parametrize("kind", [Kind.FULL, Kind.INCREMENTAL])
+def test_what_begin_and_commit_return_is_what_the_catalog_has(world, kind):
+    first = world.backup(tags={"of": "first"})
+    world.catalog.packs.mark_damaged(world.tenant, world.pack(world.begin().upload, world.digests(1)).pack)
+    begun = world.begin(kind=kind, host="h", root="/r", tags={"a": "1"}).upload
+    assert begun == world.catalog.uploads.get(world.tenant, begun.id)
+    assert begun.base_root == (None if kind is Kind.FULL else first.root)
+    assert begun.damage_epoch == 1
+    made = world.commit(begun)
+    assert made == world.catalog.backups.get(world.tenant, made.id)
+
+
 def test_missing_chunks_are_listed_in_pages_and_block_the_commit(world):
     upload = world.begin().upload
     digests = sorted(world.digests(25))
@@ -359,7 +371,8 @@ def test_missing_chunks_are_listed_in_pages_and_block_the_commit(world):
     assert _reason(caught) == "MISSING_CHUNKS"
     assert caught.value.facts == {"upload": upload.id.hex(), "count": "25"}
     world.checkpoint(upload, missing_removed=digests[:20])
-    assert world.commit(upload, missing_removed=digests[20:]).number == 1
+    world.checkpoint(upload, missing_removed=digests[20:])
+    assert world.commit(upload).number == 1
 
 
 def test_more_missing_chunks_than_the_limit_are_all_refused(world, monkeypatch):

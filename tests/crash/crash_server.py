@@ -40,26 +40,34 @@ RESTING = {
 
 
 class Plan(NamedTuple):
-    """Where to die: before or after the n-th time of a step."""
+    """Where to die: before or after the n-th time of a step; with SIGSTOP, where to halt."""
 
     step: str
     phase: str
     nth: int
+    signal: int = signal.SIGKILL
 
     def __str__(self) -> str:
         return f"{self.phase} {self.step} #{self.nth}"
+
+    def write(self, path: Path) -> None:
+        """Gives it to the processes that are started with this path."""
+        written = path.with_suffix(".new")
+        written.write_text(f"{self.step} {self.phase} {self.nth} {int(self.signal)}")
+        written.replace(path)
 
 
 class Stub:
     """The generated client with a token, and a deadline for each call."""
 
-    def __init__(self, channel: grpc.Channel, token: str) -> None:
+    def __init__(self, channel: grpc.Channel, token: str, call_s: float = CALL_S) -> None:
         self._stub = service_pb2_grpc.StaddleServiceStub(channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
+        self._call_s = call_s
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._stub, name)
-        return lambda request: call(request, metadata=self._metadata, timeout=CALL_S)
+        return lambda request: call(request, metadata=self._metadata, timeout=self._call_s)
 
 
 class CrashServer:
@@ -105,9 +113,7 @@ class CrashServer:
 
     def arm(self, plan: Plan) -> None:
         """Plan the next death."""
-        written = self._plan.with_suffix(".new")
-        written.write_text(f"{plan.step} {plan.phase} {plan.nth}")
-        written.replace(self._plan)
+        plan.write(self._plan)
 
     def steps(self) -> Counter[str]:
         """The steps since the start or the previous call."""
@@ -177,7 +183,9 @@ def check_agreement(data: Path) -> int:
     """Check that catalog and store agree, and every record exists; return the number of packs. Raises LostError."""
     with bootstrap.open_rooms(DataDirectory(data)) as opened:
         with opened.catalog.database.read() as connection:
-            problems = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]
+            is_file = connection.dialect.name == "sqlite"
+            checked = connection.exec_driver_sql("PRAGMA integrity_check").all() if is_file else [("ok",)]
+            problems = [row[0] for row in checked]
             pending = connection.execute(select(schema.pending_records.c.id)).all()
         if problems != ["ok"]:
             raise LostError(f"the catalog is damaged: {problems}")

@@ -1,11 +1,12 @@
-"""The durable steps of a server by name, seen from outside: what it asks of its files, and its catalog's commits.
+"""The durable steps of a server by name, seen from outside: what it asks of its files or its object store, and its catalog's commits.
 
-docs/safety.md has the table of names. Nothing in the server knows of this: the methods of `Files` and
+docs/safety.md has the table of names. Nothing in the server knows of this: the methods of `Files`, of `ObjectBlobs` and
 `Database.write` are wrapped, and SQLAlchemy reports the commits.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -208,6 +209,33 @@ def watched(observer: Observer) -> Iterator[None]:
     finally:
         commits.remove()
         files.remove()
+
+
+@contextmanager
+def watched_objects(observer: Observer) -> Iterator[None]:
+    """Let the observer see every object that this process puts into an object store, or deletes there, during the context."""
+    from staddle_server.store.backends.object_store import ObjectBlobs
+
+    def seen(real: Callable[..., Any], operation: str) -> Callable[..., Any]:
+        @functools.wraps(real)
+        def method(blobs: ObjectBlobs, name: str, *arguments: Any, **named: Any) -> Any:
+            top = name.partition("/")[0]
+            step = Step(f"{DIRECTORIES.get(top, top)}.{operation}", operation, name)
+            observer.before(step)
+            done = real(blobs, name, *arguments, **named)
+            observer.after(step)
+            return done
+
+        return method
+
+    real = {name: getattr(ObjectBlobs, name) for name in ("publish", "delete")}
+    for (name, method), operation in zip(real.items(), ("put", "delete"), strict=True):
+        setattr(ObjectBlobs, name, seen(method, operation))
+    try:
+        yield
+    finally:
+        for name, method in real.items():
+            setattr(ObjectBlobs, name, method)
 
 
 class _Commits:

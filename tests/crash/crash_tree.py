@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crash_work import Attempt, LostError, Place, Worker
-from staddle import Client
+from staddle import BackupReport, Client
 from staddle.v1 import resources_pb2 as pb
 from thin import restore
 
@@ -47,8 +47,7 @@ class TreeWorker(Worker):
     def _back_up(self) -> None:
         attempt = self.pending
         assert attempt is not None
-        with Client.from_config(self.place.data / "client.toml", retry_s=0) as client:
-            report = client.backup(self._tree, dataset=self.dataset, retry_s=0)
+        report = self._report()
         if not report.complete:
             raise LostError(f"{attempt.request_id} is not complete: {report.problems}")
         self.tally.resumed += report.resumed
@@ -56,6 +55,10 @@ class TreeWorker(Worker):
         self.kept.append(attempt)
         self.pending = None
         self.tally.acknowledged += 1
+
+    def _report(self) -> BackupReport:
+        with Client.from_config(self.place.data / "client.toml", retry_s=0) as client:
+            return client.backup(self._tree, dataset=self.dataset, retry_s=0)
 
     def _change(self) -> None:
         for _ in range(self.random.randint(1, 4)):

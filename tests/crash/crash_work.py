@@ -14,6 +14,7 @@ from pathlib import Path
 
 import forked
 import grpc
+from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.cli.run import COMMANDS
@@ -162,7 +163,7 @@ class Worker:
         try:
             upload = stub.GetUpload(sv.GetUploadRequest(request_id=attempt.request_id)).upload
         except grpc.RpcError as error:
-            if reason(error) != "UPLOAD_NOT_FOUND" or attempt.durable != (0, 0):
+            if reason_of(error) != "UPLOAD_NOT_FOUND" or attempt.durable != (0, 0):
                 raise
             return
         if upload.state == pb.UPLOAD_STATE_COMMITTED:
@@ -241,7 +242,7 @@ class Worker:
         try:
             return backups(stub, self.dataset, show_deleted=show_deleted, page_size=1000)
         except grpc.RpcError as error:
-            if reason(error) != "DATASET_NOT_FOUND":
+            if reason_of(error) != "DATASET_NOT_FOUND":
                 raise
             return []
 
@@ -251,6 +252,11 @@ class Worker:
             raise LostError(f"{attempt.request_id} does not come back as it went in: {restored.damages}")
         self.tally.restored += 1
         self.tally.restored_bytes += sum(map(len, restored.files.values()))
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """What the server gave as its reason; nothing where no server answered."""
+    return "" if rpc_status.from_call(error) is None else reason(error)
 
 
 def entries(attempt: Attempt) -> int:

@@ -65,8 +65,8 @@ def need() -> None:
 class PostgresServer:
     """A server with a cluster of its own, reached through a Unix socket. As root it runs as an ordinary user, which it insists on."""
 
-    def __init__(self, *, durable: bool = False) -> None:
-        """`durable`: for tests that kill it."""
+    def __init__(self, *, durable: bool = False, standby_of: PostgresServer | None = None) -> None:
+        """`durable`: for tests that kill it. `standby_of`: starts as a standby of that server."""
         bin_ = programs()
         assert bin_ is not None
         self._bin = bin_
@@ -80,9 +80,21 @@ class PostgresServer:
         self._settings = [*SMALL, f"unix_socket_directories={self.place}", *(() if durable else FAST)]
         self._process: subprocess.Popen[bytes] | None = None
         self._names = (f"t{number}" for number in itertools.count())
+        if standby_of is not None:
+            self.follow(standby_of)
+            return
         self._run(
             "initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", f"--username={USER}", "-D",
             str(self.place / "data"),
+        )  # fmt: skip
+        self.start()
+
+    def follow(self, primary: PostgresServer) -> None:
+        """Begins again as a standby of that server, with a copy of all its files."""
+        shutil.rmtree(self.place / "data", ignore_errors=True)
+        self._run(
+            "pg_basebackup", "--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "-D",
+            str(self.place / "data"), "-d", f"host={primary.place} user={USER}",
         )  # fmt: skip
         self.start()
 

@@ -58,16 +58,11 @@ class S3Server:
     def __init__(self, place: Path) -> None:
         self._weed = require()
         self._place = place
-        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.port = self._ports["s3"]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._log = (place / "log").open("wb")
-        config = place / "s3.json"
-        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-        actions = ["Admin", "Read", "Write", "List"]
-        config.write_text(
-            json.dumps({"identities": [{"name": "tests", "credentials": credentials, "actions": actions}]})
-        )
+        config = write_identities(place / "s3.json")
         # One volume is enough, and the first write waits for those that are made.
         environ = {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
         self._process = subprocess.Popen(
@@ -106,10 +101,7 @@ class S3Server:
         self._process.wait()
         self._log.close()
         for name in ("master", "volume", "filer", "s3"):
-            with suppress(OSError):
-                os.unlink(f"/tmp/seaweedfs-{name}-grpc-{self._ports[f'{name}.grpc']}.sock")
-            with suppress(OSError):
-                os.unlink(f"/tmp/seaweedfs-{name}-{self._ports[name]}.sock")
+            remove_sockets(name, self._ports[name], self._ports[f"{name}.grpc"])
 
     def _command(self, config: Path) -> list[str]:
         ports = [
@@ -137,25 +129,14 @@ class S3Server:
 
     def _wait(self) -> None:
         end_s = time.monotonic() + READY_S
-        while not (self._answers(self.port, "GET", "/healthz") and self._make_bucket()):
+        while not (answers(self.port, "GET", "/healthz") and self._make_bucket()):
             if self._process.poll() is not None:
                 raise EndedError((self._place / "log").read_text()[-4000:])
             assert time.monotonic() < end_s, (self._place / "log").read_text()[-4000:]
             time.sleep(0.05)
 
     def _make_bucket(self) -> bool:
-        return self._answers(self._ports["filer"], "POST", f"/buckets/{BUCKET}/")
-
-    @staticmethod
-    def _answers(port: int, method: str, path: str) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request(method, path)
-            return connection.getresponse().status < 300
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        return answers(self._ports["filer"], "POST", f"/buckets/{BUCKET}/")
 
 
 @contextmanager
@@ -177,7 +158,37 @@ def _started(place: Path) -> S3Server:
     return S3Server(place)
 
 
-def _free_ports(count: int) -> list[int]:
+def write_identities(config: Path) -> Path:
+    """The gateways' configuration: the tests' one identity, which may do everything."""
+    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+    actions = ["Admin", "Read", "Write", "List"]
+    config.write_text(
+        json.dumps({"identities": [{"name": "tests", "credentials": credentials, "actions": actions}]})
+    )
+    return config
+
+
+def answers(port: int, method: str, path: str) -> bool:
+    """Whether a part of the server answers this request with success."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path)
+        return connection.getresponse().status < 300
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def remove_sockets(name: str, port: int, grpc_port: int) -> None:
+    """What a killed part leaves in the directory for temporary files."""
+    for path in (f"/tmp/seaweedfs-{name}-grpc-{grpc_port}.sock", f"/tmp/seaweedfs-{name}-{port}.sock"):
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

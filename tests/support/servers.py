@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,9 +301,12 @@ class ServerProcess:
     process: subprocess.Popen[str] | None = None
     flags: tuple[str, ...] = NOTHING_BY_ITSELF
     command: tuple[str, ...] = SERVER
+    listen: str = "127.0.0.1:0"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables besides those of this process."""
 
     def start(self) -> None:
-        """Starts it on a free port and waits until it listens."""
+        """Starts it, on a free port unless `listen` names one, and waits until it listens."""
         with (self.data.parent / f"{self.data.name}.log").open("a") as log, heeding_hangups():
             start = forked.start if self.command == SERVER else subprocess.Popen
             self.process = start(
@@ -313,13 +316,16 @@ class ServerProcess:
                     "--data",
                     str(self.data),
                     "--listen",
-                    "127.0.0.1:0",
+                    self.listen,
                     *self.flags,
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={key: value for key, value in os.environ.items() if not key.startswith("STADDLE")},
+                env={
+                    **{key: value for key, value in os.environ.items() if not key.startswith("STADDLE")},
+                    **self.environment,
+                },
             )
         assert self.process.stdout is not None
         for line in self.process.stdout:

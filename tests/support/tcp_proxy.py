@@ -66,7 +66,8 @@ class Proxy:
                 with socket.create_connection(("127.0.0.1", self._port)) as server:
                     server.sendall(request)
                     answer = _message(server, head=head.startswith(b"HEAD"))
-                assert answer is not None
+                if answer is None:  # the server has ended
+                    return
                 harmed = self._harm(head, answer)
                 if harmed is not None:
                     client.sendall(harmed)
@@ -106,8 +107,8 @@ def _message(peer: socket.socket, *, head: bool = False) -> bytes | None:
     if head or top.startswith((b"HTTP/1.1 204", b"HTTP/1.1 304")):
         return data
     if b"transfer-encoding: chunked" in top.lower():
-        while not body.endswith(b"0\r\n\r\n"):
-            body += peer.recv(65_536)
+        while not body.endswith(b"0\r\n\r\n") and (part := peer.recv(65_536)):
+            body += part
         return top + b"\r\n\r\n" + body
     found = _LENGTH.search(top)
     length = int(found.group(1)) if found else 0

@@ -23,6 +23,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
+from staddle_server.catalog.clocks import Clocks
 from staddle_server.tenancy.clock_guard import ClockGuard, ClockInDoubt
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.integrity.scrub import Scrubber
@@ -215,6 +216,22 @@ def expire(running) -> None:
 def upload_is_open(source: Source) -> bool:
     asked = sv.GetUploadRequest(upload_id=source.upload.id)
     return source.stub.GetUpload(asked).upload.state == pb.UPLOAD_STATE_OPEN
+
+
+def test_a_glance_reads_nothing_until_a_minute_has_passed_or_the_clock_jumps(jumping, monkeypatch):
+    guard = ClockGuard(jumping.catalog, jumping.clock)
+    reads, read = [], Clocks.get
+    monkeypatch.setattr(Clocks, "get", lambda clocks, boot: reads.append(boot) or read(clocks, boot))
+    guard.glance()
+    reads.clear()
+    jumping.clock.ahead_s += 59
+    assert (guard.glance().jump_ns, reads) == (0, [])
+    jumping.clock.ahead_s += 2
+    assert (guard.glance().jump_ns, len(reads)) == (0, 1)
+    jumping.clock.jump_s = YEAR
+    assert guard.glance().jump_ns > 0.99 * YEAR * NS
+    assert guard.glance().jump_ns > 0.99 * YEAR * NS
+    assert len(reads) == 3
 
 
 def test_an_upload_under_a_slow_clock_gets_its_full_life_once_the_clock_is_right(

@@ -162,6 +162,24 @@ def test_a_server_whose_upload_was_taken_over_publishes_nothing_more(servers):
     assert restore(first.stub(), "www").files == {"b": b"new"}
 
 
+def test_the_server_that_an_upload_left_names_the_one_that_writes_it_now(servers):
+    """Behind a balancer, a call of the new epoch may reach it before it has looked at the catalog."""
+    first, second, _ = servers
+    source = Source(first.stub(), "www")
+    source.put_file("a", noise(200_000))
+    elsewhere = at(second, source)
+    elsewhere.upload = elsewhere.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    elsewhere.entries = elsewhere.bytes = elsewhere.number = 0
+    back = at(first, elsewhere)
+    assert refusal(lambda: back.put_chunks([b"x"])) == "WRONG_SERVER"
+    elsewhere.put_file("b", b"new")
+    made = elsewhere.commit()
+    back = at(first, elsewhere)
+    assert refusal(lambda: back.put_chunks([b"x"])) == "UPLOAD_CLOSED"
+    assert back.commit().id == made.id  # a replay
+    assert refusal(source.commit) == "STALE_EPOCH"
+
+
 @pytest.mark.parametrize("end", ["resumed", "aborted"])
 def test_a_server_frees_what_it_holds_for_an_upload_that_another_one_took_or_ended(servers, end):
     first, second, _ = servers

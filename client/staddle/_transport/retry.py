@@ -38,8 +38,9 @@ WRONG_SERVER: Final = "WRONG_SERVER"
 DRAINING: Final = "DRAINING"
 RESUMABLE: Final = frozenset({"RESUME_REQUIRED", "UPLOAD_BUSY", WRONG_SERVER})
 """Conflicts that end once this client takes the upload over."""
-REPEATS_MAX: Final = 8
-"""How often a call of an upload is repeated where one address leads to several servers, before the upload is taken over."""
+REPEATS_MAX: Final = 64
+"""How often a call of an upload is repeated where one address leads to several servers, before the upload is taken over. Calls that a balancer
+deals out beside others reach one of N servers by chance: of five, 64 in a row miss the right one once in a million."""
 ORDINARY_RETRY_S: Final = 10.0
 """How long a call that looks something up is tried again."""
 

@@ -1,5 +1,6 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
+from staddle_server.catalog.chunks import Claimed
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
@@ -68,6 +69,7 @@ __all__ = [
     "BeginUpload",
     "Begun",
     "Catalog",
+    "Claimed",
     "ClockSeen",
     "CondemnedPack",
     "Dataset",

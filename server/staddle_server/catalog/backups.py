@@ -11,9 +11,11 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import keep_pending, require_unprotected
 from staddle_server.catalog.rows import (
+    ROWS_AT_ONCE,
     Page,
     backup_not_found,
     backup_of,
+    dataset_number,
     dataset_row,
     lock_backup,
     page_of,
@@ -52,12 +54,17 @@ class Backups:
 
         DATASET_NOT_FOUND.
         """
-        with self._database.read() as connection:
-            found = self._of_dataset(connection, tenant, dataset)
-            query = select_backups().where(found, _KEPT if show_deleted else _SHOWN)
+        # What one query loads is of one state anyway.
+        opened = self._database.look_up if limit < ROWS_AT_ONCE else self._database.read
+        with opened() as connection:
+            row = dataset_number(self._tenants.row(connection, tenant), dataset)
+            query = select_backups().where(_b.dataset == row, _KEPT if show_deleted else _SHOWN)
             if before_number is not None:
                 query = query.where(_b.number < before_number)
-            return page_of(connection, query.order_by(_b.number.desc()), limit, backup_of)
+            page = page_of(connection, query.order_by(_b.number.desc()), limit, backup_of)
+            if not page:
+                self._of_dataset(connection, tenant, dataset)
+            return page
 
     def get(self, tenant: bytes, backup: bytes) -> Backup:
         """Return the backup with this id, deleted or not, also a purged one while its row exists.
@@ -162,12 +169,13 @@ class Backups:
 
         Returns how many were still pending: another server may have written the others.
         """
-        with self._database.write() as connection:
-            mine = _p.tenant == self._tenants.row(connection, tenant)
-            return sum(
-                connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine)).rowcount
-                for some in batches(records)
-            )
+        removed = 0
+        for some in batches(records):
+            with self._database.write_once() as connection:
+                mine = _p.tenant == self._tenants.row(connection, tenant)
+                done = connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine))
+                removed += done.rowcount
+        return removed
 
     def _of_dataset(self, connection: Connection, tenant: bytes, dataset: str) -> ColumnElement[bool]:
         row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)

@@ -5,29 +5,31 @@ Everything here runs inside the one transaction of `Uploads.begin`.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import insert_or_ignore, later, locking
-from staddle_server.catalog.rows import dataset_row, upload_value
+from staddle_server.catalog.database import Query, insert_or_ignore, later, locking, together
+from staddle_server.catalog.rows import dataset_number, root_columns, upload_of, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
-from staddle_server.catalog.values import BeginUpload, Begun
+from staddle_server.catalog.values import BeginUpload, Begun, Upload
 
 _d = schema.datasets.c
 _b = schema.backups.c
 _u = schema.uploads.c
 _r = schema.upload_requests.c
+_t = schema.tenants.c
 
 _FIRST_EPOCH: Final = 1
 
 
-class OvertakenError(Exception):
-    """The same request began an upload meanwhile: roll this transaction back and begin again, as a replay."""
+_ROOT: Final = [column.name for column in root_columns(_b)]
 
 
 def check_begin(spec: BeginUpload) -> None:
@@ -46,39 +48,55 @@ def check_begin(spec: BeginUpload) -> None:
             raise _bad(field, f"{field} contains a NUL character: remove it")
     if spec.new_root and spec.kind is Kind.DIFFERENTIAL:
         raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: it has no comparable predecessor")
-    whole = spec.kind is Kind.FULL or (spec.new_root and spec.kind is Kind.AUTO)
-    if whole and spec.scope is Scope.CHANGES:
+    if _is_full(spec) and spec.scope is Scope.CHANGES:
         raise _bad("scope", "A FULL backup must have the scope WHOLE: CHANGES needs a base")
 
 
 def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
-    """Replay, take over, or open an upload. See `Uploads.begin`. Raises OvertakenError."""
-    replayed = _replay(connection, tenant_row, spec)
-    if replayed is not None:
-        return replayed
-    dataset = _dataset_made(connection, tenant_row, spec)
+    """Replay, take over, or open an upload. See `Uploads.begin`.
+
+    IntegrityError, also at the commit, if the same request began an upload meanwhile.
+    """
+    _make_dataset(connection, tenant_row, spec)
+    found = _Found(
+        *together(
+            connection,
+            _request(tenant_row, spec) if spec.request_id else None,
+            _dataset(tenant_row, spec),
+            _takeable(tenant_row, spec) if spec.take_over else None,
+            None if _is_full(spec) else Query(locking(_newest(tenant_row, spec))),
+        )
+    )
+    if found.requests:
+        return _replay(connection, tenant_row, spec, found.requests[0])
+    (dataset,) = found.datasets
     _check_root(dataset, spec)
-    upload = _take_over(connection, dataset, spec) if spec.take_over else None
-    taken_over = upload is not None
-    if upload is None:
-        upload = _open(connection, dataset, spec)
-    value = upload_value(connection, tenant_row, upload)
+    taken = _take_over(connection, tenant_row, spec, found)
+    value = taken or _open(connection, tenant_row, spec, found)
     if spec.request_id:
-        _remember(connection, tenant_row, spec, value.id, value.epoch, taken_over=taken_over)
-    return Begun(value, taken_over, replayed=False)
+        _remember(connection, tenant_row, spec, value, taken_over=taken is not None)
+    return Begun(value, taken is not None, replayed=False)
+
+
+class _Found(NamedTuple):
+    """Rows of an earlier call with the request id, of the dataset, of uploads to take over, and of the base."""
+
+    requests: Sequence[Any]
+    datasets: Sequence[Any]
+    takeable: Sequence[Any]
+    bases: Sequence[Any]
 
 
 # --- replay
 
 
-def _replay(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun | None:
-    if not spec.request_id:
-        return None
-    row = connection.execute(
+def _request(tenant_row: int, spec: BeginUpload) -> Query:
+    return Query(
         select(schema.upload_requests).where(_r.tenant == tenant_row, _r.request_id == spec.request_id)
-    ).one_or_none()
-    if row is None:
-        return None
+    )
+
+
+def _replay(connection: Connection, tenant_row: int, spec: BeginUpload, row: Any) -> Begun:
     if row.asked != _asked(spec):
         raise errors.AlreadyExists(
             "REQUEST_ID_REUSED",
@@ -91,21 +109,20 @@ def _replay(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun
 
 
 def _remember(
-    connection: Connection, tenant_row: int, spec: BeginUpload, upload: bytes, epoch: int, *, taken_over: bool
+    connection: Connection, tenant_row: int, spec: BeginUpload, upload: Upload, *, taken_over: bool
 ) -> None:
-    remembered = connection.execute(
-        insert_or_ignore(connection, schema.upload_requests),
+    later(
+        connection,
+        insert(schema.upload_requests),
         {
             "tenant": tenant_row,
             "request_id": spec.request_id,
-            "upload": upload,
+            "upload": upload.id,
             "asked": _asked(spec),
-            "epoch": epoch,
+            "epoch": upload.epoch,
             "taken_over": taken_over,
         },
     )
-    if remembered.rowcount != 1:
-        raise OvertakenError
 
 
 def _asked(spec: BeginUpload) -> bytes:
@@ -134,7 +151,7 @@ def _begins_ns(spec: BeginUpload) -> int:
 # --- the dataset and its root
 
 
-def _dataset_made(connection: Connection, tenant_row: int, spec: BeginUpload) -> Row[Any]:
+def _make_dataset(connection: Connection, tenant_row: int, spec: BeginUpload) -> None:
     later(
         connection,
         insert_or_ignore(connection, schema.datasets),
@@ -147,10 +164,18 @@ def _dataset_made(connection: Connection, tenant_row: int, spec: BeginUpload) ->
             "last_number": 0,
         },
     )
-    return dataset_row(connection, tenant_row, spec.dataset)
 
 
-def _check_root(dataset: Row[Any], spec: BeginUpload) -> None:
+def _dataset(tenant_row: int, spec: BeginUpload) -> Query:
+    """Return the query for the dataset with what an upload's value has of its tenant."""
+    return Query(
+        select(schema.datasets, _t.id.label("tenant_id"), _t.damage_epoch)
+        .join_from(schema.datasets, schema.tenants, _d.tenant == _t.row)
+        .where(_d.tenant == tenant_row, _d.name == spec.dataset)
+    )
+
+
+def _check_root(dataset: Any, spec: BeginUpload) -> None:
     if spec.new_root:
         return
     for said, known in ((spec.host, dataset.host), (spec.root, dataset.root)):
@@ -168,11 +193,11 @@ def _check_root(dataset: Row[Any], spec: BeginUpload) -> None:
 # --- taking over
 
 
-def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes | None:
-    """Take an upload over and raise its epoch. It keeps its base, even if a new upload would have another."""
+def _takeable(tenant_row: int, spec: BeginUpload) -> Query:
+    """Return the query for the uploads that may be taken over, newest first, locked."""
     # Not the durable point, which may be large.
     query = select(_u.id, _u.epoch, _u.kind, _u.asked_kind).where(
-        _u.dataset == dataset.row,
+        _u.dataset == dataset_number(tenant_row, spec.dataset),
         schema.IS_OPEN,
         _u.expires_ns > (spec.now_ns if spec.alive_ns is None else spec.alive_ns),
         _u.token == spec.principal.token,
@@ -182,85 +207,109 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         _u.new_root == spec.new_root,
         _u.fingerprint == spec.fingerprint,
     )
-    rows = connection.execute(locking(query.order_by(_u.begin_ns.desc(), _u.id))).all()
-    found = next((row for row in rows if row.asked_kind == spec.kind), None)
-    if found is None and rows:
-        kind, _ = _resolve(connection, dataset, spec)
-        found = next((row for row in rows if row.kind == kind), None)
-    if found is None:
+    return Query(locking(query.order_by(_u.begin_ns.desc(), _u.id)))
+
+
+def _take_over(connection: Connection, tenant_row: int, spec: BeginUpload, found: _Found) -> Upload | None:
+    """Take an upload over and raise its epoch. It keeps its base, even if a new upload would have another."""
+    taken = next((row for row in found.takeable if row.asked_kind == spec.kind), None)
+    if taken is None and found.takeable:
+        kind, _ = _resolve(connection, tenant_row, spec, found.bases)
+        taken = next((row for row in found.takeable if row.kind == kind), None)
+    if taken is None:
         return None
     later(
         connection,
         update(schema.uploads)
-        .where(_u.id == found.id)
+        .where(_u.id == taken.id)
         .values(
-            epoch=found.epoch + 1,
+            epoch=taken.epoch + 1,
             principal=spec.principal.name,
             server=spec.server,
             tags=pack_tags(spec.tags),
             **spec.terms.expiries(spec.now_ns),
         ),
     )
-    return bytes(found.id)
+    return upload_value(connection, tenant_row, taken.id)
 
 
 # --- opening
 
 
-def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes:
-    kind, base = _resolve(connection, dataset, spec)
-    later(
-        connection,
-        insert(schema.uploads),
-        {
-            "id": spec.upload,
-            "tenant": dataset.tenant,
-            "dataset": dataset.row,
-            "request_id": spec.request_id,
-            "token": spec.principal.token,
-            "principal": spec.principal.name,
-            "authors": pack_authors(Authors(spec.principal.name)),
-            "asked_kind": spec.kind.value,
-            "kind": kind.value,
-            "scope": spec.scope.value,
-            "base": base,
-            "tags": pack_tags(spec.tags),
-            "host": spec.host,
-            "root": spec.root,
-            "new_root": spec.new_root,
-            "fingerprint": spec.fingerprint,
-            "state": UploadState.OPEN.value,
-            "epoch": _FIRST_EPOCH,
-            **spec.terms.expiries(spec.now_ns),
-            "begin_ns": _begins_ns(spec),
-            "durable": b"",
-            "position": 0,
-            "entry_count": 0,
-            "data_bytes": 0,
-            "last_failure": "",
-            "backup": b"",
-            "server": spec.server,
-        },
+def _open(connection: Connection, tenant_row: int, spec: BeginUpload, found: _Found) -> Upload:
+    kind, base = _resolve(connection, tenant_row, spec, found.bases)
+    (dataset,) = found.datasets
+    row = {
+        "id": spec.upload,
+        "tenant": tenant_row,
+        "dataset": dataset.row,
+        "request_id": spec.request_id,
+        "token": spec.principal.token,
+        "principal": spec.principal.name,
+        "authors": pack_authors(Authors(spec.principal.name)),
+        "asked_kind": spec.kind.value,
+        "kind": kind.value,
+        "scope": spec.scope.value,
+        "base": b"" if base is None else base.id,
+        "tags": pack_tags(spec.tags),
+        "host": spec.host,
+        "root": spec.root,
+        "new_root": spec.new_root,
+        "fingerprint": spec.fingerprint,
+        "state": UploadState.OPEN.value,
+        "epoch": _FIRST_EPOCH,
+        **spec.terms.expiries(spec.now_ns),
+        "begin_ns": _begins_ns(spec),
+        "durable": b"",
+        "position": 0,
+        "entry_count": 0,
+        "data_bytes": 0,
+        "last_failure": "",
+        "backup": b"",
+        "server": spec.server,
+    }
+    later(connection, insert(schema.uploads), row)
+    return upload_of(
+        SimpleNamespace(
+            **row,
+            dataset_name=dataset.name,
+            tenant_id=dataset.tenant_id,
+            damage_epoch=dataset.damage_epoch,
+            **dict.fromkeys(_ROOT, None) if base is None else {name: getattr(base, name) for name in _ROOT},
+        )
     )
-    return spec.upload
 
 
-def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tuple[Kind, bytes]:
-    """Return the resolved kind and the base (empty for FULL). The base's row is locked and not deleted."""
-    if spec.kind is Kind.FULL or (spec.kind is Kind.AUTO and spec.new_root):
-        return Kind.FULL, b""
-    newest = select(_b.id).where(_b.dataset == dataset.row, _b.deleted_ns.is_(None))
+def _is_full(spec: BeginUpload) -> bool:
+    """Return whether the upload has no base, whatever the dataset holds."""
+    return spec.kind is Kind.FULL or (spec.kind is Kind.AUTO and spec.new_root)
+
+
+def _newest(tenant_row: int, spec: BeginUpload) -> Select[Any]:
+    """Return the query for the backup that the upload starts from."""
+    newest = select(_b.id, *root_columns(_b)).where(
+        _b.dataset == dataset_number(tenant_row, spec.dataset), _b.deleted_ns.is_(None)
+    )
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
-    newest = newest.order_by(_b.number.desc()).limit(1)
-    base = connection.execute(locking(newest)).scalar()
-    while base is None and connection.execute(newest).scalar() is not None:
+    return newest.order_by(_b.number.desc()).limit(1)
+
+
+def _resolve(
+    connection: Connection, tenant_row: int, spec: BeginUpload, bases: Sequence[Any]
+) -> tuple[Kind, Any | None]:
+    """Return the resolved kind and the base's row (None for FULL). It is locked and not deleted."""
+    if _is_full(spec):
+        return Kind.FULL, None
+    newest = _newest(tenant_row, spec)
+    base = bases[0] if bases else None
+    while base is None and connection.execute(newest).one_or_none() is not None:
         # The backup whose lock was awaited was deleted meanwhile: lock the one that is newest now.
-        base = connection.execute(locking(newest)).scalar()
+        base = connection.execute(locking(newest)).one_or_none()
     if base is not None:
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:
-        return Kind.FULL, b""
+        return Kind.FULL, None
     what = "FULL backup" if spec.kind is Kind.DIFFERENTIAL else "backup"
     raise errors.Precondition(
         "NO_BASE",

@@ -1,29 +1,65 @@
 """The chunk index: where chunks lie, and claims, which protect an upload's packs."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from staddle_server.base.types import ChunkPlace, PackSummary, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, later, locking, rows_in
-from staddle_server.catalog.rows import look_at_upload, open_upload_row
+from staddle_server.catalog.database import (
+    Database,
+    ListQuery,
+    insert_or_ignore,
+    insert_rows,
+    later,
+    locking,
+    rows_in,
+    rows_of,
+)
+from staddle_server.catalog.rows import lock_upload, require_epoch, require_open, upload_not_found
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 
 _c = schema.chunks.c
 _p = schema.packs.c
-_d = schema.pack_damage.c
-_k = schema.claims.c
 
 
 _INDEX_COLUMNS = (_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
 
+# Written as text: one statement answers all, without a lock and without a transaction around it. A row without
+# a live pack is none of a chunk that exists.
+_HIT: Final = f"""c.chunk_id, c.pack, c.segment_offset, c.segment_length, c."offset", c.length, p.id,
+    p.damaged AND EXISTS (SELECT 1 FROM pack_damage d
+        WHERE d.pack = p."row" AND d.segment_offset IN (c.segment_offset, {schema.WHOLE_PACK}))"""  # noqa: S608 - numbers of our own
+_FOUND: Final = ListQuery(
+    f"""SELECT {_HIT}
+    FROM chunks c JOIN packs p ON p."row" = c.pack AND p.state = {schema.PACK_LIVE}
+    WHERE c.tenant = ? AND c.chunk_id {{among}}""",  # noqa: S608 - numbers of our own
+    _c.chunk_id,
+)
+_CLAIMED: Final = ListQuery(
+    f"""SELECT u.state, u.epoch, t.damage_epoch, {_HIT}, k.pack IS NOT NULL
+    FROM uploads u JOIN tenants t ON t."row" = u.tenant AND u.id = ? AND u.tenant = ?
+    LEFT JOIN chunks c ON c.tenant = ? AND c.chunk_id {{among}}
+    LEFT JOIN packs p ON p."row" = c.pack AND p.state = {schema.PACK_LIVE}
+    LEFT JOIN claims k ON k.upload = u.id AND k.pack = c.pack""",  # noqa: S608 - numbers of our own
+    _c.chunk_id,
+)
+_NO_CHUNK: Final = b""
 
-class _Hit(NamedTuple):
-    pack_row: int
-    place: ChunkPlace
+
+class Claimed(NamedTuple):
+    """The answer to a claim.
+
+    Attributes:
+        places: Where the chunks lie that exist, and are claimed.
+        damage_epoch: The tenant's from before these were looked up; see `Packs.damage_epoch`.
+
+    """
+
+    places: dict[bytes, ChunkPlace]
+    damage_epoch: int
 
 
 class Chunks:
@@ -39,49 +75,94 @@ class Chunks:
         """Return the places of these chunks in live packs: undamaged places first, damaged ones last or not
         at all.
         """
-        with self._database.read() as connection:
+        segments = _Segments()
+        found: dict[bytes, list[ChunkPlace]] = {}
+        damaged_ones: list[tuple[bytes, ChunkPlace]] = []
+        with self._database.look_up() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            hits = _find(connection, tenant_row, chunk_ids, include_damaged=include_damaged)
-        return {chunk_id: [hit.place for hit in found] for chunk_id, found in hits.items()}
+            for some in batches(chunk_ids):
+                for chunk_id, *where, pack, damaged in rows_of(connection, _FOUND, (tenant_row,), some):
+                    place = segments.place(pack, where)
+                    if damaged:
+                        damaged_ones.append((chunk_id, place))
+                    else:
+                        found.setdefault(chunk_id, []).append(place)
+        if include_damaged:
+            for chunk_id, place in damaged_ones:
+                found.setdefault(chunk_id, []).append(place)
+        return found
 
-    def claim(
-        self, tenant: bytes, upload: bytes, epoch: int, chunk_ids: Iterable[bytes]
-    ) -> dict[bytes, ChunkPlace]:
+    def claim(self, tenant: bytes, upload: bytes, epoch: int, chunk_ids: Iterable[bytes]) -> Claimed:
         """Return which of these chunks exist, and claim their packs: they stay as long as the upload is open.
 
         The client must send the others. UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH.
         """
-        wanted = list(dict.fromkeys(chunk_ids))
-        with self._database.read() as connection:
+        wanted = list(dict.fromkeys(chunk_ids)) or [_NO_CHUNK]
+        with self._database.look_up() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            look_at_upload(connection, tenant_row, upload, epoch)
-            hits = _find(connection, tenant_row, wanted)
-            # A pack claimed by an open upload is never condemned: chunks in such packs need no writing
-            # transaction.
-            claimed = _claimed(connection, upload, hits)
-        placed = _in_packs(hits, claimed)
-        if len(placed) == len(hits):
-            return placed
+            seen = _look(connection, tenant_row, upload, epoch, wanted)
+        # A pack claimed by an open upload is never condemned: chunks in such packs need no writing
+        # transaction.
+        if not seen.unclaimed:
+            return Claimed(seen.claimed, seen.damage_epoch)
         with self._database.write() as connection:
-            open_upload_row(connection, tenant_row, upload, epoch)
-            return _claim(connection, tenant_row, upload, wanted)
+            # The look-up comes in a second statement, which sees what the lock waited for.
+            lock_upload(connection, tenant_row, upload)
+            return _claim(connection, upload, _look(connection, tenant_row, upload, epoch, wanted))
 
 
-def _claim(
-    connection: Connection, tenant_row: int, upload: bytes, wanted: Sequence[bytes]
-) -> dict[bytes, ChunkPlace]:
-    hits = _find(connection, tenant_row, wanted)
-    placed = _in_packs(hits, _claimed(connection, upload, hits))
-    rest = {chunk_id: found for chunk_id, found in hits.items() if chunk_id not in placed}
-    chosen = {hit.pack_row for found in rest.values() for hit in found[:1]}
-    locked = _lock_live(connection, chosen)
+class _Seen(NamedTuple):
+    """The chunks that exist: the places in packs that the upload has claimed, and others with their packs."""
+
+    claimed: dict[bytes, ChunkPlace]
+    unclaimed: dict[bytes, list[tuple[int, ChunkPlace]]]
+    damage_epoch: int
+
+
+def _look(
+    connection: Connection, tenant_row: int, upload: bytes, epoch: int, wanted: Sequence[bytes]
+) -> _Seen:
+    """Look up chunks for an upload that is open under this epoch. Each batch sees one state of the catalog."""
+    segments = _Segments()
+    claimed: dict[bytes, ChunkPlace] = {}
+    unclaimed: dict[bytes, list[tuple[int, ChunkPlace]]] = {}
+    damage_epochs: list[int] = []
+    for some in batches(wanted):
+        rows = rows_of(connection, _CLAIMED, (upload, tenant_row, tenant_row), some)
+        if not rows:
+            raise upload_not_found(upload)
+        state, found_epoch, damage_epoch = rows[0][:3]
+        require_open(upload, state)
+        require_epoch(upload, found_epoch, epoch)
+        damage_epochs.append(damage_epoch)
+        for _, _, _, chunk_id, *where, pack, damaged, is_claimed in rows:
+            if pack is None or damaged:
+                continue
+            place = segments.place(pack, where)
+            if is_claimed:
+                claimed.setdefault(chunk_id, place)
+            else:
+                unclaimed.setdefault(chunk_id, []).append((where[0], place))
+    for chunk_id in claimed:
+        unclaimed.pop(chunk_id, None)
+    return _Seen(claimed, unclaimed, damage_epochs[0])
+
+
+def _claim(connection: Connection, upload: bytes, seen: _Seen) -> Claimed:
+    locked = _lock_live(connection, {hits[0][0] for hits in seen.unclaimed.values()})
     if locked:
         later(
             connection,
             insert_or_ignore(connection, schema.claims),
             [{"upload": upload, "pack": pack_row} for pack_row in sorted(locked)],
         )
-    return placed | _in_packs(rest, locked)
+    places = seen.claimed
+    for chunk_id, hits in seen.unclaimed.items():
+        for pack_row, place in hits:
+            if pack_row in locked:
+                places[chunk_id] = place
+                break
+    return Claimed(places, seen.damage_epoch)
 
 
 def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
@@ -93,33 +174,20 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
     return locked
 
 
-def _find(
-    connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
-) -> dict[bytes, list[_Hit]]:
-    rows = index_rows(connection, tenant_row, chunk_ids)
-    # Neighbouring chunks lie in few packs: one query for these is faster than a join for each chunk.
-    packs = _live_packs(connection, {row[1] for row in rows})
-    damage = _damage(connection, [pack_row for pack_row, (_, damaged) in packs.items() if damaged])
-    segments: dict[tuple[int, int], SegmentRef] = {}
-    hits: dict[bytes, list[_Hit]] = {}
-    damaged_hits: list[tuple[bytes, _Hit]] = []
-    for chunk_id, pack_row, segment_offset, segment_length, offset, length in rows:
-        pack = packs.get(pack_row)
-        if pack is None:
-            continue
-        where = (pack_row, segment_offset)
-        segment = segments.get(where)
+class _Segments:
+    """Makes places. Neighbouring chunks share the value of their segment."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int], SegmentRef] = {}
+
+    def place(self, pack: bytes, indexed: Sequence[int]) -> ChunkPlace:
+        """Return the place that an index row names with its columns after the chunk."""
+        pack_row, segment_offset, segment_length, offset, length = indexed
+        segment = self._made.get((pack_row, segment_offset))
         if segment is None:
-            segment = segments[where] = SegmentRef(pack[0], segment_offset, segment_length)
-        hit = _Hit(pack_row, ChunkPlace(segment, offset, length))
-        if damage and (where in damage or (pack_row, schema.WHOLE_PACK) in damage):
-            damaged_hits.append((chunk_id, hit))
-        else:
-            hits.setdefault(chunk_id, []).append(hit)
-    if include_damaged:
-        for chunk_id, hit in damaged_hits:
-            hits.setdefault(chunk_id, []).append(hit)
-    return hits
+            segment = SegmentRef(pack, segment_offset, segment_length)
+            self._made[(pack_row, segment_offset)] = segment
+        return ChunkPlace(segment, offset, length)
 
 
 def index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes]) -> list[Any]:
@@ -131,43 +199,6 @@ def index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[byte
         for some in batches(chunk_ids)
         for row in rows_in(connection, _INDEX_COLUMNS, {_c.tenant: tenant_row}, _c.chunk_id, some)
     ]
-
-
-def _live_packs(connection: Connection, pack_rows: Iterable[int]) -> dict[int, tuple[bytes, bool]]:
-    """Return the ids of the live packs among these, and whether anything in them is damaged."""
-    packs: dict[int, tuple[bytes, bool]] = {}
-    for some in batches(sorted(pack_rows)):
-        live = rows_in(connection, (_p.row, _p.id, _p.damaged), {_p.state: schema.PACK_LIVE}, _p.row, some)
-        packs.update((row, (pack, bool(damaged))) for row, pack, damaged in live)
-    return packs
-
-
-def _damage(connection: Connection, pack_rows: Iterable[int]) -> set[tuple[int, int]]:
-    damage: set[tuple[int, int]] = set()
-    for some in batches(sorted(pack_rows)):
-        query = select(_d.pack, _d.segment_offset).where(_d.pack.in_(some))
-        damage.update((row.pack, row.segment_offset) for row in connection.execute(query))
-    return damage
-
-
-def _claimed(connection: Connection, upload: bytes, hits: dict[bytes, list[_Hit]]) -> set[int]:
-    """Return which packs with hits the upload has claimed. (It may have claimed many thousands of others.)"""
-    claimed: set[int] = set()
-    for some in batches({hit.pack_row for found in hits.values() for hit in found}):
-        claimed.update(
-            pack for (pack,) in rows_in(connection, (_k.pack,), {_k.upload: upload}, _k.pack, some)
-        )
-    return claimed
-
-
-def _in_packs(hits: dict[bytes, list[_Hit]], pack_rows: set[int]) -> dict[bytes, ChunkPlace]:
-    placed: dict[bytes, ChunkPlace] = {}
-    for chunk_id, found in hits.items():
-        for hit in found:
-            if hit.pack_row in pack_rows:
-                placed[chunk_id] = hit.place
-                break
-    return placed
 
 
 def index_pack(connection: Connection, tenant_row: int, pack_row: int, summary: PackSummary) -> None:

@@ -2,6 +2,7 @@
 differences.
 """
 
+import functools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from sqlalchemy import (
     Select,
     Table,
     literal,
-    select,
 )
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -49,6 +49,24 @@ _INSERTED_AT_ONCE: Final = 4096
 Q = TypeVar("Q", bound=Select[Any])
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """The values of a statement: of one row, or of many."""
+
+
+class Query(NamedTuple):
+    """A statement that returns rows, with its values."""
+
+    statement: Executable
+    values: Rows | None = None
+
+
+class ListQuery(NamedTuple):
+    """A query for many values at once, in the SQL that all databases share.
+
+    `?` stands for each single value. `{among}`, after all of these, is the condition that the column before
+    it has one of the listed values, of the type of `among`.
+    """
+
+    sql: str
+    among: Column[Any]
 
 
 class DatabaseKind(ABC):
@@ -89,6 +107,10 @@ class DatabaseKind(ABC):
         """Return the time for leases, as a column `now_ns`: this process's, unless the database has a clock."""
         return literal(own_ns, BigInteger).label("now_ns")
 
+    def together(self, connection: Connection, queries: Sequence[Query]) -> list[Sequence[Any]]:
+        """Execute queries in order, and return the rows of each."""
+        return [connection.execute(*query).all() for query in queries]
+
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
         """Return an INSERT that skips existing rows."""
@@ -102,17 +124,11 @@ class DatabaseKind(ABC):
         for some in batches(rows, _INSERTED_AT_ONCE):
             connection.execute(query, [dict(zip(names, row, strict=True)) for row in some])
 
-    def rows_in(
-        self,
-        connection: Connection,
-        columns: Sequence[Column[Any]],
-        equal: Mapping[Column[Any], object],
-        among: Column[Any],
-        values: Sequence[object],
+    @abstractmethod
+    def rows_of(
+        self, connection: Connection, query: ListQuery, values: Sequence[object], among: Sequence[object]
     ) -> Sequence[Any]:
-        """Return rows whose columns match `equal` and whose `among` has one of `values` (1 to BATCH)."""
-        conditions = [column == value for column, value in equal.items()]
-        return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
+        """Return the rows of a query for 1 to BATCH listed values."""
 
     @abstractmethod
     def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> AbstractContextManager[None]:
@@ -234,6 +250,14 @@ class Database:
             yield connection
 
     @contextmanager
+    def write_once(self) -> Iterator[Connection]:
+        """Open a connection for a single statement that writes: it is a transaction of its own, durable once
+        it was executed.
+        """
+        with self._own_turn(), self._translated(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
     def alone(self, turn: SharedTurn = STARTS, wait_s: float = TURN_WAIT_S) -> Iterator[None]:
         """Run the block while no other server that shares the database runs a block of this kind.
 
@@ -349,6 +373,26 @@ def insert_rows(
     _kind_of(connection).insert_rows(connection, columns, rows)
 
 
+def together(connection: Connection, *queries: Query | None) -> list[Sequence[Any]]:
+    """Execute queries in order, and return the rows of each, with columns as attributes; None has no rows.
+
+    A database may send them in one round trip: none can use the rows of another. Otherwise it is as if they
+    were sent one by one, and each sees what the ones before it waited for.
+    """
+    rows = iter(_kind_of(connection).together(connection, [query for query in queries if query is not None]))
+    return [() if query is None else next(rows) for query in queries]
+
+
+def rows_of(
+    connection: Connection, query: ListQuery, values: Sequence[object], among: Sequence[object]
+) -> Sequence[Any]:
+    """Return the rows of a query for a list of 1 to BATCH values.
+
+    For the statements of every chunk lookup: a database may have a faster way for them.
+    """
+    return _kind_of(connection).rows_of(connection, query, values, among)
+
+
 def rows_in(
     connection: Connection,
     columns: Sequence[Column[Any]],
@@ -358,10 +402,19 @@ def rows_in(
 ) -> Sequence[Any]:
     """Return the rows of one table in which some columns have one value each, and one column a value from a
     list of 1 to BATCH.
-
-    For the statements of every chunk lookup: a database may have a faster way for them.
     """
-    return _kind_of(connection).rows_in(connection, columns, equal, among, values)
+    query = _rows_in_query(tuple(columns), tuple(equal), among)
+    return rows_of(connection, query, tuple(equal.values()), values)
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_in_query(
+    columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any]
+) -> ListQuery:
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    conditions = "".join(f'"{column.name}" = ? AND ' for column in equal)
+    table = f'"{among.table.name}"'
+    return ListQuery(f'SELECT {names} FROM {table} WHERE {conditions}"{among.name}" {{among}}', among)  # noqa: S608 - names of our own
 
 
 # --- errors

@@ -1,13 +1,14 @@
 """Decisions: what protects a backup from deletion, and records kept in the catalog until they are durable."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from staddle_server.base import errors
 from staddle_server.base.types import Place, record_link
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import later, locking
+from staddle_server.catalog.database import Query, later, locking
 from staddle_server.catalog.validation import check_id, rfc3339
 from staddle_server.catalog.values import Backup, DeletionRefusal, PendingRecord
 
@@ -26,34 +27,51 @@ def keep_pending(
     records: Iterable[PendingRecord],
     *,
     purges: bytes | None = None,
-    damage_epoch: int | None = None,
 ) -> None:
     """Keep records in the transaction of the decision, and give each its place in the tenant's chain.
 
-    The caller writes them to the store before it answers. `purges` names the backup that they end. With
-    `damage_epoch`, the decision holds only if no damage was marked since the tenant had it: otherwise
-    NewDamageError. The tenant's row stays locked, so none is marked before this transaction ends.
+    The caller writes them to the store before it answers. `purges` names the backup that they end.
     """
     records = list(records)
-    if not records:
-        return
-    columns = (_t.id, _t.records_sequence, _t.records_link, _t.damage_epoch)
-    newest_row = locking(select(*columns).where(_t.row == tenant_row))
-    tenant, sequence, link, damage_now = connection.execute(newest_row).one()
-    if damage_epoch not in (None, damage_now):
+    if records:
+        chain = connection.execute(*locked_chain(tenant_row)).one()
+        append_pending(connection, chain, records, purges=purges)
+
+
+def locked_chain(tenant_row: int) -> Query:
+    """Return the query for the tenant's row with the end of its chain, locked until the transaction ends."""
+    columns = (_t.row, _t.id, _t.grace_s, _t.records_sequence, _t.records_link, _t.damage_epoch)
+    return Query(locking(select(*columns).where(_t.row == tenant_row)))
+
+
+def append_pending(
+    connection: Connection,
+    chain: Any,
+    records: Iterable[PendingRecord],
+    *,
+    purges: bytes | None = None,
+    damage_epoch: int | None = None,
+) -> None:
+    """Keep records as `keep_pending` does, after the end of the chain that `locked_chain` found.
+
+    With `damage_epoch`, the decision holds only if no damage was marked since the tenant had it: otherwise
+    NewDamageError. The tenant's row stays locked, so none is marked before this transaction ends.
+    """
+    if damage_epoch not in (None, chain.damage_epoch):
         raise NewDamageError
+    sequence, link = chain.records_sequence, chain.records_link
     rows = []
     for record in records:
         check_id("record", record.id)
         sequence += 1
         place = Place(sequence, link)
         rows.append(
-            {"id": record.id, "tenant": tenant_row, "body": record.body, "purges": purges, **place._asdict()}
+            {"id": record.id, "tenant": chain.row, "body": record.body, "purges": purges, **place._asdict()}
         )
-        link = record_link(tenant, record.id, place, record.body)
+        link = record_link(chain.id, record.id, place, record.body)
     later(connection, insert(schema.pending_records), rows)
     newest = {"records_sequence": sequence, "records_link": link}
-    later(connection, update(schema.tenants).where(_t.row == tenant_row).values(**newest))
+    later(connection, update(schema.tenants).where(_t.row == chain.row).values(**newest))
 
 
 def protection_of(backup: Backup, now_ns: int) -> DeletionRefusal | None:

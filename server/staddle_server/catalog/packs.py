@@ -7,6 +7,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    ScalarSelect,
     and_,
     bindparam,
     case,
@@ -18,12 +19,13 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
+from staddle_server.catalog.database import Database, Query, insert_or_ignore, later, locking, rows_in
 from staddle_server.catalog.leases import COLLECTOR
 from staddle_server.catalog.pack_values import KnownDamage, LeftOverPack, LockDue, PackParity, ParityTotals
 from staddle_server.catalog.rows import open_upload_row
@@ -50,11 +52,18 @@ class Packs:
         UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH. A pack id is used once: ValueError for an existing one.
         """
         check_id("pack", pack)
+        try:
+            self._begin(tenant, upload, epoch, pack, now_ns)
+        except IntegrityError as error:
+            raise ValueError(f"pack {pack.hex()} was begun before: a pack id is used once") from error
+
+    def _begin(self, tenant: bytes, upload: bytes, epoch: int, pack: bytes, now_ns: int) -> None:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             open_upload_row(connection, tenant_row, upload, epoch)
-            made = connection.execute(
-                insert_or_ignore(connection, schema.packs),
+            later(
+                connection,
+                insert(schema.packs),
                 {
                     "tenant": tenant_row,
                     "id": pack,
@@ -67,11 +76,8 @@ class Packs:
                     "created_ns": now_ns,
                 },
             )
-            if made.rowcount != 1:
-                raise ValueError(f"pack {pack.hex()} was begun before: a pack id is used once")
-            assert made.inserted_primary_key is not None
-            (pack_row,) = made.inserted_primary_key
-            later(connection, insert(schema.claims), {"upload": upload, "pack": pack_row})
+            this = select(literal(upload), _p.row).where(_p.tenant == tenant_row, _p.id == pack)
+            later(connection, insert(schema.claims).from_select(["upload", "pack"], this))
 
     def mark_damaged(self, tenant: bytes, pack: bytes, segment_offset: int | None = None) -> None:
         """Mark the segment at this offset, or the whole pack, as damaged: its chunks count as missing from
@@ -402,30 +408,41 @@ def mark_damage(connection: Connection, pack_row: int, segment_offset: int) -> b
     if made.rowcount != 1:
         return False
     connection.execute(update(schema.packs).where(_p.row == pack_row).values(damaged=True))
-    owner = select(_p.tenant).where(_p.row == pack_row).scalar_subquery()
-    connection.execute(
-        update(schema.tenants)
-        .where(schema.tenants.c.row == owner)
-        .values(damage_epoch=schema.tenants.c.damage_epoch + 1)
-    )
+    raise_damage_epoch(connection, select(_p.tenant).where(_p.row == pack_row).scalar_subquery())
     return True
 
 
-def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSummary]) -> None:
+def raise_damage_epoch(connection: Connection, tenant_row: int | ScalarSelect[int]) -> None:
+    """State that damage was marked in the tenant: nobody looks for any while the epoch is 0."""
+    this = update(schema.tenants).where(_t.row == tenant_row)
+    connection.execute(this.values(damage_epoch=_t.damage_epoch + 1))
+
+
+def locked_packs(tenant_row: int, summaries: Sequence[PackSummary]) -> Query | None:
+    """Return the query for the rows of packs to publish, locked in row order; None for none."""
+    if not summaries:
+        return None
+    columns = (_p.id, _p.row, _p.state, _p.upload, _p.epoch)
+    these = _p.id.in_([summary.pack for summary in summaries])
+    return Query(locking(select(*columns).where(_p.tenant == tenant_row, these).order_by(_p.row)))
+
+
+def publish(
+    connection: Connection, upload: Row[Any], packs: Sequence[Any], summaries: Sequence[PackSummary]
+) -> None:
     """Make packs live and index their chunks: only packs that this upload began under its current epoch.
 
-    STALE_EPOCH for any other; then the transaction must not be committed. Packs published before stay
-    unchanged.
+    `packs` are the rows of `locked_packs`. STALE_EPOCH for any other; then the transaction must not be
+    committed. Packs published before stay unchanged.
     """
+    rows = {pack.id: pack for pack in packs}
     for summary in summaries:
-        this: tuple[ColumnElement[bool], ...] = (
-            _p.tenant == upload.tenant,
-            _p.id == summary.pack,
-            _p.upload == upload.id,
-            _p.epoch == upload.epoch,
-        )
-        pack = connection.execute(locking(select(_p.row, _p.state).where(*this))).one_or_none()
-        if pack is None or pack.state not in {schema.PACK_WRITING, schema.PACK_LIVE}:
+        pack = rows.get(summary.pack)
+        if (
+            pack is None
+            or (pack.upload, pack.epoch) != (upload.id, upload.epoch)
+            or pack.state not in {schema.PACK_WRITING, schema.PACK_LIVE}
+        ):
             raise errors.Conflict(
                 "STALE_EPOCH",
                 f"Pack {summary.pack.hex()} was not begun by upload {upload.id.hex()} under epoch {upload.epoch}",

@@ -41,6 +41,8 @@ from staddle_server.catalog.database import (
     TURN_MAX_S,
     Database,
     DatabaseKind,
+    ListQuery,
+    Query,
     Rows,
     SharedTurn,
     busy,
@@ -253,6 +255,19 @@ class Postgres(DatabaseKind):
         with _link(connection).deferring():
             connection.execute(statement, rows)
 
+    def together(self, connection: Connection, queries: Sequence[Query]) -> list[Sequence[Any]]:
+        """Execute queries in one round trip: SQLAlchemy compiles them, and the link sends them."""
+        link = _link(connection)
+        before = link.take_waiting()
+        for query in queries:
+            self.later(connection, *query)
+        try:
+            return link.send(before, link.take_waiting())
+        except psycopg.Error as error:
+            if error.sqlstate == _READ_ONLY:  # see _leave_standby
+                connection.invalidate(error)
+            raise
+
     def now_ns(self, own_ns: int) -> Label[int]:  # noqa: ARG002
         return literal_column(_NOW, BigInteger).label("now_ns")
 
@@ -267,17 +282,11 @@ class Postgres(DatabaseKind):
         if values:
             _link(connection).later(_insert_sql(tuple(columns)), values)
 
-    def rows_in(
-        self,
-        connection: Connection,
-        columns: Sequence[Column[Any]],
-        equal: Mapping[Column[Any], object],
-        among: Column[Any],
-        values: Sequence[object],
+    def rows_of(
+        self, connection: Connection, query: ListQuery, values: Sequence[object], among: Sequence[object]
     ) -> Sequence[Any]:
-        query = _rows_in_sql(tuple(columns), tuple(equal), among)
         with _link(connection).cursor() as cursor:
-            return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
+            return cursor.execute(_list_sql(query), (*values, list(among)), binary=True).fetchall()
 
     @contextmanager
     def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> Iterator[None]:
@@ -332,8 +341,6 @@ def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _rows_in_sql(columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any]) -> str:
-    names = ", ".join(f'"{column.name}"' for column in columns)
-    conditions = "".join(f'"{column.name}" = %b AND ' for column in equal)
-    listed = f'"{among.name}" = ANY(%b::{_array(among)})'
-    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}{listed}'  # noqa: S608
+def _list_sql(query: ListQuery) -> str:
+    sql = query.sql.replace("?", "%b")
+    return sql.replace("{among}", f"= ANY(%b::{_array(query.among)})")

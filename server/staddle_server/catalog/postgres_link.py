@@ -1,11 +1,12 @@
 """Connections to PostgreSQL that save round trips: what has no result is sent with the next statement."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import psycopg
 from psycopg.abc import Params
+from psycopg.rows import namedtuple_row
 from psycopg.types.string import StrDumperUnknown
 
 Row = tuple[Any, ...]
@@ -58,6 +59,18 @@ class Link(psycopg.Connection[Row]):
             for query, params in waiting:
                 psycopg.Cursor(self).execute(query, params)
             yield
+
+    def send(
+        self, before: list[tuple[Any, Params | None]], queries: list[tuple[Any, Params | None]]
+    ) -> list[Sequence[Any]]:
+        """Execute what comes before and then the queries in one round trip; return the rows of each query."""
+        cursors = [psycopg.Cursor(self, row_factory=namedtuple_row) for _ in queries]
+        with self.pipeline():
+            for query, params in before:
+                psycopg.Cursor(self).execute(query, params)
+            for cursor, (query, params) in zip(cursors, queries, strict=True):
+                cursor.execute(query, params)
+        return [cursor.fetchall() for cursor in cursors]
 
     def commit(self) -> None:
         """Commit. A transaction in which nothing was executed is not even begun."""

@@ -11,6 +11,7 @@ from staddle_server.base.types import Authors, ChangeCounts, Kind, PackSummary, 
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
+from staddle_server.catalog.packs import raise_damage_epoch
 from staddle_server.catalog.rows import dataset_row
 from staddle_server.catalog.validation import ID_BYTES, pack_authors, pack_tags
 from staddle_server.catalog.values import TenantRow
@@ -172,6 +173,7 @@ def _add_pack(connection: Connection, tenant_row: int, pack: RebuiltPack, now_ns
     if marks:
         rows = [{"pack": pack_row, "segment_offset": offset} for offset in sorted(marks)]
         connection.execute(insert(schema.pack_damage), rows)
+        raise_damage_epoch(connection, tenant_row)
 
 
 def _backup_columns(backup: RebuiltBackup, tenant_row: int, dataset_row: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Select, and_, bindparam, or_, select
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from staddle_server.base import errors
 from staddle_server.base.limits import LISTED_BYTES_MAX
 from staddle_server.base.types import ChangeCounts, Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import locking, rows_in
+from staddle_server.catalog.database import Query, later, locking, rows_in
 from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
 from staddle_server.catalog.values import Backup, Hold, Upload
 
@@ -26,6 +27,8 @@ _t = schema.tokens.c
 _DATASET = select(schema.datasets).where(_d.tenant == bindparam("tenant"), _d.name == bindparam("name"))
 _THIS_UPLOAD = (_u.id == bindparam("upload"), _u.tenant == bindparam("tenant"))
 _UPLOAD = locking(select(schema.uploads).where(*_THIS_UPLOAD))
+_UPLOAD_LOCK = locking(select(_u.id).where(*_THIS_UPLOAD))
+_base = schema.backups.alias("base_backup")
 
 
 def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
@@ -34,6 +37,11 @@ def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
     if row is None:
         raise errors.NotFound("DATASET_NOT_FOUND", f"Dataset {name!r} does not exist", dataset=name)
     return row
+
+
+def dataset_number(tenant_row: int, name: str) -> ScalarSelect[Any]:
+    """Return the dataset's row number for use inside a query; NULL if the dataset does not exist."""
+    return select(_d.row).where(_d.tenant == tenant_row, _d.name == name).scalar_subquery()
 
 
 # --- backups
@@ -55,8 +63,8 @@ def select_backups() -> Select[Any]:
     )
 
 
-def backup_of(row: Row[Any]) -> Backup:
-    """Return the value of a row of `select_backups`."""
+def backup_of(row: Any) -> Backup:
+    """Return the value of a row of `select_backups`, or of an object with the same attributes."""
     return Backup(
         id=row.id,
         tenant=row.tenant_id,
@@ -114,7 +122,7 @@ def hold_of(since_ns: int | None, reason: str) -> Hold | None:
     return None if since_ns is None else Hold(reason, since_ns)
 
 
-def _purge_ns(row: Row[Any]) -> int | None:
+def _purge_ns(row: Any) -> int | None:
     if row.deleted_ns is None:
         return None
     return int(max(row.deleted_ns + row.grace_s * NS, row.retain_until_ns))
@@ -162,23 +170,39 @@ def page_of(
 
 
 def select_uploads() -> Select[Any]:
-    """Return the query for uploads with the names of dataset and tenant; `upload_of` reads the rows."""
+    """Return the query for uploads with what else `upload_of` reads: of dataset, tenant and base."""
     return (
         select(
             schema.uploads,
             _d.name.label("dataset_name"),
             schema.tenants.c.id.label("tenant_id"),
+            schema.tenants.c.damage_epoch,
+            *root_columns(_base.c),
         )
         .join_from(schema.uploads, schema.datasets, _u.dataset == _d.row)
         .join(schema.tenants, _u.tenant == schema.tenants.c.row)
+        .join(_base, _u.base == _base.c.id, isouter=True)
     )
+
+
+def root_columns(backup: ReadOnlyColumnCollection[str, Any]) -> list[ColumnElement[Any]]:
+    """Return the columns of a base's manifest root, as `upload_of` reads them."""
+    return [
+        backup.root_level.label("base_level"),
+        backup.root_digest.label("base_digest"),
+        backup.entry_count.label("base_entries"),
+        backup.data_bytes.label("base_bytes"),
+    ]
 
 
 _UPLOAD_VALUE = select_uploads().where(*_THIS_UPLOAD)
 
 
-def upload_of(row: Row[Any]) -> Upload:
-    """Return the value of a row of `select_uploads`."""
+def upload_of(row: Any) -> Upload:
+    """Return the value of a row of `select_uploads`, or of an object with the same attributes."""
+    base = None
+    if row.base_digest is not None:
+        base = Root(row.base_level, row.base_digest, row.base_entries, row.base_bytes)
     return Upload(
         id=row.id,
         tenant=row.tenant_id,
@@ -208,6 +232,8 @@ def upload_of(row: Row[Any]) -> Upload:
         last_failure=row.last_failure,
         backup=row.backup,
         server=row.server,
+        base_root=base,
+        damage_epoch=row.damage_epoch,
     )
 
 
@@ -219,9 +245,19 @@ def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Uplo
     return upload_of(row)
 
 
+def locked_upload(tenant_row: int, upload: bytes) -> Query:
+    """Return the query for the upload's own row, locked against changes until the transaction ends."""
+    return Query(_UPLOAD, {"upload": upload, "tenant": tenant_row})
+
+
+def lock_upload(connection: Connection, tenant_row: int, upload: bytes) -> None:
+    """Lock the upload's row no later than the next statement, which sees it as it is then."""
+    later(connection, _UPLOAD_LOCK, {"upload": upload, "tenant": tenant_row})
+
+
 def upload_row(connection: Connection, tenant_row: int, upload: bytes) -> Row[Any]:
     """Return the upload's own row, locked against changes until this transaction ends."""
-    row = connection.execute(_UPLOAD, {"upload": upload, "tenant": tenant_row}).one_or_none()
+    row = connection.execute(*locked_upload(tenant_row, upload)).one_or_none()
     if row is None:
         raise upload_not_found(upload)
     return row
@@ -234,29 +270,20 @@ def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoc
     commit, abort, expiry and take-over one comes first, and the others see it.
     """
     row = upload_row(connection, tenant_row, upload)
-    require_open(upload, row.state)
-    require_epoch(upload, row.epoch, epoch)
+    require_current(row, epoch)
     return row
 
 
-_LOOKED_AT = (_u.state, _u.epoch)
-"""Only two of the row's 28 columns: every claim reads them."""
+def require_current(upload: Row[Any], epoch: int) -> None:
+    """Raise UPLOAD_CLOSED or STALE_EPOCH unless this row's upload is open under the epoch."""
+    require_open(upload.id, upload.state)
+    require_epoch(upload.id, upload.epoch, epoch)
 
 
-def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tuple[int, int]:
-    """Return state and epoch of the upload as they are now. NotFound UPLOAD_NOT_FOUND."""
-    rows = rows_in(connection, _LOOKED_AT, {_u.tenant: tenant_row}, _u.id, (upload,))
-    if not rows:
+def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> None:
+    """Raise NotFound UPLOAD_NOT_FOUND unless the tenant has this upload."""
+    if not rows_in(connection, (_u.id,), {_u.tenant: tenant_row}, _u.id, (upload,)):
         raise upload_not_found(upload)
-    state, epoch = rows[0]
-    return state, epoch
-
-
-def look_at_upload(connection: Connection, tenant_row: int, upload: bytes, epoch: int) -> None:
-    """Check as open_upload_row does, without a lock: later reads in this transaction see the same state."""
-    state, found = require_upload(connection, tenant_row, upload)
-    require_open(upload, state)
-    require_epoch(upload, found, epoch)
 
 
 def require_open(upload: bytes, state: int) -> None:
@@ -314,11 +341,10 @@ def token_is_valid(now_ns: int) -> ColumnElement[bool]:
     return and_(_t.revoked_ns.is_(None), or_(_t.expires_ns.is_(None), _t.expires_ns > now_ns))
 
 
-def require_token(connection: Connection, token: bytes, now_ns: int) -> None:
-    """Raise Unauthenticated unless the token with this id is still valid."""
-    query = select(_t.id).where(_t.id == token, token_is_valid(now_ns))
-    if connection.execute(query).one_or_none() is None:
-        raise unknown_token()
+def valid_token(upload: bytes, now_ns: int) -> Query:
+    """Return the query for the id of the token that holds the upload, which finds it only while it is valid."""
+    holder = select(_u.token).where(_u.id == upload).scalar_subquery()
+    return Query(select(_t.id).where(_t.id == holder, token_is_valid(now_ns)))
 
 
 def unknown_token() -> errors.Unauthenticated:

@@ -59,7 +59,8 @@ tenants = Table(
     # Records up to this number come from an earlier catalog: their content is known only as far as it was
     # readable.
     Column("records_rebuilt", BigInteger, nullable=False),
-    # Rises with every mark of damage: an upload checks whether damage was found since it began.
+    # Rises with every mark of damage, from 0 for none ever: an upload checks whether damage was found since it
+    # began.
     Column("damage_epoch", BigInteger, nullable=False, server_default=text("0")),
     # How long a deleted backup can be undeleted.
     Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
@@ -34,6 +34,7 @@ from staddle_server.catalog.database import (
     BUSY_TIMEOUT_S,
     Database,
     DatabaseKind,
+    ListQuery,
     SharedTurn,
     busy,
     damaged,
@@ -54,7 +55,7 @@ STATEMENTS_KEPT: Final = 32
 _ERASES: Final = "staddle_erases"
 """Notes on a connection that it overwrites what it deletes."""
 _COUNTS: Final = (1, 4, 16, 64, 256, BATCH)
-"""Value counts with a statement in `rows_in`: one for every count would fill each connection's memory."""
+"""Value counts with a statement in `rows_of`: one for every count would fill each connection's memory."""
 
 
 class DatabaseModule(Protocol):
@@ -207,20 +208,14 @@ class Sqlite(DatabaseKind):
         finally:
             cursor.close()
 
-    def rows_in(
-        self,
-        connection: Connection,
-        columns: Sequence[Column[Any]],
-        equal: Mapping[Column[Any], object],
-        among: Column[Any],
-        values: Sequence[object],
+    def rows_of(
+        self, connection: Connection, query: ListQuery, values: Sequence[object], among: Sequence[object]
     ) -> Sequence[Any]:
-        count = next(count for count in _COUNTS if count >= len(values))
-        again = [values[-1]] * (count - len(values))  # duplicates in the list match once
-        query = _rows_in_sql(tuple(columns), tuple(equal), among, count)
+        count = next(count for count in _COUNTS if count >= len(among))
+        again = [among[-1]] * (count - len(among))  # duplicates in the list match once
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(query, (*equal.values(), *values, *again))
+            cursor.execute(_list_sql(query, count), (*values, *among, *again))
             return cursor.fetchall()
         finally:
             cursor.close()
@@ -362,13 +357,8 @@ def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _rows_in_sql(
-    columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any], count: int
-) -> str:
-    names = ", ".join(f'"{column.name}"' for column in columns)
-    conditions = "".join(f'"{column.name}" = ? AND ' for column in equal)
-    places = ",".join("?" * count)
-    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}"{among.name}" IN ({places})'  # noqa: S608 - names of our own
+def _list_sql(query: ListQuery, count: int) -> str:
+    return query.sql.replace("{among}", f"IN ({','.join('?' * count)})")
 
 
 # --- errors

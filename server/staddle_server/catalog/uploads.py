@@ -1,32 +1,40 @@
 """Uploads: begun, resumed, moved on by checkpoints, and closed by exactly one of commit, abort and expiry."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
-from msgspec import structs
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.exc import IntegrityError
 from staddle._base.figures import counted
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
-from staddle_server.catalog import begin, schema
-from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, rows_in
-from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.packs import publish
+from staddle_server.catalog import begin, commit, schema
+from staddle_server.catalog.database import (
+    Database,
+    insert_or_ignore,
+    later,
+    locking,
+    rows_in,
+    together,
+)
+from staddle_server.catalog.decisions import append_pending
+from staddle_server.catalog.packs import locked_packs, publish
 from staddle_server.catalog.rows import (
     Page,
     backup_not_found,
     backup_of,
     lease_held,
+    locked_upload,
     open_upload_row,
     page_of,
+    require_current,
     require_epoch,
     require_open,
-    require_token,
     require_upload,
     select_backups,
     select_uploads,
+    unknown_token,
     upload_closed,
     upload_not_found,
     upload_of,
@@ -79,10 +87,18 @@ class UploadRows:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
-        while True:
-            with suppress(begin.OvertakenError), self._database.write(erase=True) as connection:
-                tenant_row = self._tenants.row(connection, spec.principal.tenant)
-                return begin.begin(connection, tenant_row, spec)
+        try:
+            return self._begin(spec)
+        except IntegrityError:
+            if not spec.request_id:
+                raise
+            # The same request has begun an upload meanwhile: this is its replay.
+            return self._begin(spec)
+
+    def _begin(self, spec: BeginUpload) -> Begun:
+        with self._database.write(erase=True) as connection:
+            tenant_row = self._tenants.row(connection, spec.principal.tenant)
+            return begin.begin(connection, tenant_row, spec)
 
     def get(self, tenant: bytes, upload: bytes) -> Upload:
         """Return the upload, in whatever state. UPLOAD_NOT_FOUND."""
@@ -203,8 +219,13 @@ class UploadRows:
         """
         expiries = terms.expiries(now_ns)
         with self._database.write(erase=True) as connection:
-            row = open_upload_row(connection, self._tenants.row(connection, tenant), upload, epoch)
-            publish(connection, row, packs)
+            tenant_row = self._tenants.row(connection, tenant)
+            rows, pack_rows = together(
+                connection, locked_upload(tenant_row, upload), locked_packs(tenant_row, packs)
+            )
+            row = _the_upload(upload, rows)
+            require_current(row, epoch)
+            publish(connection, row, pack_rows, packs)
             _change_missing(connection, upload, missing_added, missing_removed)
             later(
                 connection,
@@ -242,7 +263,6 @@ class UploadRows:
         accepted: tuple[int, int],
         token_ns: int | None = None,
         wrote: bool = True,
-        missing_removed: Iterable[bytes] = (),
     ) -> Backup:
         """Make the upload a backup, durably, with the next number in its dataset.
 
@@ -259,17 +279,19 @@ class UploadRows:
         check_id("backup", backup.id)
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            row = upload_row(connection, tenant_row, upload)
+            valid_ns = now_ns if token_ns is None else token_ns
+            found = commit.committing(connection, tenant_row, upload, packs, valid_ns)
+            row = _the_upload(upload, found.uploads)
             if row.state == UploadState.COMMITTED:
                 require_epoch(upload, row.epoch, epoch)
                 return _backup(connection, row.backup)
-            row = open_upload_row(connection, tenant_row, upload, epoch)
-            require_token(connection, row.token, now_ns if token_ns is None else token_ns)
-            publish(connection, row, packs)
-            _change_missing(connection, upload, (), missing_removed)
-            _require_complete(connection, row)
+            require_current(row, epoch)
+            if not found.tokens:
+                raise unknown_token()
+            publish(connection, row, found.packs, packs)
+            _require_complete(upload, found.counts[0].missing)
             authors = _authors(row, wrote=wrote)
-            _insert_backup(connection, row, backup, authors, now_ns)
+            made = commit.insert_backup(connection, found, backup, authors, now_ns)
             later(
                 connection,
                 update(schema.uploads)
@@ -283,9 +305,8 @@ class UploadRows:
                     **_OVER,
                 ),
             )
-            made = _backup(connection, backup.id)
             pending = PendingRecord(made.id, tenant, record(made))
-            keep_pending(connection, row.tenant, [pending], damage_epoch=backup.damage_epoch)
+            append_pending(connection, found.chains[0], [pending], damage_epoch=backup.damage_epoch)
             return made
 
     def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
@@ -359,77 +380,30 @@ def _change_missing(
 
 
 def _missing_count(connection: Connection, upload: bytes) -> int:
-    query = select(func.count()).select_from(schema.upload_missing).where(_m.upload == upload)
-    return connection.execute(query).scalar_one()
+    return connection.execute(commit.MISSING_COUNT, {"upload": upload}).scalar_one()
 
 
-def _require_complete(connection: Connection, upload: Row[Any]) -> None:
-    count = _missing_count(connection, upload.id)
+def _the_upload(upload: bytes, rows: Sequence[Any]) -> Any:
+    if not rows:
+        raise upload_not_found(upload)
+    return rows[0]
+
+
+def _require_complete(upload: bytes, count: int) -> None:
     if count:
         raise errors.Precondition(
             "MISSING_CHUNKS",
-            f"Entries of upload {upload.id.hex()} refer to {counted(count, 'missing chunk')}: send them (GetUpload lists "
+            f"Entries of upload {upload.hex()} refer to {counted(count, 'missing chunk')}: send them (GetUpload lists "
             "them), then commit again",
-            upload=upload.id.hex(),
+            upload=upload.hex(),
             count=str(count),
         )
 
 
-def _authors(upload: Row[Any], *, wrote: bool) -> str:
+def _authors(upload: Any, *, wrote: bool) -> str:
     if not wrote:
         return str(upload.authors)
     return pack_authors(unpack_authors(upload.authors).and_writer(upload.principal))
-
-
-def _insert_backup(
-    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
-) -> None:
-    dataset = connection.execute(locking(select(schema.datasets).where(_d.row == upload.dataset))).one()
-    number = dataset.last_number + 1
-    later(
-        connection,
-        insert(schema.backups),
-        {
-            "id": new.id,
-            "tenant": upload.tenant,
-            "dataset": upload.dataset,
-            "number": number,
-            "kind": upload.kind,
-            "scope": upload.scope,
-            "base": upload.base,
-            "upload": upload.id,
-            "request_id": upload.request_id,
-            "principal": upload.principal,
-            "authors": authors,
-            "begin_ns": upload.begin_ns,
-            "commit_ns": now_ns,
-            "deleted_ns": None,
-            "root_level": new.root.level,
-            "root_digest": new.root.digest,
-            "entry_count": new.root.entries,
-            "data_bytes": new.root.data_bytes,
-            "stored_bytes": new.stored_bytes,
-            **structs.asdict(new.changes),
-            "tags": upload.tags,
-            "host": upload.host,
-            "source_root": upload.root,
-            "retain_until_ns": now_ns + dataset.min_retention_s * NS if dataset.min_retention_s else 0,
-        },
-    )
-    host, root = _remembered_root(dataset, upload)
-    later(
-        connection,
-        update(schema.datasets)
-        .where(_d.row == upload.dataset)
-        .values(last_number=number, host=host, root=root),
-    )
-
-
-def _remembered_root(dataset: Row[Any], upload: Row[Any]) -> tuple[str, str]:
-    """Return the dataset's host and root as the newest backup stated them; unstated ones stay."""
-    if upload.new_root and (upload.host or upload.root):
-        return upload.host, upload.root
-    return upload.host or dataset.host, upload.root or dataset.root
 
 
 def _backup(connection: Connection, backup: bytes) -> Backup:

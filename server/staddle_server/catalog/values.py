@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from staddle_server.base.limits import GRACE_S
 from staddle_server.base.types import (
@@ -62,6 +62,13 @@ class Token:
     revoked_ns: int | None
 
 
+class Expiries(TypedDict):
+    """The end of an upload's lease and of its life."""
+
+    lease_expires_ns: int
+    expires_ns: int
+
+
 class Terms(NamedTuple):
     """How long an upload stays with its writer after the writer's last sign of life, and how long it can be
     resumed.
@@ -70,7 +77,7 @@ class Terms(NamedTuple):
     lease_s: float
     life_s: float
 
-    def expiries(self, now_ns: int) -> dict[str, int]:
+    def expiries(self, now_ns: int) -> Expiries:
         """Return the end of both, as columns of an upload's row."""
         return {
             "lease_expires_ns": now_ns + int(self.lease_s * NS),
@@ -123,7 +130,9 @@ class BeginUpload(UploadRequest):
 class Upload:
     """An upload's state. `base` and `backup` are empty for none; `kind` is never AUTO, `asked_kind` may be.
 
-    `durable` is opaque: the upload package's state of the last checkpoint. `server` wrote it last (empty: unknown).
+    `durable` is opaque: the upload package's state of the last checkpoint; empty before the first one. `server`
+    wrote it last (empty: unknown). `base_root` is the base's manifest; None for none, or for one that was
+    forgotten after the upload ended. `damage_epoch` is the tenant's when the upload was read.
     """
 
     id: bytes
@@ -154,6 +163,8 @@ class Upload:
     last_failure: str
     backup: bytes
     server: bytes
+    base_root: Root | None
+    damage_epoch: int
 
 
 class Begun(NamedTuple):

@@ -63,6 +63,8 @@ class ChunkReader:
         """Segments that this reader found damaged."""
         self._inside: dict[tuple[Role, bytes], tuple[SegmentRef, int, int]] = {}
         """The positions of chunks in the cached segments."""
+        self._located: dict[bytes, list[ChunkPlace]] = {}
+        """The places of pages that were looked up and not read yet."""
         self._expected: Counter[tuple[Role, bytes]] = Counter()
         self._saved: dict[tuple[Role, bytes], memoryview] = {}
         """Expected chunks of segments that have left the cache."""
@@ -71,6 +73,10 @@ class ChunkReader:
     def locate(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, list[ChunkPlace]]:
         """Return where chunks lie, undamaged copies first; chunks without a place are left out."""
         return dict(self._places_of(role, digests, include_damaged=True))
+
+    def look_up_pages(self, digests: Iterable[bytes]) -> None:
+        """Look up at once where manifest pages lie that are read next."""
+        self._located = self.locate(Role.MANIFEST, digests)
 
     def sound(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, int]:
         """Return which chunks have a copy without known damage, and their lengths."""
@@ -107,7 +113,7 @@ class ChunkReader:
             Exhausted: TOO_MANY, the tenant's calls hold too much already.
 
         """
-        data = bytes(self.chunk(Role.MANIFEST, digest))
+        data = bytes(self.chunk(Role.MANIFEST, digest, self._located.pop(digest, None)))
         # Attributes stay encoded until they are sent.
         size = len(data) if data[:1] == _ATTRIBUTES else len(data) * DECODED_FACTOR
         oldest = self._pages[0] if len(self._pages) >= PAGES_KEPT else 0

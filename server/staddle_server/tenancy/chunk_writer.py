@@ -5,7 +5,7 @@ order.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Final
 
@@ -19,8 +19,8 @@ from staddle_server.base.limits import (
     SEGMENT_RAW_BYTES_TARGET,
 )
 from staddle_server.base.recent import Recent
-from staddle_server.base.types import ChunkPlace, ChunkRef, PackSummary, Role
-from staddle_server.catalog import Catalog
+from staddle_server.base.types import ChunkRef, PackSummary, Role
+from staddle_server.catalog import Catalog, Claimed, Upload
 from staddle_server.store.blobs import Buffer, compact
 from staddle_server.store.frame import compress
 from staddle_server.store.pack_writer import PackWriter
@@ -62,8 +62,7 @@ class ChunkSink:
         tenant: Tenant,
         catalog: Catalog,
         *,
-        upload: bytes,
-        epoch: int,
+        upload: Upload,
         presence: Presence,
         since_s: float,
         compressors: Executor,
@@ -73,12 +72,14 @@ class ChunkSink:
         """The sink checks the existence of packs last seen before `since_s` (monotonic) again."""
         self._tenant = tenant
         self._catalog = catalog
-        self._upload = upload
-        self._epoch = epoch
+        self._upload = upload.id
+        self._epoch = upload.epoch
         self._presence = presence
         self._since_s = since_s
-        self.damage_epoch = catalog.packs.damage_epoch(tenant.id)
+        self.damage_epoch = upload.damage_epoch
         """Damage found later is unknown here."""
+        self._relies = bool(upload.durable)
+        """Whether the upload may rely on packs that were published."""
         self._compressors = compressors
         self._begin_pack = begin_pack
         self._finish_pack = finish_pack
@@ -127,27 +128,41 @@ class ChunkSink:
         The first claim on a pack checks that its object exists; if not, its chunks are stored again: a stream
         sends its bytes only once.
         """
-        self.heed_damage()
-        here: dict[bytes, int] = {}
-        ask: dict[bytes, bytes] = {}
-        for digest in digests:
-            length = self._length(role, digest)
-            if length is None:
-                ask[self._tenant.chunk_id(role, digest)] = digest
-            else:
-                here[digest] = length
-        wanted = list(ask)
-        for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
-            claimed = self._claim(wanted[start : start + CHUNKS_PER_CALL_MAX])
-            for chunk_id, place in claimed.items():
-                here[ask[chunk_id]] = place.length
-                self._known.put(_key(role, ask[chunk_id]), place.length)
-        return here
+        return self._present({role: digests})[role]
 
-    def _claim(self, chunk_ids: Sequence[bytes]) -> dict[bytes, ChunkPlace]:
+    def _present(self, wanted: Mapping[Role, Iterable[bytes]]) -> dict[Role, dict[bytes, int]]:
+        while True:
+            here: dict[Role, dict[bytes, int]] = {role: {} for role in wanted}
+            ask: dict[bytes, tuple[Role, bytes]] = {}
+            remembered = False
+            for role, digests in wanted.items():
+                for digest in digests:
+                    length = self._taken(role, digest)
+                    if length is None and (length := self._known.get(_key(role, digest))) is not None:
+                        remembered = True
+                    if length is None:
+                        ask[self._tenant.chunk_id(role, digest)] = (role, digest)
+                    else:
+                        here[role][digest] = length
+            damage_epochs = []
+            asked = list(ask)
+            for start in range(0, len(asked), CHUNKS_PER_CALL_MAX):
+                claimed = self._claim(asked[start : start + CHUNKS_PER_CALL_MAX])
+                damage_epochs.append(claimed.damage_epoch)
+                for chunk_id, place in claimed.places.items():
+                    role, digest = ask[chunk_id]
+                    here[role][digest] = place.length
+                    self._known.put(_key(role, digest), place.length)
+            if remembered and not damage_epochs:
+                damage_epochs.append(self._catalog.packs.damage_epoch(self._tenant.id))
+            if not any(self._heed(epoch) for epoch in damage_epochs):
+                return here
+
+    def _claim(self, chunk_ids: Sequence[bytes]) -> Claimed:
         while True:
             claimed = self._catalog.chunks.claim(self._tenant.id, self._upload, self._epoch, chunk_ids)
-            if not self._lost({place.segment.pack for place in claimed.values()}):
+            self._relies = self._relies or bool(claimed.places)
+            if not self._lost({place.segment.pack for place in claimed.places.values()}):
                 return claimed
 
     def _lost(self, packs: Iterable[bytes]) -> bool:
@@ -157,23 +172,29 @@ class ChunkSink:
             self.forget()
         return lost
 
-    def heed_damage(self) -> bool:
+    def heed_damage(self) -> None:
+        """Look chunks up again if damage was found meanwhile."""
+        self._heed(self._catalog.packs.damage_epoch(self._tenant.id))
+
+    def _heed(self, damage_epoch: int) -> bool:
         """Return whether damage was found since the last call; then chunks are looked up again."""
-        now = self._catalog.packs.damage_epoch(self._tenant.id)
-        if now == self.damage_epoch:
+        if damage_epoch == self.damage_epoch:
             return False
-        self.damage_epoch = now
+        self.damage_epoch = damage_epoch
         self.forget()
         return True
 
     def look_for_packs(self) -> None:
         """Check that the packs that the upload relies on exist; mark missing ones as damaged.
 
+        Free for an upload that has claimed and published nothing yet.
+
         Raises:
             Unavailable: The store does not answer.
 
         """
-        self._lost(self._catalog.packs.claimed(self._tenant.id, self._upload))
+        if self._relies:
+            self._lost(self._catalog.packs.claimed(self._tenant.id, self._upload))
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
         """Return the positions of missing data chunks, which must be sent; the others are claimed."""
@@ -200,12 +221,10 @@ class ChunkSink:
                 )
         return {ref.digest for ref in refs if ref.digest not in here}
 
-    def _length(self, role: Role, digest: bytes) -> int | None:
+    def _taken(self, role: Role, digest: bytes) -> int | None:
+        """Return the length of a chunk that this sink holds, or has put into a pack that is not published."""
         asking = self._asking[role].get(digest)
-        if asking is not None:
-            return len(asking)
-        key = _key(role, digest)
-        return self._unpublished.get(key) or self._known.get(key)
+        return len(asking) if asking is not None else self._unpublished.get(_key(role, digest))
 
     def forget(self) -> None:
         """Forget what is stored, after damage was found: chunks are looked up again, and damaged ones stored
@@ -217,7 +236,7 @@ class ChunkSink:
 
     def take(self, role: Role, digest: bytes, data: bytes | memoryview) -> None:
         """Take a chunk whose digest is verified."""
-        if self._length(role, digest) is not None:
+        if self._taken(role, digest) is not None or self._known.get(_key(role, digest)) is not None:
             return
         self._announced.discard(digest)
         asking = self._asking[role]
@@ -238,11 +257,18 @@ class ChunkSink:
             self._unpublished.update((_key(Role.DATA, ref.digest), ref.length) for ref in table)
         return len(new)
 
-    def _look_up(self, role: Role) -> None:
+    def _take_asking(self, role: Role) -> dict[bytes, bytes | memoryview]:
         asking, self._asking[role] = self._asking[role], {}
         self._asking_bytes[role] = 0
-        here = self.present(role, list(asking))
-        for digest, data in asking.items():
+        return asking
+
+    def _look_up(self, role: Role) -> None:
+        asking = self._take_asking(role)
+        self._gather(role, asking, self.present(role, list(asking)))
+
+    def _gather(self, role: Role, asked: Mapping[bytes, bytes | memoryview], here: Container[bytes]) -> None:
+        """Put the chunks that are not here into segments."""
+        for digest, data in asked.items():
             if digest in here:
                 continue
             if len(self._segment[role]) + len(data) > SEGMENT_BYTES[role]:
@@ -290,9 +316,10 @@ class ChunkSink:
 
         First pass the result of the previous publication to `published`.
         """
+        asking = {role: self._take_asking(role) for role in Role}
+        here = self._present(asking)
         for role in Role:
-            if self._asking[role]:
-                self._look_up(role)
+            self._gather(role, asking[role], here[role])
             self._close_segment(role)
         self._drain(0)
         self._seal()
@@ -303,6 +330,7 @@ class ChunkSink:
         """Record that the packs with these chunks are published: the catalog knows them from now on."""
         for key in chunks:
             del self._unpublished[key]
+            self._relies = True
 
     def abort(self) -> None:
         """Drop everything that is not published."""

@@ -103,8 +103,10 @@ class ClockGuard:
         self._catalog = catalog
         self._clock = clock
         self._boot = boot or _boot_id()
-        self._offset_ns: int | None = None
-        """The difference between the real passage of time and the right time at the last look."""
+        self._seen: ClockSeen | None = None
+        """The observation of the last look."""
+        self._looked_ns = 0
+        """The machine's uptime then."""
 
     def look(self) -> Standing:
         """Compare the clocks now, and store the observation."""
@@ -119,14 +121,25 @@ class ClockGuard:
                 # Another process may have looked or confirmed meanwhile: its result stands, and the next look
                 # starts from it.
                 self._catalog.clock.put(after, before)
-        self._offset_ns = after.offset_ns
+        self._seen, self._looked_ns = after, uptime_ns
         return _standing(after, wall_ns, uptime_ns)
+
+    def glance(self) -> Standing:
+        """Compare the clocks as `look` does, without a read if the clock was right at a look within SAVE_S, and
+        still is.
+        """
+        wall_ns, uptime_ns, seen = self._clock.now_ns(), self._uptime_ns(), self._seen
+        if seen is not None and not seen.jump_ns and uptime_ns - self._looked_ns < SAVE_S * NS:
+            expected_ns = uptime_ns + seen.offset_ns
+            if abs(wall_ns - expected_ns) <= JUMP_S * NS:
+                return Standing(wall_ns, expected_ns, 0, 0)
+        return self.look()
 
     def believed_ns(self) -> int:
         """Return `Standing.believed_ns` as of this guard's last look: for frequent use, without a read."""
-        if self._offset_ns is None:
+        if self._seen is None:
             return self.look().believed_ns
-        wall_ns, expected_ns = self._clock.now_ns(), self._uptime_ns() + self._offset_ns
+        wall_ns, expected_ns = self._clock.now_ns(), self._uptime_ns() + self._seen.offset_ns
         return wall_ns if abs(wall_ns - expected_ns) <= JUMP_S * NS else expected_ns
 
     def require(self) -> int:

@@ -54,12 +54,15 @@ class Accepted:
         publisher = self._publisher = Publisher(
             catalog, upload, clock, terms, decode_progress(upload.durable)
         )
-        self.missing = Missing(catalog.uploads.missing(upload.tenant, upload.id, b"", MISSING_CHUNKS_MAX))
+        # Before its first checkpoint, an upload has no list of missing chunks.
+        missing = upload.durable and catalog.uploads.missing(
+            upload.tenant, upload.id, b"", MISSING_CHUNKS_MAX
+        )
+        self.missing = Missing(missing or ())
         self.chunks = ChunkSink(
             tenant,
             catalog,
-            upload=upload.id,
-            epoch=upload.epoch,
+            upload=upload,
             presence=presence,
             # A FULL backup trusts nothing seen before it.
             since_s=clock.monotonic_s() if upload.kind is Kind.FULL else -math.inf,
@@ -80,6 +83,11 @@ class Accepted:
     def durable(self) -> Progress:
         """The last known durable point; see `reap`."""
         return self._publisher.durable
+
+    @property
+    def upload(self) -> Upload:
+        """The upload, with the lease and life that the last publication gave it."""
+        return self._publisher.upload
 
     @property
     def unwritten_bytes(self) -> int:

@@ -7,13 +7,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from staddle._base.figures import counted
 
 from staddle_server.base.errors import BadRequest, Damaged, Precondition
-from staddle_server.base.types import EMPTY_ROOT, ChangeCounts, ChunkRef, Kind, Role, Root, Scope
-from staddle_server.catalog import Catalog, NewBackup, Upload
+from staddle_server.base.types import (
+    EMPTY_ROOT,
+    ChangeCounts,
+    ChunkRef,
+    Kind,
+    Role,
+    Root,
+    Scope,
+    UploadState,
+)
+from staddle_server.catalog import Backup, Catalog, NewBackup, Upload
 from staddle_server.manifest.compare import Counts, count
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import Merged, merge
@@ -43,7 +53,7 @@ class Finishing:
         self._base = base
         self._accepted = accepted
         self._damage_epoch = accepted.chunks.damage_epoch
-        """The damage known when this writer began."""
+        """The damage known when this writer began; 0 if none was ever found."""
 
     def new_backup(self, checkpoint: Callable[[], None]) -> NewBackup:
         """Return the backup, with its manifest durable, and nothing of it missing by its damage epoch.
@@ -57,13 +67,28 @@ class Finishing:
             Damaged: A page of the base is unreadable.
 
         """
+        # First: whatever is looked up from here on is there by this epoch, and the commit compares it. What was
+        # looked up earlier is so too, unless the epoch is not that of the writer's begin: then it is suspected.
+        epoch = self._accepted.chunks.damage_epoch
         self._forget_arrived()
-        epoch = self._catalog.packs.damage_epoch(self._upload.tenant)
         suspected = self._is_suspected(epoch)
         new = self._compared(epoch, rewrite=suspected)
         if suspected or self._accepted.missing:
             self._check_whole(new.root, checkpoint)
         return new
+
+    def committed(self, backup: Backup, entry_count: int, data_bytes: int) -> Upload:
+        """Return the upload as the commit of this backup left it in the catalog."""
+        return replace(
+            self._accepted.upload,
+            state=UploadState.COMMITTED,
+            backup=backup.id,
+            durable=b"",
+            last_failure="",
+            position=self._accepted.durable.position,
+            entry_count=entry_count,
+            data_bytes=data_bytes,
+        )
 
     def _is_suspected(self, damage_epoch: int) -> bool:
         """Return whether the backup may rely on known damage.
@@ -74,7 +99,8 @@ class Finishing:
         if damage_epoch != self._damage_epoch:
             return True
         brings = self._upload.scope is Scope.CHANGES or self._upload.kind is Kind.DIFFERENTIAL
-        return (brings or self._upload.epoch > FIRST_EPOCH) and self._base.damage_known()
+        brings = brings or self._upload.epoch > FIRST_EPOCH
+        return brings and damage_epoch > 0 and self._base.damage_known()
 
     def _forget_arrived(self) -> None:
         missing = self._accepted.missing
@@ -120,9 +146,10 @@ class Finishing:
         `rewrite`: write every page of its manifest, even those in the upload's runs.
         """
         merged = self._write_manifest(rewrite=rewrite)
-        counts = _changes(
-            self._upload, self._base.root, merged.root, ChunkReader(self._tenant, self._catalog)
-        )
+        reader = ChunkReader(self._tenant, self._catalog)
+        if self._base.root.digest not in {b"", merged.root.digest}:
+            reader.look_up_pages([self._base.root.digest, merged.root.digest])
+        counts = _changes(self._upload, self._base.root, merged.root, reader)
         if counts is None:
             # Pages of this backup may lie where the base was just found damaged: write them once more.
             self._accepted.chunks.forget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -37,7 +38,8 @@ class Publisher:
         self.durable = durable
         """The last known durable point."""
         self._catalog = catalog
-        self._upload = upload
+        self.upload = upload
+        """With the lease and life that the last publication gave it."""
         self._clock = clock
         self._terms = terms
         self._thread = Threads(1, thread_name_prefix="publish")
@@ -48,7 +50,7 @@ class Publisher:
         pack = PackWriter(tenant.blobs, tenant.keys)
         try:
             self._catalog.packs.begin(
-                tenant.id, self._upload.id, self._upload.epoch, pack.pack, self._clock.now_ns()
+                tenant.id, self.upload.id, self.upload.epoch, pack.pack, self._clock.now_ns()
             )
         except BaseException:
             pack.abort()
@@ -85,18 +87,20 @@ class Publisher:
         summaries = [pack.result() for pack in packs]
         stored = self.durable.stored_bytes + sum(summary.size_bytes for summary in summaries)
         now = msgspec.structs.replace(progress, stored_bytes=stored)
+        now_ns, terms = self._clock.now_ns(), self._terms()
         self._catalog.uploads.checkpoint(
-            self._upload.tenant,
-            self._upload.id,
-            self._upload.epoch,
+            self.upload.tenant,
+            self.upload.id,
+            self.upload.epoch,
             packs=summaries,
             durable=DurableUpdate(encode_progress(now), now.position, now.entry_count, now.data_bytes),
             missing_added=[MissingChunk(*item) for item in missing.added.items()],
             missing_removed=missing.removed,
             wrote=wrote,
-            now_ns=self._clock.now_ns(),
-            terms=self._terms(),
+            now_ns=now_ns,
+            terms=terms,
         )
+        self.upload = replace(self.upload, **terms.expiries(now_ns))
         return Published(now, chunks)
 
     def reap(self, *, wait: bool) -> Sequence[ChunkKey]:

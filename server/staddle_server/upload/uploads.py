@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Final, NamedTuple
 
 from staddle_server.base.clock import Clock
-from staddle_server.base.errors import NotFound, Precondition, StaddleError
+from staddle_server.base.errors import Precondition, StaddleError
 from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.base.threads import Background, Threads
 from staddle_server.base.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
@@ -87,7 +87,7 @@ class Uploads:
 
     def begin(self, principal: Principal, asked: UploadRequest, check: Callable[[], None]) -> BegunUpload:
         """Open an upload, or return the one that the request id or take_over names."""
-        standing = self._guard.look()
+        standing = self._guard.glance()
         spec = BeginUpload(
             upload=os.urandom(16),
             principal=principal,
@@ -128,7 +128,7 @@ class Uploads:
 
     def _terms_now(self) -> Terms:
         """Return the terms from now on."""
-        return self._terms_by(self._guard.look())
+        return self._terms_by(self._guard.glance())
 
     def _terms_by(self, standing: Standing) -> Terms:
         """Return the terms for this state of the clock.
@@ -171,7 +171,7 @@ class Uploads:
             presence=self._presence,
             compressors=self._compressors,
             clock=self._clock,
-            look_at_clock=self._guard.look,
+            look_at_clock=self._guard.glance,
             terms=self._terms_now,
             space=self._space,
         )
@@ -196,14 +196,9 @@ class Uploads:
 
     def base_root(self, upload: Upload) -> Root:
         """Return the manifest that the upload starts from; even purged, it stays while the upload is open."""
-        if not upload.base:
-            return EMPTY_ROOT
-        try:
-            return self._catalog.backups.get(upload.tenant, upload.base).root
-        except NotFound:
-            if self._catalog.uploads.get(upload.tenant, upload.id).state is UploadState.OPEN:
-                raise
-            return EMPTY_ROOT  # an ended upload does not need it
+        if upload.base and upload.base_root is None and upload.state is UploadState.OPEN:
+            return self._catalog.backups.get(upload.tenant, upload.base).root  # or the error, that it is lost
+        return upload.base_root or EMPTY_ROOT  # an ended upload does not need it
 
     # ------------------------------------------------------------------ finding
 
@@ -230,6 +225,8 @@ class Uploads:
         with self._lock:
             writer = self._writers.get(upload_id)
         if writer is None or writer.upload.tenant != principal.tenant or writer.closed is not None:
+            raise self._no_writer(self._held(principal, upload_id, epoch))
+        if writer.upload.epoch < epoch:  # another server took the upload over since
             raise self._no_writer(self._held(principal, upload_id, epoch))
         refusals.check_open(writer.upload, epoch)
         if writer.upload.token != principal.token:
@@ -283,8 +280,12 @@ class Uploads:
         """Return entries of the upload's base that cannot be restored completely; `check` raises once the
         caller is gone.
         """
-        tenant = self._tenants.get(upload.tenant)
-        return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit, check=check)
+        root = self.base_root(upload)
+        if not upload.damage_epoch:  # no damage was ever found in this tenant
+            return DamagedEntries([], more=False)
+        return damaged_entries(
+            self._tenants.get(upload.tenant), self._catalog, root, after, limit, check=check
+        )
 
     # ------------------------------------------------------------------ going on and ending
 

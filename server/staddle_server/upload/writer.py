@@ -462,32 +462,36 @@ class UploadWriter:
             self._accepted.note_author()
             self._accepted.reap(wait=True)
             self._chunks.look_for_packs()
-            backup = None
-            while backup is None:
-                with suppress(NewDamageError):
-                    backup = self._committed((entry_count, data_bytes))
+            while (backup := self._committed((entry_count, data_bytes))) is None:
+                self._chunks.heed_damage()
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
         finish_record(self._tenant, self._catalog, backup.id)
         return backup
 
-    def _committed(self, counts: tuple[int, int]) -> Backup:
-        """Commit once. Raises as `commit` does, and NewDamageError if damage was found meanwhile."""
+    def committed(self, backup: Backup, entry_count: int, data_bytes: int) -> Upload:
+        """Return the upload as `commit` left it in the catalog."""
+        return self._finishing.committed(backup, entry_count, data_bytes)
+
+    def _committed(self, counts: tuple[int, int]) -> Backup | None:
+        """Commit once; None if damage was found meanwhile. Raises as `commit` does."""
         new = self._finishing.new_backup(self._checkpoint)
         self._tenant.blobs.check_writable()  # otherwise a backup could exist that cannot be recorded
         standing = self._look_at_clock()
-        return self._catalog.uploads.commit(
-            self.upload.tenant,
-            self.upload.id,
-            self.upload.epoch,
-            packs=(),
-            backup=new,
-            record=encode_committed,
-            now_ns=standing.latest_ns,
-            token_ns=standing.believed_ns,
-            accepted=counts,
-            wrote=self._accepted.wrote,
-        )
+        with suppress(NewDamageError):
+            return self._catalog.uploads.commit(
+                self.upload.tenant,
+                self.upload.id,
+                self.upload.epoch,
+                packs=(),
+                backup=new,
+                record=encode_committed,
+                now_ns=standing.latest_ns,
+                token_ns=standing.believed_ns,
+                accepted=counts,
+                wrote=self._accepted.wrote,
+            )
+        return None
 
 
 def _bytes_of(cuts: Iterable[Cut]) -> int:

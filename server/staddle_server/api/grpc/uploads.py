@@ -342,12 +342,12 @@ class UploadCalls:
         if which == "finish":
             stream.end()
             counts = part.finish.entry_count, part.finish.data_bytes
-            backup = convert.backup_out(self._commit(upload.id, upload.epoch, *counts, call))
-        else:
-            writer.checkpoint()
-            backup = None
+            backup = self._commit(upload.id, upload.epoch, *counts, call)
+            now = writer.committed(backup, *counts)
+            return sv.BackupResponse(upload=self._upload(now), backup=convert.backup_out(backup))
+        writer.checkpoint()
         now = self._uploads.get(call.principal, upload_id=upload.id)
-        return sv.BackupResponse(upload=self._upload(now), backup=backup)
+        return sv.BackupResponse(upload=self._upload(now))
 
     def _put_aside(self, writer: UploadWriter, error: Exception) -> None:
         """Make a broken stream's data durable, and record the reason in the upload."""

@@ -1,0 +1,209 @@
+"""The faults of a run. Each does its harm, mends what a supervisor would mend, and says in a few words what it did."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+from chaos_site import STOPPED_S, Member, Site
+from crash_server import Plan
+from crash_work import LostError
+from tcp_proxy import once
+
+WRITING: Final = (
+    "pack.put",
+    "catalog.uploads.checkpoint",
+    "catalog.uploads.commit",
+    "record.put",
+    "head.put",
+)
+"""Between catalog.uploads.commit and record.put, a backup exists and has no record."""
+COLLECTING: Final = (
+    "catalog.purge.purge",
+    "catalog.marks.condemn",
+    "pack.delete",
+    "catalog.purge.drop_condemned",
+    "record.delete",
+)
+REACHED_S = 30.0
+DOWN_S = (0.0, 2.0, 8.0, STOPPED_S)
+"""How long a killed server stays away: also long enough that the others know it is dead."""
+
+Fault = Callable[[Site, random.Random], str]
+
+
+def _plan(rng: random.Random, steps: tuple[str, ...], number: signal.Signals) -> Plan:
+    return Plan(rng.choice(steps), rng.choice(("before", "after")), rng.randint(1, 3), number)
+
+
+def _kill(site: Site, rng: random.Random, steps: tuple[str, ...]) -> str:
+    plan = _plan(rng, steps, signal.SIGKILL)
+    site.arm(plan)
+    pid = site.wait_fired(REACHED_S)
+    where = f"{plan.phase} {plan.step}"
+    member = None if pid is None else site.member_of(pid)
+    if pid is None:
+        member, where = rng.choice(site.members), "at random"
+        member.signal(signal.SIGKILL)
+    if member is None:
+        return f"collector killed {where}"
+    return f"server {member.name} killed {where}, {_back(site, member, rng.choice(DOWN_S))}"
+
+
+def _back(site: Site, member: Member, down_s: float) -> str:
+    member.kill()
+    time.sleep(down_s)
+    member.start_patiently()
+    return f"back after {down_s:.0f} s"
+
+
+def _halt(site: Site, rng: random.Random, steps: tuple[str, ...]) -> str:
+    """It goes on long after the others took it for dead."""
+    plan = _plan(rng, steps, signal.SIGSTOP)
+    site.arm(plan)
+    pid = site.wait_fired(REACHED_S)
+    where = f"{plan.phase} {plan.step}"
+    if pid is None:
+        member, where = rng.choice(site.members), "at random"
+        assert member.process is not None
+        pid = member.process.pid
+        os.kill(pid, signal.SIGSTOP)
+    member = site.member_of(pid)
+    stopped_s = rng.choice((STOPPED_S, site.stopped_s))
+    try:
+        time.sleep(stopped_s)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    who = "collector" if member is None else f"server {member.name}"
+    return f"{who} stopped {where} for {stopped_s:.0f} s"
+
+
+def kill_writing(site: Site, rng: random.Random) -> str:
+    return _kill(site, rng, WRITING)
+
+
+def stop_writing(site: Site, rng: random.Random) -> str:
+    return _halt(site, rng, WRITING)
+
+
+def kill_collecting(site: Site, rng: random.Random) -> str:
+    return _kill(site, rng, COLLECTING)
+
+
+def stop_collecting(site: Site, rng: random.Random) -> str:
+    return _halt(site, rng, COLLECTING)
+
+
+def kill_two(site: Site, rng: random.Random) -> str:
+    first, second = rng.sample(site.members, 2)
+    first.kill()
+    time.sleep(rng.choice((1.0, 5.0)))
+    second.kill()
+    time.sleep(rng.choice((1.0, STOPPED_S)))
+    for member in (first, second):
+        member.start_patiently()
+    return f"servers {first.name} and {second.name} killed, one after the other"
+
+
+def rolling_restart(site: Site, rng: random.Random) -> str:
+    for member in rng.sample(site.members, len(site.members)):
+        if member.stop() != 0:
+            raise LostError(f"server {member.name} did not end in order: {member.log()[-1000:]}")
+        member.start_patiently()
+    return "all servers restarted in order, one after the other"
+
+
+def _kill_part(site: Site, rng: random.Random, kind: str) -> str:
+    part = rng.choice([each for each in site.cluster.parts if each.kind == kind])
+    part.kill()
+    down_s = rng.choice((1.0, 10.0))
+    time.sleep(down_s)
+    part.start()
+    site.wait(site.cluster.ready, f"the storage cluster is not whole again after {part.name}", 120)
+    name = part.name.replace("s3", "gateway")
+    return f"storage {name} killed, back after {down_s:.0f} s"
+
+
+def kill_volume(site: Site, rng: random.Random) -> str:
+    return _kill_part(site, rng, "volume")
+
+
+def kill_filer(site: Site, rng: random.Random) -> str:
+    return _kill_part(site, rng, "filer")
+
+
+def kill_gateway(site: Site, rng: random.Random) -> str:
+    return _kill_part(site, rng, "s3")
+
+
+def kill_master(site: Site, rng: random.Random) -> str:
+    return _kill_part(site, rng, "master")
+
+
+def fail_over(site: Site, rng: random.Random) -> str:
+    site.fail_over(rng.choice((0.0, 10.0)))
+    return "primary database killed, standby promoted"
+
+
+def restart_database(site: Site, _rng: random.Random) -> str:
+    site.pair.restart()
+    return "primary database restarted"
+
+
+def _lose_answer(site: Site, method: str, within: str) -> str:
+    lost = []
+
+    def nothing(_answer: bytes) -> bytes:
+        lost.append(1)
+        return b""
+
+    for proxy in site.gateways:
+        proxy.harm(once(method, nothing, containing=within))
+    end_s = time.monotonic() + REACHED_S
+    while not lost and time.monotonic() < end_s:
+        time.sleep(0.05)
+    for proxy in site.gateways:
+        proxy.harm(lambda _request, _answer: None)
+    return f"{'answer lost' if lost else 'no request came'}: {method} of {within.strip('/')}"
+
+
+def lose_put(site: Site, rng: random.Random) -> str:
+    return _lose_answer(site, "PUT", rng.choice(("/packs/", "/records/", "/heads/")))
+
+
+def lose_delete(site: Site, _rng: random.Random) -> str:
+    return _lose_answer(site, "DELETE", "/packs/")
+
+
+def lose_commit(site: Site, _rng: random.Random) -> str:
+    for proxy in site.databases:
+        proxy.lose_commit()
+    end_s = time.monotonic() + REACHED_S
+    while not any(proxy.lost.is_set() for proxy in site.databases) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    for proxy in site.databases:
+        proxy.lose_nothing()
+    return "answer lost: COMMIT of the database"
+
+
+FAULTS: Final[tuple[Fault, ...]] = (
+    kill_writing,
+    fail_over,
+    kill_volume,
+    stop_writing,
+    kill_collecting,
+    lose_put,
+    kill_gateway,
+    lose_commit,
+    kill_two,
+    kill_filer,
+    restart_database,
+    kill_master,
+    lose_delete,
+    rolling_restart,
+    stop_collecting,
+)
