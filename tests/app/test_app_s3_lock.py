@@ -59,6 +59,18 @@ def test_backups_in_a_bucket_with_locks_are_checked_collected_copied_and_rebuilt
         with pytest.raises(ClientError, match="AccessDenied"):
             client.delete_object(Bucket=LOCKED_BUCKET, Key=each["Key"], VersionId=each["VersionId"])
 
+    # The attacker hides everything, and writes over some. An operator makes the first versions the newest again.
+    for each in needed:
+        client.delete_object(Bucket=LOCKED_BUCKET, Key=each["Key"])
+        if "/packs/" in each["Key"]:
+            client.put_object(Bucket=LOCKED_BUCKET, Key=each["Key"], Body=b"garbage")
+    assert "/format is missing, but the store is filled" in run("check", "--data", data, code=1).output
+    known = {each["VersionId"] for each in [*found["Versions"], *found["DeleteMarkers"]]}
+    now = client.list_object_versions(Bucket=LOCKED_BUCKET, Prefix=prefix)
+    for each in [*now["Versions"], *now["DeleteMarkers"]]:
+        if each["VersionId"] not in known and any(kind in each["Key"] for kind in wanted):
+            client.delete_object(Bucket=LOCKED_BUCKET, Key=each["Key"], VersionId=each["VersionId"])
+
     server.kill()
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from chaos_site import STOPPED_S, Member, Site
@@ -190,6 +191,22 @@ def lose_commit(site: Site, _rng: random.Random) -> str:
     return "answer lost: COMMIT of the database"
 
 
+def at_once(site: Site, rng: random.Random) -> str:
+    """A server and something that all servers need, beside each other."""
+    chosen = rng.choice((kill_writing, stop_writing, kill_two)), rng.choice(SHARED)
+    with ThreadPoolExecutor(len(chosen)) as threads:
+        begun = [threads.submit(fault, site, random.Random(rng.random())) for fault in chosen]
+        return f"at once: {', and '.join(each.result() for each in begun)}"
+
+
+SHARED: Final[tuple[Fault, ...]] = (
+    kill_volume,
+    kill_filer,
+    kill_gateway,
+    kill_master,
+    fail_over,
+    restart_database,
+)
 FAULTS: Final[tuple[Fault, ...]] = (
     kill_writing,
     fail_over,
@@ -206,4 +223,5 @@ FAULTS: Final[tuple[Fault, ...]] = (
     lose_delete,
     rolling_restart,
     stop_collecting,
+    at_once,
 )

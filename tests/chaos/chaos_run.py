@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -81,7 +82,7 @@ class Run:
             text = f"{at_s:5.0f} s  {what}; all write after {self._get_on():.1f} s"
         except LostError as lost:
             raise LostError(f"{at_s:.0f} s, after: {what}: {lost}") from lost
-        print(text if len(text) <= LINE else text.replace("; all write after", ";"), flush=True)
+        print(textwrap.fill(text, LINE, subsequent_indent=" " * 9, drop_whitespace=True), flush=True)
 
     def _get_on(self) -> float:
         """Waits until everybody has done something since now. The collector may have to wait until the lease of a killed one ends."""

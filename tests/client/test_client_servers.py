@@ -151,8 +151,9 @@ def test_what_may_not_be_repeated_is_not_if_its_answer_was_lost(pair: list[Membe
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
         used.before = lose
-        with pytest.raises(ConnectError):
+        with pytest.raises(ConnectError) as lost:
             client.delete_backup("d", backup.id)
+        assert "the change may have been made" in " ".join(lost.value.__notes__)
         assert "DeleteBackup" not in other.calls
         # The next call does not meet that server again.
         client.info()

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError
 from seaweed import S3Server
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.threads import Threads
 from staddle_server.store.backends import object_store, object_urls
+from staddle_server.store.backends.object_errors import NO_RANGE, failure_of
 from staddle_server.store.backends.object_probe import UnsafeStore, check
 from staddle_server.store.backends.object_store import PATIENCE_S, ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
@@ -417,3 +419,9 @@ def test_an_engine_that_gives_old_bytes_after_a_replacement_is_refused(
     proxy.instead(lambda request: next(puts) if request.startswith(b"PUT") else None)
     with pytest.raises(UnsafeStore, match="replaced"):
         check(blobs)
+
+
+def test_a_range_behind_the_end_is_no_broken_connection_to_an_engine_that_answers_it_otherwise() -> None:
+    text = "Generic MicrosoftAzure error: Wanted range starting at 10, but object was only 10 bytes long"
+    failure = failure_of(GenericError(text))
+    assert (failure.status, failure.passing) == (NO_RANGE, False)

@@ -196,6 +196,19 @@ def test_old_versions_are_removed_when_nothing_needs_them_and_their_lock_is_over
     assert list(store.days.histories("records/00/")) == []
 
 
+def test_a_version_that_was_replaced_just_now_stays_and_older_ones_go(
+    store: LockedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("staddle_server.upkeep.integrity.lock.DAY_S", 3.0)
+    for content in (b"1", b"2"):
+        replace_object(store.blobs, "heads/a", content)
+    time.sleep(4.1)
+    replace_object(store.blobs, "heads/a", b"3")
+    report = store.locker().look_at_versions()
+    assert report.removed == 1
+    assert len(store.history("heads/a").versions) == 2
+
+
 def test_what_is_hidden_and_still_locked_stays_and_is_told(store: LockedStore) -> None:
     store.blobs.put("records/00/a", b"1")
     store.blobs.delete("records/00/a")

@@ -92,6 +92,7 @@ WRITES_HERE: Final = {"BeginUpload": True, "ResumeUpload": True, "GetUpload": Fa
 """Calls whose answer says where an upload is written, and whether that is the server that answered."""
 BY_REQUEST_ID: Final = frozenset({"BeginUpload", "GetUpload"})
 """Calls that may name an upload by the request that began it."""
+OUTCOME_UNKNOWN: Final = "The answer was lost: the change may have been made. Look at the backup, and repeat the call if it was not."
 NOT_SERVING: Final = b"\x08\x02"
 """A grpc.health.v1.HealthCheckResponse."""
 
@@ -157,11 +158,16 @@ class Calls:
         about = METHODS[method]
         deadline_s = timeout_s or self._timeout_s or about.timeout_s
         of_upload = upload or getattr(request, "upload_id", "")
-        return retrying(
-            lambda: self._once(method, request, deadline_s, of_upload, count),
-            attempts=self.attempts(retry or self._retry),
-            retryable=about.retryable,
-        )
+        try:
+            return retrying(
+                lambda: self._once(method, request, deadline_s, of_upload, count),
+                attempts=self.attempts(retry or self._retry),
+                retryable=about.retryable,
+            )
+        except (ConnectError, DeadlineError) as error:
+            if may_pass(error) and not about.retryable(error):
+                error.add_note(OUTCOME_UNKNOWN)
+            raise
 
     def stream(
         self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None

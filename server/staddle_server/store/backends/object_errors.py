@@ -29,6 +29,10 @@ _CAUSES: Final = (
     ("its certificate is not valid", re.compile(r"certificate", re.IGNORECASE)),
 )
 """Patterns of failures without a status; the transport's text goes no further than here."""
+_PAST_END: Final = re.compile(r"InvalidRangeRequest|Wanted range starting at")
+"""A range that begins at the end of an object or after it: some engines answer with the object's last bytes or
+its length, and the library notices.
+"""
 _NO_ROLE: Final = "no credentials in the environment or a file, and no role of this machine"
 _ROLE: Final = re.compile(r"/latest/(api/token|meta-data)")
 """Where a machine of AWS gives its role."""
@@ -81,6 +85,8 @@ def failure_of(error: Exception) -> StoreFailure:
     status, code = _STATUS.search(text), _CODE.search(text)
     if status:
         return failure_of_answer(int(status.group(1)), code.group(1) if code else "")
+    if _PAST_END.search(text):
+        return StoreFailure("no such range", passing=False, status=NO_RANGE)
     kind = type(error).__name__
     if kind in _NAMES:
         return StoreFailure(_NAMES[kind], passing=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Final
 
 from staddle._base.figures import counted
@@ -167,14 +167,15 @@ class Locker:
         if kind not in LOCKED | _UNLOCKED:
             return 0, 0  # not Staddle's
         settled_ns = now_ns - round(self._lock.span_s if kind in LOCKED else DAY_S) * NS
-        if history.versions[0].modified_ns > settled_ns:
-            return 0, 0
         if history.is_hidden:
+            if history.versions[0].modified_ns > settled_ns:
+                return 0, 0
             kept = purge(self._lock, history)
             return sum(not each.is_marker for each in history.versions) - kept, kept
         if kind in LOCKED:
             return 0, 0
-        removed = [self._lock.remove(history.name, each.id) for each in history.versions[1:]]
+        replaced = [old for new, old in pairwise(history.versions) if new.modified_ns <= settled_ns]
+        removed = [self._lock.remove(history.name, each.id) for each in replaced]
         return removed.count(True), removed.count(False)
 
 
