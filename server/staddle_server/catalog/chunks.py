@@ -28,13 +28,14 @@ _p = schema.packs.c
 _INDEX_COLUMNS = (_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
 
 # Written as text: one statement answers all, without a lock and without a transaction around it. A row without
-# a live pack is none of a chunk that exists.
+# a live pack is none of a chunk that exists. Outer joins keep the order: without statistics, PostgreSQL would
+# begin with the packs, and look all chunks up for each.
 _HIT: Final = f"""c.chunk_id, c.pack, c.segment_offset, c.segment_length, c."offset", c.length, p.id,
     p.damaged AND EXISTS (SELECT 1 FROM pack_damage d
         WHERE d.pack = p."row" AND d.segment_offset IN (c.segment_offset, {schema.WHOLE_PACK}))"""  # noqa: S608 - numbers of our own
 _FOUND: Final = ListQuery(
     f"""SELECT {_HIT}
-    FROM chunks c JOIN packs p ON p."row" = c.pack AND p.state = {schema.PACK_LIVE}
+    FROM chunks c LEFT JOIN packs p ON p."row" = c.pack AND p.state = {schema.PACK_LIVE}
     WHERE c.tenant = ? AND c.chunk_id {{among}}""",  # noqa: S608 - numbers of our own
     _c.chunk_id,
 )
@@ -82,6 +83,8 @@ class Chunks:
             tenant_row = self._tenants.row(connection, tenant)
             for some in batches(chunk_ids):
                 for chunk_id, *where, pack, damaged in rows_of(connection, _FOUND, (tenant_row,), some):
+                    if pack is None:
+                        continue
                     place = segments.place(pack, where)
                     if damaged:
                         damaged_ones.append((chunk_id, place))
