@@ -15,6 +15,8 @@ from staddle.v1 import resources_pb2 as pb
 from staddle_server.cli.run import group
 from thin import back_up, noise, restore, wait_until
 
+pytestmark = pytest.mark.slow
+
 ONE, TWO, THREE = {"a": noise(200_000, 1)}, {"a": noise(200_000, 2)}, {"a": noise(200_000, 3)}
 
 
