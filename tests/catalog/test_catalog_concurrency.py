@@ -123,7 +123,7 @@ def test_a_claim_during_a_commit_is_complete_or_refused(world):
             lambda u=upload: world.commit(u),
         )
         assert committed.upload == upload.id
-        assert claimed.reason == "UPLOAD_CLOSED" if isinstance(claimed, Exception) else len(claimed) == 50
+        assert claimed.reason == "UPLOAD_CLOSED" if isinstance(claimed, Exception) else len(claimed.places) == 50
 
 
 def test_concurrent_commits_get_consecutive_numbers(world):

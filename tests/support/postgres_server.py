@@ -31,6 +31,10 @@ SMALL = (
 READY_S = 60.0
 on_both_databases = pytest.mark.parametrize("catalog_url", ["sqlite", "postgresql"], indirect=True)
 """Runs a test of `running` with its catalog in a file, and in PostgreSQL."""
+only_in_a_file = pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+"""Runs a test with its catalog in a file whatever STADDLE_TEST_CATALOG says: it handles the file, or moves the time of
+leases, which in PostgreSQL is the database's.
+"""
 on_both_databases_in_test_all = pytest.mark.parametrize(
     "catalog_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
 )

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
+from sql import sql
 
 if __name__ == "__main__":
     TESTS = Path(__file__).parents[1]
@@ -139,8 +140,8 @@ class Subject:
     def forget_marks(self) -> None:
         """Forget all earlier findings."""
         with self.running.catalog.database.write() as connection:
-            connection.exec_driver_sql("DELETE FROM pack_damage")
-            connection.exec_driver_sql("UPDATE packs SET damaged = 0")
+            sql(connection, "DELETE FROM pack_damage")
+            sql(connection, "UPDATE packs SET damaged = false")
 
     # --- what must hold while one object is damaged
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sql import sql
 from staddle_server.store.pack import pack_name
 from staddle_server.store.parity import parity_name
 from staddle_server.tenancy.tenant import Tenants
@@ -48,16 +49,16 @@ class Packs:
     def verified_ns(self, pack):
         query = "SELECT verified_ns FROM packs WHERE id = ?"
         with self.catalog.database.read() as connection:
-            return connection.exec_driver_sql(query, (pack,)).scalar_one()
+            return sql(connection, query, (pack,)).scalar_one()
 
     def damaged_at(self, pack):
         query = "SELECT segment_offset FROM pack_damage d JOIN packs p ON d.pack = p.row WHERE p.id = ?"
         with self.catalog.database.read() as connection:
-            return set(connection.exec_driver_sql(query, (pack,)).scalars())
+            return set(sql(connection, query, (pack,)).scalars())
 
     def set_state(self, pack, state):
         with self.catalog.database.write() as connection:
-            connection.exec_driver_sql("UPDATE packs SET state = ? WHERE id = ?", (state, pack))
+            sql(connection, "UPDATE packs SET state = ? WHERE id = ?", (state, pack))
 
 
 def damage(path: Path, at: int, length: int = 1):

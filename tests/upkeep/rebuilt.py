@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import postgres_server
+from sql import sql
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import EntryType
 from staddle_server.catalog import Catalog, open_catalog
@@ -56,10 +57,7 @@ def facts_of(catalog: Catalog) -> Facts:
     """The rows of a catalog by table and natural key, without its internal numbers."""
     with catalog.database.read() as connection:
         return {
-            table: {
-                tuple(row[: KEYS[table]]): tuple(row[KEYS[table] :])
-                for row in connection.exec_driver_sql(query)
-            }
+            table: {tuple(row[: KEYS[table]]): tuple(row[KEYS[table] :]) for row in sql(connection, query)}
             for table, query in _QUERIES.items()
         }
 

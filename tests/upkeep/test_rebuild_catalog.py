@@ -12,6 +12,7 @@ import pytest
 from extent import extent
 from postgres_server import on_both_databases_in_test_all
 from rebuilt import NOW_NS, delete, facts_of, files_of, link_store, rebuild_in_place, rebuilt
+from sql import sql
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog.retention import Retentions
@@ -323,7 +324,7 @@ def test_after_a_rebuild_garbage_collection_waits_and_graces_start_again(running
     before_ns = time.time_ns()
     rebuild_in_place(running)
     with running.catalog.database.read() as connection:
-        rows = connection.exec_driver_sql("SELECT gc_waits FROM tenants").all()
+        rows = sql(connection, "SELECT gc_waits FROM tenants").all()
         assert [tuple(row) for row in rows] == [(1,)]
     assert running.catalog.backups.get(running.tenant, bytes.fromhex(backup.id)).deleted_ns >= before_ns
     undelete(running.stub(), "www", backup.id)

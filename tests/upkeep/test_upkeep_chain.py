@@ -9,7 +9,9 @@ import pytest
 from harm import check, damage, flip, kept, objects, repair
 from hypothesis import given
 from hypothesis import strategies as st
+from postgres_server import only_in_a_file
 from rebuilt import rebuild_in_place
+from sql import sql
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.types import NO_LINK, Place
@@ -245,6 +247,7 @@ def test_a_collection_can_be_stopped_between_two_records_that_it_removes(running
     assert check(running)[0] == []
 
 
+@only_in_a_file
 def test_records_of_a_diverged_history_are_named(running, tmp_path):
     """A catalog is put back from an older copy, and decides other things under numbers that were given already."""
     stub = running.stub()
@@ -271,7 +274,7 @@ def test_either_a_record_or_the_head_reveals_an_older_catalog(running, lost):
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     assert records_unknown(tenant, running.catalog) == 0
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql("UPDATE tenants SET records_sequence = records_sequence - 1")
+        sql(connection, "UPDATE tenants SET records_sequence = records_sequence - 1")
     objects(running, f"{lost}s")[-1].unlink()
     assert records_unknown(tenant, running.catalog) == 1
 

@@ -3,6 +3,7 @@
 import pytest
 from blake3 import blake3
 from harm import check, damage, damage_chunk, flip, kept, objects, pack_file, paths, places
+from sql import sql
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
@@ -57,7 +58,7 @@ def test_a_sample_of_the_packs_is_the_same_for_the_same_seed(running):
 
     def read_by(seed):
         with running.catalog.database.write() as connection:
-            connection.exec_driver_sql("UPDATE packs SET verified_ns = NULL")
+            sql(connection, "UPDATE packs SET verified_ns = NULL")
         _, summary = check(running, read=True, share=0.4, seed=seed)
         packs = running.catalog.verification.live_packs(running.tenant)
         read = {pack.id for pack in packs if pack.verified_ns is not None}
@@ -205,14 +206,15 @@ def test_index_rows_that_are_missing_or_wrong_are_found(running):
     back_up(running.stub(), "www", FILES)
     assert check(running)[0] == []
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql(
-            "DELETE FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 1)"
+        sql(connection, "DELETE FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 1)")
+        sql(
+            connection,
+            'UPDATE chunks SET "offset" = "offset" + 1 WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 1)',
         )
-        connection.exec_driver_sql(
-            'UPDATE chunks SET "offset" = "offset" + 1 WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 1)'
-        )
-        connection.exec_driver_sql(
-            "INSERT INTO chunks SELECT tenant, zeroblob(32), pack, 48, 100, 0, 1 FROM chunks LIMIT 1"
+        sql(
+            connection,
+            "INSERT INTO chunks SELECT tenant, ?, pack, 48, 100, 0, 1 FROM chunks LIMIT 1",
+            (bytes(32),),
         )
     found, _ = check(running)
     (index,) = [each for each in found if each.kind == "index"]
@@ -248,7 +250,7 @@ def test_a_catalog_that_is_older_than_the_store_is_found(running):
     back_up(running.stub(), "www", {"a": b"1"})
     keys = running.keys.create("unknown", 1)
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM backups")
+        sql(connection, "DELETE FROM backups")
     found, _ = check(running)
     assert {each.kind for each in damage(found)} == {"unknown-backup", "keys"}
     assert any(keys.tenant.hex() in each.message for each in found)

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harm import kept
 from rebuilt import rebuilt
 from servers import MovedClock
+from sql import sql
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import TokenRole
@@ -413,7 +414,7 @@ def test_after_reboots_the_newest_boot_is_continued_even_if_an_earlier_clock_was
 def test_a_catalog_without_a_clock_reading_uses_its_newest_commit(garbage):
     back_up(garbage.running.stub(), "www", {"a": b"1"})
     with garbage.running.catalog.database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM clock")
+        sql(connection, "DELETE FROM clock")
     garbage.running.clock.jump_s = -YEAR
     assert guard(garbage).look().jump_ns < 0
 

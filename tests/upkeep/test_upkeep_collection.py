@@ -6,6 +6,7 @@ import grpc
 import pytest
 from blake3 import blake3
 from garbage_left import Garbage
+from sql import sql
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import Role
@@ -201,7 +202,7 @@ def test_the_grace_of_the_tenant_also_applies_to_backups_already_deleted(garbage
     garbage.later(2)
     assert garbage.collect().sum_of("backups_purged") == 0
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql("UPDATE tenants SET grace_s = 86400")
+        sql(connection, "UPDATE tenants SET grace_s = 86400")
     assert garbage.collect().sum_of("backups_purged") == 1
 
 
@@ -218,7 +219,7 @@ def test_a_hold_or_a_retention_time_protects_a_deleted_backup_even_from_grace_0(
     base = back_up(running.stub(), "www", FILES)
     garbage.delete("www")
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql(protection)
+        sql(connection, protection)
     garbage.later(30)
     assert garbage.collect_all().sum_of("backups_purged") == 0
     running.stub().UndeleteBackup(sv.UndeleteBackupRequest(dataset="www", backup=base.id))

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from extent import extent
 from garbage_left import Garbage, contents
+from postgres_server import only_in_a_file
 from servers import MovedClock
+from sql import sql
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import open_catalog
@@ -79,8 +81,7 @@ class World:
         """Packs in the store; rows of packs; rows of backups; records."""
         with self.catalog.database.read() as connection:
             rows = [
-                connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar()
-                for table in ("packs", "backups")
+                sql(connection, f"SELECT count(*) FROM {table}").scalar() for table in ("packs", "backups")
             ]
         return (len(list(self.blobs.list("packs"))), *rows, len(list(self.blobs.list("records"))))
 
@@ -113,6 +114,7 @@ def made(running, tmp_path, monkeypatch):
     return saved, {"small": small, "few": {"d1": data["d1"]}}
 
 
+@only_in_a_file
 def test_a_collection_can_be_killed_between_any_two_steps(made, tmp_path):
     saved, wanted = made
     reference = _world(saved, tmp_path / "reference")
@@ -139,6 +141,7 @@ def test_a_collection_can_be_killed_between_any_two_steps(made, tmp_path):
         shutil.rmtree(tmp_path / str(die_at))
 
 
+@only_in_a_file
 def test_a_collection_that_is_killed_again_and_again_still_completes(made, tmp_path):
     saved, wanted = made
     world = _world(saved, tmp_path / "again")

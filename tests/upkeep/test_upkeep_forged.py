@@ -6,6 +6,7 @@ import grpc
 import pytest
 from blake3 import blake3
 from harm import check, damage, kept, repair
+from sql import sql
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -122,7 +123,8 @@ def put(running, forger: Forger, dataset: str, forged: Root) -> None:
         terms=Terms(300, 3600),
     )
     with running.catalog.database.write() as connection:
-        changed = connection.exec_driver_sql(
+        changed = sql(
+            connection,
             "UPDATE backups SET root_level = ?, root_digest = ?, entry_count = ?, data_bytes = ?"
             " WHERE dataset = (SELECT datasets.row FROM datasets WHERE name = ?)",
             (forged.level, forged.digest, forged.entries, forged.data_bytes, dataset),

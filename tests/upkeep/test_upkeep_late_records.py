@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import postgres_server
 import pytest
 from garbage_left import Garbage
+from postgres_server import only_in_a_file
 from rebuilt import rebuilt
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog
@@ -162,6 +163,7 @@ def test_a_copy_that_was_made_too_late_brings_no_record_back_for_long(garbage, t
     assert not [copy for copy in garbage.objects("copies") if copy.endswith(made.id)]
 
 
+@only_in_a_file
 def test_a_collector_that_lost_its_lease_notes_no_record_as_removed(garbage):
     running = garbage.running
     fence = running.catalog.gc_lease.acquire("slow", running.clock.now_ns(), 60)

@@ -2,6 +2,7 @@
 
 import pytest
 from parity_packs import FILES, Packs, damage
+from sql import sql
 from staddle_server.catalog import FOOTER, WHOLE_PACK
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import PackDamaged
@@ -243,10 +244,8 @@ def test_only_the_parity_of_removed_packs_is_removed(running, packs):
     stray.write_bytes(b"somebody else's")
     with packs.catalog.database.write() as connection:
         for pack in (orphan, unknown):
-            connection.exec_driver_sql(
-                "DELETE FROM claims WHERE pack = (SELECT row FROM packs WHERE id = ?)", (pack,)
-            )
-            connection.exec_driver_sql("DELETE FROM packs WHERE id = ?", (pack,))
+            sql(connection, "DELETE FROM claims WHERE pack = (SELECT row FROM packs WHERE id = ?)", (pack,))
+            sql(connection, "DELETE FROM packs WHERE id = ?", (pack,))
     packs.path(orphan).unlink()
     packs.path(rest[0]).unlink()
     assert remove_orphans(running.blobs, packs.catalog, running.tenant) == 1

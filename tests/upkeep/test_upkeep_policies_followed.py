@@ -8,6 +8,7 @@ import threading
 import grpc
 import pytest
 from policy_calls import DAY, hold, ids, plan, set_policy, several
+from postgres_server import only_in_a_file
 from sqlalchemy import text
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.grpc import retention
@@ -22,6 +23,7 @@ from thin import back_up, backups, reason, wait_until
 # --- on schedule
 
 
+@only_in_a_file
 def test_the_server_follows_policies_on_schedule_and_logs_what_it_deleted(running, caplog):
     running.retention_every_s = 3600.0
     running.restart()

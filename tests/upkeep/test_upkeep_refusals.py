@@ -8,6 +8,8 @@ from contextlib import suppress
 import pytest
 from garbage_left import Garbage
 from harm import flip
+from postgres_server import only_in_a_file
+from sql import sql
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Conflict, Exhausted, Unavailable
 from staddle_server.store.pack import pack_name
@@ -28,7 +30,7 @@ def garbage(running):
 
 def _sql(garbage, statement):
     with garbage.running.catalog.database.write() as connection:
-        connection.exec_driver_sql(statement)
+        sql(connection, statement)
 
 
 def _failure(garbage, **how):
@@ -74,6 +76,7 @@ def test_a_dry_run_says_when_bytes_come_free(garbage):
 # ------------------------------------------------------------------ untrusted states
 
 
+@only_in_a_file
 def test_a_catalog_that_is_older_than_the_store_is_refused(garbage):
     running = garbage.running
     back_up(running.stub(), "www", FILES)
@@ -142,7 +145,8 @@ def test_an_unreadable_manifest_stops_its_tenant_only_until_its_backup_is_given_
     mine = [name for name in garbage.objects() if running.tenant.hex() in name]
     kept = backups(running.stub(), "www")[0]
     with running.catalog.database.read() as connection:
-        pack = connection.exec_driver_sql(
+        pack = sql(
+            connection,
             "SELECT packs.id FROM packs JOIN backups ON backups.upload = packs.upload WHERE backups.id = ?",
             (bytes.fromhex(kept.id),),
         ).scalar_one()
@@ -175,6 +179,7 @@ def test_after_a_rebuild_a_tenant_is_collected_only_once_the_operator_says_so(ga
 # ------------------------------------------------------------------ one collector
 
 
+@only_in_a_file
 def test_one_collector_works_at_a_time_and_the_other_learns_which(garbage):
     running = garbage.running
     running.catalog.gc_lease.acquire("another one", running.clock.now_ns(), 120)
@@ -185,6 +190,7 @@ def test_one_collector_works_at_a_time_and_the_other_learns_which(garbage):
     garbage.collect()
 
 
+@only_in_a_file
 def test_a_lease_from_before_a_clock_setback_does_not_block(garbage):
     running = garbage.running
     running.clock.ahead_s = 86_400
@@ -193,6 +199,7 @@ def test_a_lease_from_before_a_clock_setback_does_not_block(garbage):
     garbage.collect()
 
 
+@only_in_a_file
 @pytest.mark.parametrize(
     "step", ["walk_mark", "condemn_unreached", "compact", "reap", "sweep_orphans", "forget"]
 )
@@ -268,6 +275,7 @@ def test_unfinished_packs_of_dead_uploads_are_removed_and_those_of_live_ones_sta
     garbage.assert_restores("living", FILES)
 
 
+@only_in_a_file
 def test_an_unfinished_pack_is_left_over_only_if_its_collector_is_dead(garbage):
     running = garbage.running
     collection, pack = running.catalog.marks, bytes(16)

@@ -8,6 +8,9 @@ import pytest
 from blake3 import blake3
 from extent import extent
 from harm import check, damage, damage_chunk, flip, kept, objects, paths, places, repair
+from postgres_server import only_in_a_file
+from sql import sql
+from sqlalchemy import inspect
 from staddle import Client
 from staddle._backup.run import backup_directory
 from staddle._types.options import BackupOptions
@@ -37,16 +40,8 @@ def first_digest(source, data):
 def snapshot(running):
     """Every byte of the store and of the catalog."""
     with running.catalog.database.read() as connection:
-        tables = [
-            name
-            for (name,) in connection.exec_driver_sql(
-                "SELECT name FROM sqlite_master WHERE type = 'table'"
-            ).all()
-        ]
-        rows = {
-            name: sorted(map(repr, connection.exec_driver_sql(f"SELECT * FROM {name}").all()))
-            for name in tables
-        }
+        tables = inspect(connection).get_table_names()
+        rows = {name: sorted(map(repr, sql(connection, f"SELECT * FROM {name}").all())) for name in tables}
     return rows, {
         path: path.read_bytes() for kind in ("packs", "records", "keys") for path in objects(running, kind)
     }
@@ -123,14 +118,15 @@ def test_index_rows_come_back_from_the_footer_and_wrong_ones_go(running):
     back_up(stub, "www", FILES)
     before = snapshot(running)[0]["chunks"]
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql(
-            "DELETE FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 100)"
+        sql(connection, "DELETE FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 100)")
+        sql(
+            connection,
+            'UPDATE chunks SET "offset" = 7 WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 9)',
         )
-        connection.exec_driver_sql(
-            'UPDATE chunks SET "offset" = 7 WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 9)'
-        )
-        connection.exec_driver_sql(
-            "INSERT INTO chunks SELECT tenant, zeroblob(32), pack, 48, 100, 0, 1 FROM chunks LIMIT 1"
+        sql(
+            connection,
+            "INSERT INTO chunks SELECT tenant, ?, pack, 48, 100, 0, 1 FROM chunks LIMIT 1",
+            (bytes(32),),
         )
     found, done = repair(running)
     assert (done.index_packs, done.packs) == (1, 0)
@@ -145,7 +141,7 @@ def test_index_rows_come_back_from_a_search_where_the_footer_is_gone_too(running
     (path,) = objects(running)
     flip(path, -1)
     with running.catalog.database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM chunks")
+        sql(connection, "DELETE FROM chunks")
     found, done = repair(running)
     assert done.index_packs == 1
     assert damage(found) == []
@@ -225,7 +221,8 @@ def test_an_upload_that_claimed_a_pack_also_claims_the_chunks_saved_from_it(runn
     assert done.packs == 1
     new = next(pack.id for pack in running.catalog.verification.live_packs(running.tenant) if not pack.marks)
     with running.catalog.database.read() as connection:
-        claimed = connection.exec_driver_sql(
+        claimed = sql(
+            connection,
             "SELECT p.id FROM claims c JOIN packs p ON p.row = c.pack WHERE c.upload = ?",
             (bytes.fromhex(source.upload.id),),
         ).all()
@@ -237,6 +234,7 @@ def test_an_upload_that_claimed_a_pack_also_claims_the_chunks_saved_from_it(runn
     assert restore(running.stub(), "other").files == {"a": A}
 
 
+@only_in_a_file
 def test_repair_and_collection_take_turns(running):
     back_up(running.stub(), "www", {"a": A})
     (path,) = objects(running)

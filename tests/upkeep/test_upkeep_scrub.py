@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from harm import check, flip, kept, objects, pack_file
+from sql import sql
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.service import Service
 from staddle_server.app.settings import ServiceSettings
@@ -195,16 +196,14 @@ def test_a_pack_condemned_while_it_is_read_is_not_damage(packs):
         if len(asked) == 2:  # its first segment was read just now
             gone.unlink()
             with packs.catalog.database.write() as connection:
-                connection.exec_driver_sql(
-                    "UPDATE packs SET state = 3 WHERE id = ?", (bytes.fromhex(gone.name),)
-                )
+                sql(connection, "UPDATE packs SET state = 3 WHERE id = ?", (bytes.fromhex(gone.name),))
         return False
 
     outcome = scrubber(packs, clock, rate=1_000_000).run(condemn)
     assert outcome.startswith("7 packs read")
     assert "damage" not in outcome
     with packs.catalog.database.read() as connection:
-        assert connection.exec_driver_sql("SELECT count(*) FROM pack_damage").scalar() == 0
+        assert sql(connection, "SELECT count(*) FROM pack_damage").scalar() == 0
 
 
 def test_a_tenant_with_damaged_keys_does_not_stop_the_scrub_of_others(packs, caplog):

@@ -2,6 +2,7 @@
 
 import pytest
 from garbage_left import Garbage
+from postgres_server import only_in_a_file
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 from staddle_server.app.service import Service
@@ -64,6 +65,7 @@ def test_a_mark_ends_old_claims_then_lists_all_roots_at_once_then_packs(garbage,
     ]
 
 
+@only_in_a_file
 def test_a_server_collects_when_a_collection_is_due(garbage):
     running = garbage.running
     running.clock.ahead_s += 8 * 86_400
