@@ -232,6 +232,17 @@ def test_a_refused_tenant_leaves_no_keys_behind(tmp_path: Path, name: str) -> No
         assert len(opened.keys.tenant_ids()) == 1
 
 
+def test_a_tenant_whose_name_another_process_takes_meanwhile_leaves_no_keys_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = initialise(tmp_path)
+    with bootstrap.open_rooms(directory) as opened:
+        monkeypatch.setattr(opened.catalog.tenants, "get_by_name", lambda _name: None)
+        with pytest.raises(BadRequest, match="exists already"):
+            bootstrap.create_tenant(opened, "default", NOW_NS)
+        assert len(opened.keys.tenant_ids()) == 1
+
+
 def test_a_missing_record_of_a_tenant_is_written_at_the_next_start(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
     with bootstrap.open_rooms(directory) as opened:

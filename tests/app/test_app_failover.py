@@ -77,12 +77,14 @@ def test_after_a_failover_that_lost_acknowledged_backups_nothing_is_collected_an
     assert after.number == lost.number
 
     collected = run(server, "gc", "--grace", "0", "--yes")
-    assert (collected.exit_code, "older than the store" in collected.output) == (1, True), collected.output
+    assert (collected.exit_code, "is older than its store" in collected.output) == (1, True), collected.output
     checked = run(server, "check")
     assert (checked.exit_code, "the catalog is older than the store" in checked.output) == (1, True), (
         checked.output
     )
     assert server.stop() == 0
+    refused = run(server, "serve")
+    assert (refused.exit_code, "is older than its store" in refused.output) == (1, True), refused.output
 
     rebuilt = run(server, "rebuild", "--replace")
     assert "backups   3" in rebuilt.output, rebuilt.output
@@ -92,10 +94,11 @@ def test_after_a_failover_that_lost_acknowledged_backups_nothing_is_collected_an
     stub = server.stub()
     found = [restore(stub, "www", backup=pb.BackupSelector(backup=each.id)).files for each in (lost, after)]
     assert found == [TWO, THREE]
-    # All that is left to find is what the rebuild named.
-    findings = [
-        json.loads(line) for line in run(server, "check", "--read-data", "--json").output.splitlines()
-    ]
-    assert {each["kind"] for each in findings if each.get("severity") == "damage"} == {"record-order"}
+    checked = run(server, "check", "--read-data", "--json")
+    findings = [json.loads(line) for line in checked.output.splitlines()]
+    assert {(each["kind"], each["severity"]) for each in findings if "severity" in each} == {
+        ("record-order", "healed")
+    }
+    assert checked.exit_code == 0, checked.output
     assert run(server, "gc", "--after-rebuild", "--yes").exit_code == 0
     assert restore(stub, "www").files == THREE

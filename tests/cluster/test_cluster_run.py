@@ -62,7 +62,9 @@ def test_a_failure_is_named_with_the_end_of_the_log_and_everything_ends_but_the_
     assert running.stdout is not None
     written = ""
     while "Start three servers" not in written:
-        written += running.stdout.read(1)
+        letter = running.stdout.read(1)
+        assert letter, f"it ended: {written}"
+        written += letter
     for process, command in left_running(tmp_path):
         if "/postgres\0-D" in command:
             os.kill(process, signal.SIGKILL)

@@ -8,12 +8,14 @@ Prints what came of it as JSON.
 from __future__ import annotations
 
 import _testcapi
+import gc
 import json
 import logging
 import os
 import random
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from thin import messages, noise
 
+LEFT_S = 10.0
+"""A thread of a call that was given up may still be closing its file."""
 ALLOCATIONS = {True: 14_000, False: 4_000}
 """So many a backup makes, or a restore, and some more."""
 
@@ -221,8 +225,14 @@ def sweep_points(root: Path, seed: int, points: int, first: int) -> None:
             break
     sweep.check()
     sweep.running.service.drain(0.0)
-    sweep.running.blobs.sweep()  # what is left is not locked by a live process
-    left = os.listdir(root / "store" / "tmp")
+    end_s = time.monotonic() + LEFT_S
+    while True:
+        gc.collect()
+        sweep.running.blobs.sweep()  # what is left is not locked by a live process
+        left = os.listdir(root / "store" / "tmp")
+        if not left or time.monotonic() > end_s:
+            break
+        time.sleep(0.1)
     print(json.dumps({"problems": sweep.problems, "died": died, "left": left}))
 
 

@@ -111,7 +111,7 @@ class S3Server:
         fast = ["-master.electionTimeout=300ms", "-master.heartbeatInterval=100ms"]
         small = ["-volume.max=40", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=100MiB"]
         alone = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3.iam=false"]
-        less = ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-filer.localSocket={self._place}/filer.sock"]
+        less = ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         return [
             self._weed,
             "-logtostderr",

@@ -259,8 +259,7 @@ class SeaweedCluster:
             ]  # fmt: skip
         for part in self.filers:
             part.arguments = [
-                f"-master={masters}", f"-defaultStoreDir={part.place}", f"-localSocket={part.place}/filer.sock",
-                f"-defaultReplicaPlacement={REPLICATION}",
+                f"-master={masters}", f"-defaultStoreDir={part.place}", f"-defaultReplicaPlacement={REPLICATION}",
             ]  # fmt: skip
             if self._database is not None:
                 (part.place / "filer.toml").write_text(FILER_TOML.format(**self._database._asdict()))

@@ -264,8 +264,21 @@ def test_records_of_a_diverged_history_are_named(running, tmp_path):
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     assert records_unknown(tenant, running.catalog) == 1, "which is what start-up refuses"
     back_up(running.stub(), "www", {"a": b"3"})
+    assert records_unknown(tenant, running.catalog) == 1, "the number was given again"
     kinds = {each.kind for each in damage(check(running)[0])}
     assert kinds == {"record-order", "unknown-backup"}
+
+    report, _ = rebuild_in_place(running)
+    (problem,) = report.problems
+    assert "two histories of this store were mixed; both are used" in str(problem)
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    assert records_unknown(tenant, running.catalog) == 0
+    found = check(running)[0]
+    assert [(each.kind, each.severity) for each in found] == [("record-order", "healed")]
+    assert "nothing is left to do" in found[0].message
+    assert repair(running)[0] == found
+    back_up(running.stub(), "www", {"a": b"4"})
+    assert check(running)[0] == found, "what follows continues one history"
 
 
 @pytest.mark.parametrize("lost", ["record", "head"])

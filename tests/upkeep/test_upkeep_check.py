@@ -12,6 +12,7 @@ from staddle_server.store.pack import Codec
 from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.pack_check import Examiner
+from staddle_server.upkeep.integrity.findings import NOTE
 from thin import Source, back_up, noise, restore
 
 A, B = noise(1_500_000, 1), noise(1_500_000, 2)
@@ -249,6 +250,9 @@ def test_records_that_are_missing_or_damaged_are_found(running):
 def test_a_catalog_that_is_older_than_the_store_is_found(running):
     back_up(running.stub(), "www", {"a": b"1"})
     keys = running.keys.create("unknown", 1)
+    records = running.root / "store" / "records" / keys.tenant.hex()
+    records.mkdir(parents=True)
+    (records / f"{1:012x}-{keys.tenant.hex()}").write_bytes(b"of the tenant")
     with running.catalog.database.write() as connection:
         sql(connection, "DELETE FROM backups")
     found, _ = check(running)
@@ -336,3 +340,13 @@ def test_a_sealed_chunk_with_a_wrong_digest_is_found(running):
     found, _ = check(running, read=True)
     assert [(each.kind, each.pack, each.segment) for each in found] == [("segment", writer.pack.hex(), 48)]
     assert blake3(b"what").hexdigest() in found[0].message
+
+
+def test_keys_of_a_tenant_whose_creation_was_interrupted_are_no_damage(running):
+    """A tenant gets its keys first, and its record last."""
+    made = running.keys.create("interrupted", 1)
+    found, summary = check(running)
+    assert [(each.kind, each.severity) for each in found] == [("keys", NOTE)]
+    assert made.tenant.hex() in found[0].message
+    assert "it has no data" in found[0].message
+    assert summary.damage == 0

@@ -272,14 +272,18 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> TenantRow:
     keys = rooms.keys.create(name, now_ns)
     object_name = keys_name(keys.tenant, KEYS_FIRST)
     wrapped = rooms.blobs.read(object_name, 0, rooms.blobs.size(object_name))
-    tenant = rooms.catalog.tenants.create(
-        keys.tenant,
-        name,
-        now_ns,
-        record=encode_record(TenantRecord(name=name, created_ns=now_ns)),
-        keys_version=KEYS_FIRST,
-        wrapped_keys=wrapped,
-    )
+    try:
+        tenant = rooms.catalog.tenants.create(
+            keys.tenant,
+            name,
+            now_ns,
+            record=encode_record(TenantRecord(name=name, created_ns=now_ns)),
+            keys_version=KEYS_FIRST,
+            wrapped_keys=wrapped,
+        )
+    except BadRequest:  # another process took the name meanwhile; after any other error the tenant may exist
+        rooms.blobs.delete(object_name)
+        raise
     finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
     return tenant
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, select, update
 
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK
@@ -88,8 +88,15 @@ class TenantRows:
 
     def newest_record(self, tenant: bytes) -> int:
         """Return the number of the newest decided record."""
+        return self._record_number(tenant, _t.records_sequence)
+
+    def rebuilt_record(self, tenant: bytes) -> int:
+        """Return the number of the newest record that the catalog was rebuilt from; 0 if it was not rebuilt."""
+        return self._record_number(tenant, _t.records_rebuilt)
+
+    def _record_number(self, tenant: bytes, column: ColumnElement[int]) -> int:
         with self._database.look_up() as connection:
-            query = select(_t.records_sequence).where(_t.row == self.row(connection, tenant))
+            query = select(column).where(_t.row == self.row(connection, tenant))
             return int(connection.execute(query).scalar_one())
 
     def keep_records(self, tenant: bytes, records: Iterable[PendingRecord]) -> None:

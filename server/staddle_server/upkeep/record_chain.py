@@ -26,6 +26,16 @@ class Span(NamedTuple):
         return f"{self} of tenant {tenant} {'is' if self.first == self.last else 'are'} missing"
 
 
+class Break(NamedTuple):
+    """A record that does not follow its predecessor: its number, and what is wrong in words."""
+
+    sequence: int
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
 class Chain:
     """Takes the records of one tenant in name order. Memory grows with the gaps, not with the records."""
 
@@ -34,8 +44,8 @@ class Chain:
         """The number of the last record taken."""
         self.link = NO_LINK
         """Its link; NO_LINK if it is unreadable."""
-        self.breaks: list[str] = []
-        """Records that do not follow their predecessor, in words."""
+        self.breaks: list[Break] = []
+        """Records that do not follow their predecessor."""
         self._gaps: list[Span] = []
         self._forgotten: list[Span] = []
 
@@ -47,14 +57,14 @@ class Chain:
         if sequence > self.newest + 1:
             self._gaps.append(Span(self.newest + 1, sequence - 1))
         elif sequence == self.newest:
-            self._break(f"two records have the number {sequence}, one of them is {name}")
+            self._break(sequence, f"two records have the number {sequence}, one of them is {name}")
         elif (
             stored is not None
             and sequence == self.newest + 1
             and NO_LINK not in {self.link, stored.place.previous}
             and stored.place.previous != self.link
         ):
-            self._break(f"the record {name} does not follow record {self.newest}")
+            self._break(sequence, f"the record {name} does not follow record {self.newest}")
         self.newest = sequence
         self.link = NO_LINK if stored is None else stored.link
         if stored is not None and isinstance(stored.record, ForgottenRecord):
@@ -69,9 +79,9 @@ class Chain:
         gaps = [*self._gaps, Span(self.newest + 1, upto)]
         return subtract([Span(gap.first, min(gap.last, upto)) for gap in gaps], merge_spans(self._forgotten))
 
-    def _break(self, words: str) -> None:
+    def _break(self, sequence: int, words: str) -> None:
         if len(self.breaks) < BREAKS_MAX:
-            self.breaks.append(words)
+            self.breaks.append(Break(sequence, words))
 
 
 def merge_spans(spans: Iterable[tuple[int, int]]) -> list[Span]:

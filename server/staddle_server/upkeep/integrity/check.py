@@ -20,6 +20,7 @@ from staddle_server.upkeep.integrity.damaged_paths import LostPaths, each_backup
 from staddle_server.upkeep.integrity.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.integrity.lost_keys import keys_words
 from staddle_server.upkeep.integrity.record_check import Said, missing_records, read_records, unknown_backups
+from staddle_server.upkeep.rebuild.catalog_age import was_finished
 
 
 @dataclass
@@ -120,16 +121,15 @@ class Check:
 
     def _look_for_others(self, known: set[bytes]) -> None:
         for tenant in self.kept.keys.tenant_ids():
-            if tenant not in known:
-                self.emit(
-                    Finding(
-                        "keys",
-                        DAMAGE,
-                        f"the store has keys of a tenant {tenant.hex()} that the catalog does not know: the catalog is older "
-                        "than the store; restore a newer copy, or rebuild it",
-                        object=f"keys/{tenant.hex()}",
-                    )
-                )
+            if tenant in known:
+                continue
+            severity, why = (
+                (DAMAGE, "the catalog is older than the store; restore a newer copy, or rebuild it")
+                if was_finished(self.kept.blobs, tenant)
+                else (NOTE, "its creation did not come to its end, and it has no data")
+            )
+            words = f"the store has keys of a tenant {tenant.hex()} that the catalog does not know: {why}"
+            self.emit(Finding("keys", severity, words, object=f"keys/{tenant.hex()}"))
 
 
 class _TenantCheck:
@@ -340,11 +340,17 @@ def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
             tenant=tenant.name,
             object=records_prefix(tenant.id),
         )
-    for words in said.chain.breaks:
+    for found in said.chain.breaks:
+        known = found.sequence <= said.rebuilt
+        then = (
+            "the catalog was rebuilt from both, so nothing is left to do"
+            if known
+            else "as after restoring an older catalog. Rebuild the catalog"
+        )
         yield Finding(
             "record-order",
-            DAMAGE,
-            f"{words}: records of two histories are mixed, as after restoring an older catalog. Rebuild the catalog",
+            HEALED if known else DAMAGE,
+            f"{found}: records of two histories are mixed; {then}",
             tenant=tenant.name,
             object=records_prefix(tenant.id),
         )

@@ -11,23 +11,32 @@ from staddle_server.store.records import is_head_name, records_prefix, sequence_
 from staddle_server.tenancy.tenant import Tenant, keys_damage
 
 
-def newest_stored(tenant: Tenant) -> int:
-    """Return the highest number of a record that the store has, or had.
+def records_unknown(tenant: Tenant, catalog: Catalog) -> int:
+    """Return how many decisions in the store's records the catalog lacks, as far as their numbers tell.
 
-    Reads the head, and lists the records once.
+    These are numbers that it has not given yet, and those that two records have, except where the catalog was
+    rebuilt from both: it then decided as if the other decision had not been made.
+
+    Reads the head, and lists the records once. Raises Unavailable.
     """
     try:
-        newest = tenant.records.head.read()
+        stored = tenant.records.head.read()
     except Damaged:
-        newest = 0
-    return max(newest, max((sequence_of(name) or 0 for name in tenant.records.list()), default=0))
-
-
-def records_unknown(tenant: Tenant, catalog: Catalog) -> int:
-    """Return how many decisions in the store's records the catalog lacks. Raises Unavailable."""
-    stored = newest_stored(tenant)
+        stored = 0
+    twice: list[int] = []
+    before = 0
+    for name in tenant.records.list():
+        sequence = sequence_of(name) or 0
+        if sequence == before:
+            twice.append(sequence)
+        before = sequence
+        stored = max(stored, sequence)
     # Read second: what a running server decides meanwhile is known by then.
-    return max(0, stored - catalog.tenants.newest_record(tenant.id))
+    unknown = max(0, stored - catalog.tenants.newest_record(tenant.id))
+    if twice:
+        rebuilt = catalog.tenants.rebuilt_record(tenant.id)
+        unknown += sum(sequence > rebuilt for sequence in twice)
+    return unknown
 
 
 def tenants_unknown(blobs: Blobs, keys: KeyStore, catalog: Catalog) -> set[bytes]:

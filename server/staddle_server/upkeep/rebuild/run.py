@@ -251,9 +251,9 @@ class Rebuilding:
                 "was decided in them: a backup, a deletion, a hold, a policy. Restore the objects from a copy of the store, "
                 "and rebuild again",
             )
-        for words in chain.breaks:
+        for found in chain.breaks:
             self._report.problem(
-                records_prefix(tenant.id), f"{words}: two histories of this store were mixed"
+                records_prefix(tenant.id), f"{found}: two histories of this store were mixed; both are used"
             )
 
     def _name_orphans(self, backups: set[bytes]) -> None:
