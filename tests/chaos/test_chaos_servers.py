@@ -311,7 +311,7 @@ def test_a_rolling_restart_fails_no_command(site: Site, tmp_path: Path) -> None:
         while not stop.is_set():
             for words in commands:
                 code, said = site.staddle(*(word.replace("NUMBER", str(number)) for word in words))
-                (failed if code else done).append((words[0], said))
+                (failed if code else done).append((words[0], code, said))
             number += 1
 
     def change() -> None:
@@ -336,4 +336,4 @@ def test_a_rolling_restart_fails_no_command(site: Site, tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert not failed, failed[:3]
-    assert {name for name, _ in done} == {"backup", "restore", "list", "ls"}
+    assert {name for name, _, _ in done} == {"backup", "restore", "list", "ls"}

@@ -59,7 +59,11 @@ class Publisher:
 
     def finish(self, pack: PackWriter) -> Future[PackSummary]:
         """Seal a full pack in the background."""
-        return self._thread.submit(pack.finish)
+        try:
+            return self._thread.submit(pack.finish)
+        except BaseException:
+            pack.abort()  # nobody else has it any more
+            raise
 
     def publish(
         self,
