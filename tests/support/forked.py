@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection, forkserver
 from pathlib import Path
@@ -45,6 +46,8 @@ def _modules(package: Any) -> list[str]:
     )
 
 
+_polling = threading.Lock()
+"""Each start looks at all processes. Of two threads that read one's status, the second would get none: it says 255 then."""
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["__main__", *LOADED_LATE, *_modules(staddle), *_modules(staddle_server), "forked_child"]
@@ -79,16 +82,18 @@ class Forked(subprocess.Popen[Any]):
             target=become, args=(words, os.fspath(cwd), umask, given, Streams(theirs)), daemon=True
         )
         try:
-            self._made.start()
+            with _polling:
+                self._made.start()
             self.pid = self._made.pid
             self._child_created = True
         finally:
             self._close_pipe_fds(*pipes)
 
     def _internal_poll(self, *_others, **_named):
-        if self.returncode is None:
-            self.returncode = self._made._popen.poll()
-        return self.returncode
+        with _polling:
+            if self.returncode is None:
+                self.returncode = self._made._popen.poll()
+            return self.returncode
 
     def _wait(self, timeout):
         if self.returncode is None and not connection.wait([self._made.sentinel], timeout):
