@@ -35,11 +35,14 @@ class Race:
         self._backups: dict[str, tuple[str, dict[str, bytes]]] = {}
         self._going: set[str] = set()
         self._faults: list[str] = []
-        self._writing = WRITERS
+        self._writing = 0
+        self._runs = 0
         self.garbage.running.token()  # made once, before the others need it
 
     def run(self) -> None:
-        """Run all at once until the writers are done; then check everything."""
+        """Run all at once until the writers are done; then check everything. May be called again, for more of the same."""
+        self._writing = WRITERS
+        self._runs += 1
         works = [
             (self._write, WRITERS),
             (self._read, READERS),
@@ -70,7 +73,7 @@ class Race:
 
     def _guarded(self, work, number: int) -> None:
         try:
-            work(random.Random(f"{self.seed} {work.__name__} {number}"), number)
+            work(random.Random(f"{self.seed} {self._runs} {work.__name__} {number}"), number)
         except Exception as e:
             self._faults.append(f"{threading.current_thread().name}: {type(e).__name__}: {e}")
         finally:
