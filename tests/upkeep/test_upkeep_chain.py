@@ -31,7 +31,7 @@ from staddle_server.upkeep.gc.collector import Collector
 from staddle_server.upkeep.integrity.record_check import lost_records
 from staddle_server.upkeep.integrity.repair import Repair
 from staddle_server.upkeep.rebuild.catalog_age import records_unknown
-from staddle_server.upkeep.record_chain import Chain, Span, merge_spans, subtract
+from staddle_server.upkeep.record_chain import BREAKS_MAX, Chain, Span, merge_spans, subtract
 from thin import back_up, backups, restore
 
 
@@ -90,6 +90,11 @@ def test_a_record_that_does_not_link_to_the_previous_one_is_named():
         chain.take(names[0], Stored(record, Place(1, NO_LINK), link))
         chain.take(names[1], Stored(record, Place(2, previous), other))
         assert len(chain.breaks) == breaks
+    many = Chain()
+    for number in range(1, BREAKS_MAX + 3):
+        for _ in range(2):
+            many.take(f"records/{'0' * 32}/{number:012x}-{'0' * 32}", None)
+    assert [each.sequence for each in many.breaks] == [*range(3, BREAKS_MAX + 3)], "the newest"
     unread = Chain()
     unread.take(names[0], None)
     unread.take(names[1], Stored(record, Place(2, link), other))

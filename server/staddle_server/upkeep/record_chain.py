@@ -9,7 +9,9 @@ from staddle_server.base.types import NO_LINK
 from staddle_server.store.records import ForgottenRecord, Stored, sequence_of
 
 BREAKS_MAX: Final = 100
-"""The most breaks reported; two mixed histories have one for each record."""
+"""The most breaks reported, the newest: two mixed histories have one for each record, and a rebuild settles
+those before it.
+"""
 
 
 class Span(NamedTuple):
@@ -80,8 +82,8 @@ class Chain:
         return subtract([Span(gap.first, min(gap.last, upto)) for gap in gaps], merge_spans(self._forgotten))
 
     def _break(self, sequence: int, words: str) -> None:
-        if len(self.breaks) < BREAKS_MAX:
-            self.breaks.append(Break(sequence, words))
+        self.breaks.append(Break(sequence, words))
+        del self.breaks[:-BREAKS_MAX]
 
 
 def merge_spans(spans: Iterable[tuple[int, int]]) -> list[Span]:
