@@ -124,12 +124,11 @@ def test_what_each_server_does_is_listed_with_it(world):
         catalog.servers.beat(server, draining=False)
     for number in range(2):
         world.begin(dataset=f"{number}", server=ONE.id)
-    assert [(each.uploads, each.tasks) for each in catalog.servers.list_all()] == [(2, ()), (0, ())]
+    assert catalog.servers.working() == ({ONE.id: 2}, {})
     now_ns = time.time_ns()
     for task in ("scrub", "retention"):
         assert catalog.tasks.claim(task, TWO.process, now_ns, 60.0, Period(3600.0, 3600.0))
     fence = catalog.tasks.claim("over", ONE.process, now_ns, 60.0, Period(3600.0, 3600.0))
     assert catalog.tasks.end("over", fence, now_ns, "done")
     assert catalog.tasks.claim("lost", ONE.process, now_ns, 0.0, Period(3600.0, 3600.0))
-    found = catalog.servers.list_all()
-    assert [(each.uploads, each.tasks) for each in found] == [(2, ()), (0, ("retention", "scrub"))]
+    assert catalog.servers.working() == ({ONE.id: 2}, {TWO.process: ["retention", "scrub"]})

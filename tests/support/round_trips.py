@@ -27,6 +27,7 @@ class RoundTrips:
 
     def close(self) -> None:
         """No further connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)  # closing alone leaves a thread in accept for ever
         self._listener.close()
         (self.place / ".s.PGSQL.5432").unlink()
         self.place.rmdir()

@@ -17,6 +17,7 @@ _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%?")
 _NUMBER: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _DURATION: Final = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{1,9})? ?[A-Za-z]{1,7} ?)+")
 _DURATION_PART: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([A-Za-z]{1,7})")
+_WHOLE_UNITS_S: Final = (("d", 86_400), ("h", 3600), ("m", 60))
 _UNITS_S: Final = {
     unit: seconds
     for seconds, units in (
@@ -55,7 +56,7 @@ def size(count_bytes: int) -> str:
 
 def duration(seconds: float) -> str:
     """The shortest spelling that `duration_s` reads back: 36h, 14d."""
-    for unit, unit_s in (("d", 86_400), ("h", 3600), ("m", 60)):
+    for unit, unit_s in _WHOLE_UNITS_S:
         if seconds and seconds % unit_s == 0:
             return f"{int(seconds // unit_s)}{unit}"
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
@@ -63,9 +64,7 @@ def duration(seconds: float) -> str:
 
 def age(seconds: float) -> str:
     """A duration in whole units of the largest kind that it reaches, cut: 45s, 3h, 12d."""
-    unit, unit_s = next(
-        (each for each in (("d", 86_400), ("h", 3600), ("m", 60)) if seconds >= each[1]), ("s", 1)
-    )
+    unit, unit_s = next((each for each in _WHOLE_UNITS_S if seconds >= each[1]), ("s", 1))
     return f"{int(seconds // unit_s)}{unit}"
 
 

@@ -32,7 +32,7 @@ from staddle_server.catalog.pack_values import (
 )
 from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
-from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState
+from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState, Working
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -112,6 +112,7 @@ __all__ = [
     "Upload",
     "UploadRequest",
     "Waiting",
+    "Working",
     "alone",
     "has_catalog",
     "lease_held",

@@ -2,6 +2,7 @@
 
 import enum
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, delete, func, insert, or_, select, update
@@ -55,8 +56,6 @@ class Server(NamedTuple):
         silent_ns: How long ago that was.
         draining: It finishes its work and takes no more.
         alive: Its last heartbeat is recent.
-        uploads: Open uploads that it writes, or wrote.
-        tasks: What it has the lease of, sorted by name.
 
     """
 
@@ -66,8 +65,6 @@ class Server(NamedTuple):
     silent_ns: int
     draining: bool
     alive: bool
-    uploads: int
-    tasks: tuple[str, ...]
 
     @property
     def state(self) -> ServerState:
@@ -75,6 +72,19 @@ class Server(NamedTuple):
         if not self.alive:
             return ServerState.DEAD
         return ServerState.DRAINING if self.draining else ServerState.LIVE
+
+
+class Working(NamedTuple):
+    """What servers do.
+
+    Attributes:
+        uploads: By the server's id, how many open uploads it writes, or wrote.
+        tasks: By the server's process, what it has the lease of, sorted by name.
+
+    """
+
+    uploads: Mapping[bytes, int]
+    tasks: Mapping[str, Sequence[str]]
 
 
 class Servers:
@@ -110,19 +120,23 @@ class Servers:
             connection.execute(delete(schema.servers).where(_s.id == server))
 
     def list_all(self) -> list[Server]:
-        """Return all servers with what each does, in the order of their start."""
+        """Return all servers, in the order of their start."""
         with self._database.read() as connection:
-            now = now_ns(connection, time.time_ns())
-            listed = connection.execute(_select(now).order_by(_s.started_ns, _s.id)).all()
-            writing = (
+            query = _select(now_ns(connection, time.time_ns())).order_by(_s.started_ns, _s.id)
+            return [_server_of(row) for row in connection.execute(query)]
+
+    def working(self) -> Working:
+        """Return what the servers do."""
+        with self._database.read() as connection:
+            counted = (
                 select(_u.server, func.count().label("uploads")).where(schema.IS_OPEN).group_by(_u.server)
             )
-            uploads = {row.server: row.uploads for row in connection.execute(writing)}
-            held = connection.execute(select(_t.holder, _t.name).where(_t.expires_ns > now).order_by(_t.name))
+            uploads = {row.server: row.uploads for row in connection.execute(counted)}
+            held = select(_t.holder, _t.name).where(_t.expires_ns > now_ns(connection, time.time_ns()))
             tasks: dict[str, list[str]] = {}
-            for holder, name in held:
+            for holder, name in connection.execute(held.order_by(_t.name)):
                 tasks.setdefault(holder, []).append(name)
-        return [_server_of(row, uploads.get(row.id, 0), tuple(tasks.get(row.process, ()))) for row in listed]
+        return Working(uploads, tasks)
 
     def writing_elsewhere(self, owner: bytes, this: bytes) -> Server | None:
         """Return the server `owner` if clients must send their writes to it rather than to `this`.
@@ -147,9 +161,9 @@ def _select(now: Any) -> Select[Any]:
     return select(schema.servers, now)
 
 
-def _server_of(row: Row[Any], uploads: int = 0, tasks: tuple[str, ...] = ()) -> Server:
+def _server_of(row: Row[Any]) -> Server:
     identity = ServerIdentity(row.id, row.place, row.name, row.endpoint, row.version, row.process)
     silent_ns = row.now_ns - row.beat_ns
     # A heartbeat far in the future comes from before the database's clock was set back.
     alive = abs(silent_ns) <= DEAD_NS
-    return Server(identity, row.started_ns, row.beat_ns, silent_ns, row.draining, alive, uploads, tasks)
+    return Server(identity, row.started_ns, row.beat_ns, silent_ns, row.draining, alive)

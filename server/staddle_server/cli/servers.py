@@ -7,7 +7,7 @@ from staddle._base.figures import age, counted
 
 from staddle_server.app.bootstrap import open_rooms
 from staddle_server.app.data_directory import DataDirectory
-from staddle_server.catalog import Server
+from staddle_server.catalog import Server, Working
 from staddle_server.catalog.validation import NS, rfc3339
 from staddle_server.cli.options import data_option, json_option, print_rows
 
@@ -26,12 +26,16 @@ def servers(*, data: DataDirectory, as_json: bool) -> None:
     resumed at the others.
     """
     with open_rooms(data, only_look=True) as rooms:
-        listed = rooms.catalog.servers.list_all()
-    rows = [_object(each) for each in listed] if as_json else _fitted([_row(each) for each in listed])
+        listed, working = rooms.catalog.servers.list_all(), rooms.catalog.servers.working()
+    rows = (
+        [_object(each, working) for each in listed]
+        if as_json
+        else _fitted([_row(each, working) for each in listed])
+    )
     print_rows(rows, as_json=as_json, empty="No server.")
 
 
-def _object(server: Server) -> dict[str, object]:
+def _object(server: Server, working: Working) -> dict[str, object]:
     me = server.identity
     return {
         "id": me.id.hex(),
@@ -41,20 +45,22 @@ def _object(server: Server) -> dict[str, object]:
         "heartbeat": rfc3339(server.beat_ns),
         "state": server.state.value,
         "version": me.version,
-        "uploads": server.uploads,
-        "tasks": list(server.tasks),
+        "uploads": working.uploads.get(me.id, 0),
+        "tasks": list(working.tasks.get(me.process, ())),
     }
 
 
-def _row(server: Server) -> dict[str, str]:
-    uploads = [counted(server.uploads, "upload")] if server.uploads else []
+def _row(server: Server, working: Working) -> dict[str, str]:
+    me = server.identity
+    uploads = working.uploads.get(me.id, 0)
+    does = [*([counted(uploads, "upload")] if uploads else ()), *working.tasks.get(me.process, ())]
     return {
-        "server": server.identity.name.partition(".")[0],
-        "endpoint": server.identity.endpoint,
+        "server": me.name.partition(".")[0],
+        "endpoint": me.endpoint,
         "up": age(max(0, server.beat_ns - server.started_ns) / NS),
         "state": server.state.value if server.alive else f"dead {age(abs(server.silent_ns) / NS)}",
-        "version": server.identity.version,
-        "does": ", ".join([*uploads, *server.tasks]),
+        "version": me.version,
+        "does": ", ".join(does),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
+
 from staddle_server.base.errors import Damaged
 from staddle_server.catalog import Catalog
 from staddle_server.store.blobs import Blobs
@@ -24,12 +26,10 @@ def records_unknown(tenant: Tenant, catalog: Catalog) -> int:
     except Damaged:
         stored = 0
     twice: list[int] = []
-    before = 0
-    for name in tenant.records.list():
-        sequence = sequence_of(name) or 0
+    numbers = filter(None, map(sequence_of, tenant.records.list()))
+    for before, sequence in pairwise(chain((0,), numbers)):
         if sequence == before:
             twice.append(sequence)
-        before = sequence
         stored = max(stored, sequence)
     # Read second: what a running server decides meanwhile is known by then.
     unknown = max(0, stored - catalog.tenants.newest_record(tenant.id))
