@@ -113,6 +113,7 @@ USES: Final = {
     "whether servers live, each by its next heartbeat; with SQLite there is only this one": """
         staddle_server.catalog.servers Servers.beat
         staddle_server.catalog.servers Servers.list_all
+        staddle_server.catalog.servers Servers.working
         staddle_server.catalog.servers Servers.writing_elsewhere
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
