@@ -9,7 +9,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.error_table import CODES, code_of
 from staddle_server.api.grpc.server import SERVICE, methods
-from staddle_server.api.grpc.status import status_of
+from staddle_server.api.status import status_of
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from thin import (
