@@ -19,7 +19,15 @@ import grpc
 from staddle._base.figures import duration
 
 from staddle_server import __version__
-from staddle_server.app import allocator, bootstrap, generation, health_probe, tls, unix_sockets
+from staddle_server.app import (
+    allocator,
+    bootstrap,
+    generation,
+    health_probe,
+    http_listener,
+    tls,
+    unix_sockets,
+)
 from staddle_server.app.addresses import Address, UnixAddress, parse_address
 from staddle_server.app.bootstrap import Rebuilt, Rooms, open_rooms
 from staddle_server.app.data_directory import (
@@ -56,6 +64,8 @@ class Started:
 
     settings: Settings
     listening: Address | UnixAddress
+    http: Address | None
+    """Where it serves HTTP, if it does."""
     made: bool
     """The data directory was created just now."""
     joined: bool = False
@@ -119,7 +129,12 @@ def run_server(
     directory = data_directory(settings)
     manager = Manager(os.environ)
     manager.status("Starting")
-    with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
+    with (
+        http_listener.door_at(settings.http, certificates) as door,
+        directory.claimed(),
+        listening_for_signals(hangup=True) as stop,
+        watching_threads(stop),
+    ):
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = _made(directory)
         with directory.store_locked(), open_rooms(directory) as opened:
@@ -140,14 +155,17 @@ def run_server(
                 keeper.running(),
                 _own_address(manager) as own,
                 _serving(
-                    reloading, opened, space, certificates, own, place=directory.identity()
+                    reloading, opened, space, certificates, own, door=door, place=directory.identity()
                 ) as listening,
                 _pulse(manager, own, listening) as pulse,
             ):
                 token = new_token or local_token(opened, directory)
                 _keep_client_config(directory.client_toml, local_client(settings, listening, token))
-                announce(Started(settings, listening, made=new_token is not None, joined=new_token == ""))
-                _event("serving", address=listening)
+                http = None if door is None else door.address
+                announce(
+                    Started(settings, listening, http, made=new_token is not None, joined=new_token == "")
+                )
+                _event("serving", address=listening, http=http)
                 manager.ready(f"Serving on {listening}")
                 _wait(stop, manager, reloading, pulse)
             _leave_mark_of_stop(directory, opened)
@@ -284,6 +302,7 @@ def _serving(
     certificates: tls.ServerCertificates | None,
     own: UnixAddress | None,
     *,
+    door: http_listener.HttpDoor | None,
     place: str,
 ) -> Iterator[Address | UnixAddress]:
     """Listen and serve while the context lasts, then drain; after an error, without waiting for streams."""
@@ -309,6 +328,8 @@ def _serving(
         if isinstance(listen, UnixAddress):
             made = unix_sockets.identity(listen)
         listening = listen.with_port(port)
+        if door is not None:
+            door.open(service)
         service.join(str(settings.endpoint or reachable(listening)), place)
         yield listening
         drain_s = reloading.settings.drain_s

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -60,6 +60,10 @@ from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upload.uploads import Uploads
 
+if TYPE_CHECKING:
+    from staddle_server.api.http.connections import Tls
+    from staddle_server.api.http.server import HttpServer
+
 GC_PATIENCE: Final = 4
 """The share of its period that a due collection waits for a moment without clients."""
 
@@ -97,33 +101,25 @@ class Service:
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        self._uploads = Uploads(
-            catalog,
-            tenants,
-            clock,
-            lease_s=settings.lease_s,
-            life_s=settings.upload_life_s,
-            space=space,
-            server=self._id,
-            endpoint=str(settings.endpoint or ""),
-        )
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._uploads = _uploads(kept, settings, space, self._id)
         reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
-        kept = Kept(catalog, blobs, keys, tenants, clock)
         self._integrity = Integrity(kept, integrity_every_s)
         parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
         conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
-        table = methods(
+        self._table = methods(
             UploadCalls(self._uploads, tenants),
             ReadCalls(reads, catalog, tenants),
             _retention(kept, policies),
             _info(kept, conditions, settings),
         )
-        self._wire = WireServer(self._gate, table, threads, parts)
+        self._wire = WireServer(self._gate, self._table, threads, parts)
+        self._http: HttpServer | None = None
         self._schedule = _schedule(
             kept, settings, policies, self._integrity, self._gate.is_busy, second=second
         )
@@ -151,6 +147,19 @@ class Service:
         self._schedule.start()
         return port
 
+    def start_http(self, listening: socket.socket, tls: Tls | None) -> None:
+        """Serve HTTP too, on a bound socket. `tls` returns the context of each new connection.
+
+        Raises:
+            OSError: Another program listens there.
+
+        """
+        # The extra `http` may not be installed.
+        from staddle_server.api.http.server import HttpServer
+
+        self._http = HttpServer(self._gate, self._table, [])
+        self._http.start(listening, tls)
+
     def join(self, endpoint: str, place: str = "") -> None:
         """Enter the started server into the catalog's list of servers, reachable at `endpoint`.
 
@@ -170,9 +179,25 @@ class Service:
         self.clock_watch.stop()
         self._integrity.stop()
         self._uploads.close()
+        if self._http is not None:
+            self._http.stop()
         self._wire.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
+
+
+def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
+    """Return the uploads that this server, by its id, writes."""
+    return Uploads(
+        kept.catalog,
+        kept.tenants,
+        kept.clock,
+        lease_s=settings.lease_s,
+        life_s=settings.upload_life_s,
+        space=space,
+        server=server,
+        endpoint=str(settings.endpoint or ""),
+    )
 
 
 def _parts(

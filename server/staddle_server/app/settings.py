@@ -73,6 +73,7 @@ class Settings(ServiceSettings):
     master_key: str
     listen: Address | UnixAddress
     socket_mode: int
+    http: Address | None
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -111,6 +112,14 @@ def parse_mode(text: str) -> int:
     if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
         raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
     return int(text[-3:], 8)
+
+
+def parse_http(text: str) -> Address:
+    """Parse where to serve HTTP. Raises ValueError."""
+    address = parse_address(text)
+    if isinstance(address, UnixAddress):
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480")  # noqa: TRY004 - operators see it
+    return address
 
 
 def parse_store(text: str) -> str:
@@ -241,6 +250,14 @@ OPTIONS: Final = (
         parse_mode,
         "0660",
         "Mode of the Unix socket, in octal. Users who can write to it can connect; they still need a token.",
+    ),
+    Option(
+        "http",
+        "http",
+        "HOST:PORT",
+        parse_http,
+        "",
+        "Where to serve HTTP too: metrics, and calls as JSON. Needs the extra staddle[http]; TLS as for --listen.",
     ),
     Option(
         "endpoint",

@@ -251,6 +251,12 @@ class ServerCertificates:
             pending, self._pending = self._pending, None
         return None if pending is None else _configuration(pending)
 
+    @property
+    def identity(self) -> Identity:
+        """The certificates that a new connection is to be shown."""
+        self.look()
+        return self._identity
+
     def look(self, *, again: bool = False) -> None:
         """Read the files if they have changed, or in any case with `again`. Never raises."""
         with self._lock:
