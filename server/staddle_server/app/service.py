@@ -107,7 +107,7 @@ class Service:
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         self._integrity = Integrity(kept, integrity_every_s)
-        parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
+        parts = self._parts(blobs, space, certificates_last)
         conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
@@ -185,6 +185,22 @@ class Service:
         self._openers.shutdown()
         self._heartbeat.stop()
 
+    def _parts(
+        self, blobs: Blobs, space: Space | None, certificates_last: Callable[[], bool]
+    ) -> dict[str, Callable[[], bool]]:
+        """Return whether each part of the service with a health name works."""
+
+        def has_room() -> bool:
+            return space is None or space.flaw() is None
+
+        return {
+            WRITES: lambda: blobs.failed is None and not self._heartbeat.failing and has_room(),
+            ROOM: has_room,
+            UPKEEP: lambda: not self.clock_watch.in_doubt,
+            INTEGRITY: lambda: self._integrity.is_whole,
+            CERTIFICATE: certificates_last,
+        }
+
 
 def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
     """Return the uploads that this server, by its id, writes."""
@@ -198,27 +214,6 @@ def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server:
         server=server,
         endpoint=str(settings.endpoint or ""),
     )
-
-
-def _parts(
-    blobs: Blobs,
-    space: Space | None,
-    clock_watch: ClockWatch,
-    integrity: Integrity,
-    certificates_last: Callable[[], bool],
-) -> dict[str, Callable[[], bool]]:
-    """Return whether each part of the service with a health name works."""
-
-    def has_room() -> bool:
-        return space is None or space.flaw() is None
-
-    return {
-        WRITES: lambda: blobs.failed is None and has_room(),
-        ROOM: has_room,
-        UPKEEP: lambda: not clock_watch.in_doubt,
-        INTEGRITY: lambda: integrity.is_whole,
-        CERTIFICATE: certificates_last,
-    }
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
