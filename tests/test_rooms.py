@@ -119,6 +119,7 @@ OUTSIDE: Final = {
     ("staddle_server", "grpc_status"): (frozenset({"api.grpc"}), GRPC_ONLY),
     ("staddle_server", "starlette"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "uvicorn"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "prometheus_client"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "google"): (
         frozenset({"api", "app"}),
         "protobuf messages are turned into values in api, and go no further",

@@ -48,6 +48,8 @@ EXAMPLES = {
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "http": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
+    "metrics": ("public", "token", "public"),
+    "metrics_datasets": ("1", "2", "3"),
     "endpoint": ("a:1", "b:2", "c:3"),
     "tls_cert": ("/a", "/b", "/c"),
     "tls_key": ("/a", "/b", "/c"),

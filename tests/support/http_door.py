@@ -15,6 +15,8 @@ from google.rpc import error_details_pb2
 from servers import Running
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.http.connect import STATUSES
+from staddle_server.api.http.metrics import Metrics
+from staddle_server.api.http.server import Opening
 from staddle_server.api.messages import SERVICE
 
 JSON = "application/json"
@@ -22,11 +24,13 @@ PROTO = "application/proto"
 
 
 def open_http(running: Running) -> int:
-    """Serve HTTP too, on a free port of loopback."""
+    """Serve HTTP too, on a free port of loopback. `running.observer` counts, if it is Metrics."""
+    observer = running.observer
+    metrics = observer if isinstance(observer, Metrics) else Metrics()
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     port: int = listening.getsockname()[1]
-    running.service.start_http(listening, None)
+    running.service.start_http(Opening(listening, None, metrics, None))
     return port
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from staddle_server.api.gate import Call
 from staddle_server.base.errors import Fault, StaddleError
 from staddle_server.base.logs import CALLS
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.threads import shortage
 
 log = logging.getLogger(CALLS)
@@ -49,8 +50,11 @@ class CallLine:
 
     """
 
-    def __init__(self, method: str, peer: Callable[[], str], level: int = logging.INFO) -> None:
+    def __init__(
+        self, method: str, peer: Callable[[], str], level: int = logging.INFO, observer: Observer = NOTHING
+    ) -> None:
         self.call: Call | None = None
+        self._observer = observer
         self._level = level
         self._method = method
         self._peer = peer
@@ -68,6 +72,8 @@ class CallLine:
             if self._written:
                 return
             self._written = True
+        seconds = time.monotonic() - self._start_s
+        self._observer.call_ended(self._method, outcome, seconds)
         level = self._level if outcome == "OK" else logging.INFO
         if not log.isEnabledFor(level):
             return
@@ -78,7 +84,7 @@ class CallLine:
             "principal": call.principal.name if call else None,
             "peer": self._peer(),
             **(_short(call.facts) if call else {}),
-            "seconds": round(time.monotonic() - self._start_s, 4),
+            "seconds": round(seconds, 4),
             "outcome": outcome,
         }
         if error is not None:

@@ -35,18 +35,29 @@ class HttpDoor:
 
     Attributes:
         address: Where it listens, with its actual port.
+        observer: Counts what the service does, for the metrics.
 
     """
 
-    def __init__(self, address: Address, listening: socket.socket, tls: "HttpTls | None") -> None:
+    def __init__(
+        self, address: Address, listening: socket.socket, certificates: ServerCertificates | None
+    ) -> None:
+        """Raises TlsError if OpenSSL does not take the certificates."""
+        # The extra `http` may not be installed.
+        from staddle_server.api.http.metrics import Metrics
+        from staddle_server.api.http.server import Opening
+
         self.address = address.with_port(listening.getsockname()[1])
-        self._listening = listening
-        self._tls = tls
+        self.observer = Metrics()
+        tls = ends = None
+        if certificates is not None:
+            tls, ends = HttpTls(certificates), certificates.ends_s
+        self._opening = Opening(listening, tls, self.observer, ends)
 
     def open(self, service: Service) -> None:
         """Let the service serve there. Raises ListenError."""
         try:
-            service.start_http(self._listening, self._tls)
+            service.start_http(self._opening)
         except OSError as error:
             raise _unusable(self.address, error) from error
 
@@ -65,9 +76,8 @@ def door_at(address: Address | None, certificates: ServerCertificates | None) ->
         yield None
         return
     check_libraries()
-    tls = None if certificates is None else HttpTls(certificates)
     with _bound(address) as listening:
-        yield HttpDoor(address, listening, tls)
+        yield HttpDoor(address, listening, certificates)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from staddle_server.app.settings import LISTEN_DEFAULT, OperatorError, Settings
 from staddle_server.app.signals import StopRequest, listening_for_signals, watching_threads
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
+from staddle_server.base.observer import NOTHING
 from staddle_server.base.threads import is_no_thread
 from staddle_server.store.locks import described
 from staddle_server.store.segment_cache import SegmentCache
@@ -317,6 +318,7 @@ def _serving(
         cache=_segment_cache(settings),
         second=_second_site(settings),
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
+        observer=NOTHING if door is None else door.observer,
     )
     if said := described(opened.blobs):
         _log.info("%s", said)

@@ -30,11 +30,13 @@ from staddle_server.api.slots import Slots
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
 from staddle_server.base.limits import INTEGRITY_EVERY_S, SERVER_BEAT_S
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.threads import Threads
 from staddle_server.catalog import Catalog, ServerIdentity
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.observed import ObservedBlobs
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
@@ -61,8 +63,7 @@ from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upload.uploads import Uploads
 
 if TYPE_CHECKING:
-    from staddle_server.api.http.connections import Tls
-    from staddle_server.api.http.server import HttpServer
+    from staddle_server.api.http.server import HttpServer, Opening
 
 GC_PATIENCE: Final = 4
 """The share of its period that a due collection waits for a moment without clients."""
@@ -83,6 +84,7 @@ class Service:
         cache: SegmentCache | None = None,
         second: SitePlace | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
+        observer: Observer = NOTHING,
         integrity_every_s: float = INTEGRITY_EVERY_S,
         beat_every_s: float = SERVER_BEAT_S,
     ) -> None:
@@ -96,22 +98,26 @@ class Service:
 
         """
         clock = clock or SystemClock()
+        if observer is not NOTHING:
+            blobs, catalog.database.observer = ObservedBlobs(blobs, observer), observer
         tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        kept = Kept(catalog, blobs, keys, tenants, clock)
+        kept = self._kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._settings, self._space = settings, space
         self._uploads = _uploads(kept, settings, space, self._id)
         reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         self._integrity = Integrity(kept, integrity_every_s)
-        parts = self._parts(blobs, space, certificates_last)
+        parts = self._working = self._parts(blobs, space, certificates_last)
         conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
+        self._gate.observer = observer
         self._table = methods(
             UploadCalls(self._uploads, tenants),
             ReadCalls(reads, catalog, tenants),
@@ -147,8 +153,8 @@ class Service:
         self._schedule.start()
         return port
 
-    def start_http(self, listening: socket.socket, tls: Tls | None) -> None:
-        """Serve HTTP too, on a bound socket. `tls` returns the context of each new connection.
+    def start_http(self, opening: Opening) -> None:
+        """Serve HTTP too.
 
         Raises:
             OSError: Another program listens there.
@@ -156,9 +162,21 @@ class Service:
         """
         # The extra `http` may not be installed.
         from staddle_server.api.http.server import HttpServer
+        from staddle_server.api.http.state import Sources
 
-        self._http = HttpServer(self._gate, self._table, [])
-        self._http.start(listening, tls)
+        sources = Sources(
+            self._kept.catalog,
+            self._gate,
+            self._space,
+            {name.rpartition("/")[2]: works for name, works in self._working.items()},
+            lambda: self._integrity.known,
+            lambda: self._uploads.open_count,
+            opening.certificate_ends,
+            self._settings.metrics_datasets,
+        )
+        public = self._settings.metrics == "public"
+        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, public=public)
+        self._http.start(opening.listening, opening.tls)
 
     def join(self, endpoint: str, place: str = "") -> None:
         """Enter the started server into the catalog's list of servers, reachable at `endpoint`.
@@ -291,6 +309,8 @@ def _collection(kept: Kept, every_s: float) -> Task:
     return Task(
         "gc",
         every_s,
-        lambda stopping: collect(kept.catalog, kept.tenants, kept.clock, stopping),
+        lambda stopping: collect(
+            kept.catalog, kept.tenants, kept.clock, stopping, kept.catalog.database.observer
+        ),
         patience_s=every_s / GC_PATIENCE,
     )

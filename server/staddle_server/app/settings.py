@@ -28,6 +28,7 @@ KEY_OF_COMMAND: Final = "command:"
 KEY_KINDS: Final = (KEY_OF_VARIABLE, KEY_OF_COMMAND)
 """How the place of a master key begins that is no file."""
 LOG_FORMATS: Final = ("auto", "json", "text")
+METRICS_FOR: Final = ("token", "public")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
 """Other programs' names for them."""
@@ -61,6 +62,8 @@ class ServiceSettings:
     replicate_every_s: float = limits.REPLICATE_EVERY_S
     replicate_bytes_per_s: float = 0.0
     replicate_grace_s: float = limits.REPLICA_GRACE_S
+    metrics: str = "token"
+    metrics_datasets: int = limits.METRICS_DATASETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +261,22 @@ OPTIONS: Final = (
         parse_http,
         "",
         "Where to serve HTTP too: metrics, and calls as JSON. Needs the extra staddle[http]; TLS as for --listen.",
+    ),
+    Option(
+        "metrics",
+        "metrics",
+        "|".join(METRICS_FOR),
+        _one_of(*METRICS_FOR),
+        "token",
+        "Who may read the metrics of --http. token: tokens of the role monitor; public: everyone who can connect.",
+    ),
+    Option(
+        "metrics_datasets",
+        "metrics-datasets",
+        "N",
+        _whole_number(0, limits.METRICS_DATASETS_MAX),
+        str(limits.METRICS_DATASETS),
+        "How many datasets have metrics of their own; 0: none.",
     ),
     Option(
         "endpoint",

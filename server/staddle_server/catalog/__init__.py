@@ -2,6 +2,7 @@
 
 from staddle_server.catalog.chunks import Claimed
 from staddle_server.catalog.clocks import ClockSeen
+from staddle_server.catalog.database import TRANSACTIONS
 from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
     Catalog,
@@ -62,6 +63,7 @@ from staddle_server.catalog.values import (
 
 __all__ = [
     "FOOTER",
+    "TRANSACTIONS",
     "WHOLE_PACK",
     "Applied",
     "Backup",

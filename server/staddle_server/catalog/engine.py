@@ -14,6 +14,7 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
+from staddle_server.catalog.figures import Figures
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
@@ -60,6 +61,7 @@ class Catalog:
         self.verification = Verification(database, self.tenants)
         self.salvage = Salvage(database, self.tenants)
         self.replicas = Replicas(database, self.tenants)
+        self.figures = Figures(database)
 
     def close(self) -> None:
         """Close the database."""

@@ -14,6 +14,7 @@ from staddle_server.api.error_table import code_of
 from staddle_server.api.gate import CallerGone, Gate
 from staddle_server.api.grpc.status import abort_with
 from staddle_server.base.errors import Unauthenticated
+from staddle_server.base.observer import Observer
 
 BEARER: Final = "bearer "
 
@@ -36,14 +37,17 @@ def token_in(context: grpc.ServicerContext) -> str:
 class _Requests(Iterator[bytes]):
     """A client's messages; CallerGone if the library reports a broken stream. Holds no message."""
 
-    def __init__(self, requests: Iterator[bytes]) -> None:
+    def __init__(self, requests: Iterator[bytes], observer: Observer) -> None:
         self._requests = requests
+        self._observer = observer
 
     def __next__(self) -> bytes:
         try:
-            return next(self._requests)
+            message = next(self._requests)
         except grpc.RpcError as e:
             raise CallerGone from e
+        self._observer.received(len(message))
+        return message
 
 
 def handle(
@@ -72,12 +76,13 @@ class _Handler:
 
     def answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """Return the only answer of a call. Aborts the call with the status of whatever is raised."""
-        line = CallLine(self._name, context.peer, logging.DEBUG if self._method.one_of_many else logging.INFO)
+        level = logging.DEBUG if self._method.one_of_many else logging.INFO
+        line = CallLine(self._name, context.peer, level, self._gate.observer)
         try:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(context), context, stream=self._is_stream
             )
-            response = self._answer(_Requests(requests), call)
+            response = self._answer(_Requests(requests, self._gate.observer), call)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             self._fail(e, line, context)
         line.end("OK")
@@ -88,12 +93,12 @@ class _Handler:
 
         Aborts the call with the status of whatever is raised.
         """
-        line = CallLine(self._name, context.peer)
+        line = CallLine(self._name, context.peer, observer=self._gate.observer)
         try:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(context), context, stream=True
             )
-            yield from self._answering.downstream(_Requests(requests), call, line.gone)
+            yield from self._answering.downstream(_Requests(requests, self._gate.observer), call, line.gone)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             self._fail(e, line, context)
         line.end("OK")

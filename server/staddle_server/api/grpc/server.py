@@ -144,6 +144,13 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
     their requests.
     """
     made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def encoded(response: Message | bytes) -> bytes:
+        """Return a message as bytes; Restore's already are."""
+        data = response if isinstance(response, bytes) else response.SerializeToString()
+        gate.observer.sent(len(data))
+        return data
+
     for name, method in table.items():
         described = SERVICE.methods_by_name[name]
         downstream = described.server_streaming
@@ -152,14 +159,9 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         made[name] = make(
             handle(gate, name, method, kind, reading_of(name)),
             request_deserializer=None,
-            response_serializer=_encoded,
+            response_serializer=encoded,
         )
     return made
-
-
-def _encoded(response: Message | bytes) -> bytes:
-    """Return a message as bytes; Restore's already are."""
-    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 class _Door(grpc.ServerInterceptor):

@@ -164,12 +164,13 @@ class _UnaryMethod:
             exchange.cancel()
 
     def _answer(self, request: Request, exchange: Exchange, kind: str) -> Response:
-        line = CallLine(self._name, lambda: peer_of(request), self._level)
+        line = CallLine(self._name, lambda: peer_of(request), self._level, self._gate.observer)
         try:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(request), exchange, stream=False
             )
             response = self._encoded(self._called(request, exchange, kind, call), kind)
+            self._gate.observer.sent(len(response.body))
         except CallerGone:
             ended = EXPIRED if exchange.expired else CANCELED
             line.end("DEADLINE_EXCEEDED" if exchange.expired else "CANCELLED")
@@ -191,7 +192,11 @@ class _UnaryMethod:
         messages = exchange.messages()
         if request.headers.get("content-encoding", "identity") == "gzip":
             messages = map(inflated, messages)
-        return self._answers[kind].unary(messages, call)
+        return self._answers[kind].unary(map(self._received, messages), call)
+
+    def _received(self, message: bytes) -> bytes:
+        self._gate.observer.received(len(message))
+        return message
 
     def _encoded(self, answer: Message | bytes, kind: str) -> Response:
         if kind == PROTO:

@@ -9,10 +9,9 @@ import socket
 import threading
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.applications import Starlette
-from starlette.routing import Route
 from uvicorn import Config
 from uvicorn.server import ServerState
 
@@ -20,6 +19,8 @@ from staddle_server.api.answering import Method
 from staddle_server.api.gate import Gate
 from staddle_server.api.http import connect
 from staddle_server.api.http.connections import Acceptor, HttpProtocol, Tls
+from staddle_server.api.http.metrics import Metrics, MetricsPage
+from staddle_server.api.http.state import Sources, StateCollector
 from staddle_server.base.limits import HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_SILENCE_S
 from staddle_server.base.threads import Threads, no_thread, start_thread
 
@@ -34,13 +35,33 @@ HEADERS: Final = (
 )
 
 
+class Opening(NamedTuple):
+    """What a listener is opened with.
+
+    Attributes:
+        listening: A bound socket.
+        tls: Returns the context of each new connection; None without TLS.
+        metrics: The counters of the server, which observe it already.
+        certificate_ends: When the certificate expires, in seconds since 1970; None without TLS.
+
+    """
+
+    listening: socket.socket
+    tls: Tls | None
+    metrics: Metrics
+    certificate_ends: Callable[[], float] | None
+
+
 class HttpServer:
     """Serves HTTP on one socket. Start it once, stop it once."""
 
-    def __init__(self, gate: Gate, table: dict[str, Method], more: list[Route]) -> None:
-        """`more` are routes besides those of the methods."""
+    def __init__(
+        self, gate: Gate, table: dict[str, Method], metrics: Metrics, sources: Sources, *, public: bool
+    ) -> None:
+        """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
-        app = Starlette(routes=[*connect.routes(gate, table, self._threads), *more])
+        page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
+        app = Starlette(routes=[*connect.routes(gate, table, self._threads), page.route()])
         self._config = Config(
             app,
             loop="asyncio",
