@@ -18,7 +18,9 @@ from staddle_server.api.grpc.retention import RetentionCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
+    LOCK,
     ROOM,
+    SECOND_SITE,
     UPKEEP,
     WRITES,
     CallThreads,
@@ -35,13 +37,14 @@ from staddle_server.catalog import Catalog, ServerIdentity
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.locks import lock_of
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
 from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
-from staddle_server.upkeep.condition import Conditions
+from staddle_server.upkeep.condition import Conditions, Watches
 from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
@@ -58,6 +61,7 @@ from staddle_server.upkeep.lifecycle.policies import Policies
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
+from staddle_server.upkeep.store_watch import StoreWatch
 from staddle_server.upload.uploads import Uploads
 
 GC_PATIENCE: Final = 4
@@ -107,21 +111,21 @@ class Service:
             server=self._id,
             endpoint=str(settings.endpoint or ""),
         )
-        reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         self._integrity = Integrity(kept, integrity_every_s)
-        parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
-        conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
+        self.store_watch = _store_watch(kept, second, settings)
+        watches = Watches(self.clock_watch, self._integrity, self.store_watch)
+        parts = _parts(blobs, space, watches, certificates_last)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
         table = methods(
             UploadCalls(self._uploads, tenants),
-            ReadCalls(reads, catalog, tenants),
+            ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
-            _info(kept, conditions, settings),
+            _info(kept, Conditions(watches, parts[WRITES]), settings),
         )
         self._wire = WireServer(self._gate, table, threads, parts)
         self._schedule = _schedule(
@@ -147,6 +151,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
+        self.store_watch.start()
         port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
@@ -169,17 +174,23 @@ class Service:
         self._schedule.stop()
         self.clock_watch.stop()
         self._integrity.stop()
+        self.store_watch.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
 
 
+def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
+    """Return the watch over object lock and second site."""
+    place = "" if second is None else second.name
+    return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
+
+
 def _parts(
     blobs: Blobs,
     space: Space | None,
-    clock_watch: ClockWatch,
-    integrity: Integrity,
+    watches: Watches,
     certificates_last: Callable[[], bool],
 ) -> dict[str, Callable[[], bool]]:
     """Return whether each part of the service with a health name works."""
@@ -190,9 +201,11 @@ def _parts(
     return {
         WRITES: lambda: blobs.failed is None and has_room(),
         ROOM: has_room,
-        UPKEEP: lambda: not clock_watch.in_doubt,
-        INTEGRITY: lambda: integrity.is_whole,
+        UPKEEP: lambda: not watches.clock.in_doubt,
+        INTEGRITY: lambda: watches.integrity.is_whole,
         CERTIFICATE: certificates_last,
+        LOCK: lambda: watches.store.lock_lasts,
+        SECOND_SITE: lambda: watches.store.site_is_current,
     }
 
 
