@@ -18,7 +18,9 @@ from staddle_server.api.grpc.retention import RetentionCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
+    LOCK,
     ROOM,
+    SECOND_SITE,
     UPKEEP,
     WRITES,
     CallThreads,
@@ -35,13 +37,14 @@ from staddle_server.catalog import Catalog, ServerIdentity
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.locks import lock_of
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
 from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
-from staddle_server.upkeep.condition import Conditions
+from staddle_server.upkeep.condition import Conditions, Watches
 from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
@@ -58,6 +61,7 @@ from staddle_server.upkeep.lifecycle.policies import Policies
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
+from staddle_server.upkeep.store_watch import StoreWatch
 from staddle_server.upload.uploads import Uploads
 
 GC_PATIENCE: Final = 4
@@ -107,21 +111,21 @@ class Service:
             server=self._id,
             endpoint=str(settings.endpoint or ""),
         )
-        reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         self._integrity = Integrity(kept, integrity_every_s)
+        self.store_watch = _store_watch(kept, second, settings)
+        watches = Watches(self.clock_watch, self._integrity, self.store_watch)
         parts = self._parts(blobs, space, certificates_last)
-        conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
         table = methods(
             UploadCalls(self._uploads, tenants),
-            ReadCalls(reads, catalog, tenants),
+            ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
-            _info(kept, conditions, settings),
+            _info(kept, Conditions(watches, parts[WRITES]), settings),
         )
         self._wire = WireServer(self._gate, table, threads, parts)
         self._schedule = _schedule(
@@ -147,6 +151,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
+        self.store_watch.start()
         port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
@@ -169,6 +174,7 @@ class Service:
         self._schedule.stop()
         self.clock_watch.stop()
         self._integrity.stop()
+        self.store_watch.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()
@@ -188,7 +194,15 @@ class Service:
             UPKEEP: lambda: not self.clock_watch.in_doubt,
             INTEGRITY: lambda: self._integrity.is_whole,
             CERTIFICATE: certificates_last,
+            LOCK: lambda: self.store_watch.lock_lasts,
+            SECOND_SITE: lambda: self.store_watch.site_is_current,
         }
+
+
+def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
+    """Return the watch over object lock and second site."""
+    place = "" if second is None else second.name
+    return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
