@@ -370,7 +370,7 @@ class Uploads:
         upload = self._catalog.uploads.get(principal.tenant, upload_id)
         if upload.epoch == epoch and principal.role is not TokenRole.ADMIN:
             refusals.check_held(upload, principal.token, self._clock.now_ns(), self._terms)
-        upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
+        upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch, self._clock.now_ns())
         self._end(upload_id, UploadState.ABORTED)
         return upload
 
