@@ -63,7 +63,7 @@ class Expectations:
         with self._database.write() as connection:
             row = _locked(connection, self._tenants.row(connection, tenant), dataset)
             if expectation_of(row) is not None:
-                _put(connection, row, Expectation(0, 0, 0))
+                _put(connection, row, None)
                 keep_pending(connection, row.tenant, [record])
 
     def list_page(self, tenant: bytes, after_name: str, limit: int) -> Page[ExpectedDataset]:
@@ -124,13 +124,14 @@ def _locked(connection: Connection, tenant_row: int, dataset: str) -> Row[Any]:
     return dataset_row(connection, tenant_row, dataset)
 
 
-def _put(connection: Connection, row: Row[Any], expectation: Expectation) -> None:
-    values = {
-        "expect_every_s": expectation.every_s,
-        "expect_grace_s": expectation.grace_s,
-        "expect_ns": expectation.since_ns,
-        "expect_mute_ns": expectation.mute_until_ns,
-    }
+def expectation_columns(expectation: Expectation | None) -> dict[str, int]:
+    """Return an expectation as columns of a dataset's row."""
+    names = ("expect_every_s", "expect_grace_s", "expect_ns", "expect_mute_ns")
+    return dict(zip(names, expectation or (0, 0, 0, 0), strict=True))
+
+
+def _put(connection: Connection, row: Row[Any], expectation: Expectation | None) -> None:
+    values = expectation_columns(expectation)
     connection.execute(update(schema.datasets).where(_d.row == row.row).values(**values))
 
 

@@ -78,6 +78,10 @@ class Expectation(NamedTuple):
         """
         return (success_ns or self.since_ns) + (self.every_s + self.grace_s) * NS
 
+    def begun_by(self, now_ns: int) -> "Expectation":
+        """Return it as set now at the latest."""
+        return self._replace(since_ns=min(self.since_ns, now_ns))
+
     def is_muted(self, now_ns: int) -> bool:
         """Return whether nobody is to be told of the dataset now."""
         return now_ns < self.mute_until_ns

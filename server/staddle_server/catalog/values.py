@@ -16,6 +16,7 @@ from staddle_server.base.types import (
     TokenRole,
     UploadState,
 )
+from staddle_server.catalog.run_values import Expectation
 from staddle_server.catalog.validation import NS
 
 
@@ -356,6 +357,7 @@ class DatasetFacts(NamedTuple):
     policy: str
     min_retention_s: int
     hold: str | None
+    expectation: Expectation | None
 
 
 class Facts(NamedTuple):
