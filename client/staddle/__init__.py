@@ -72,6 +72,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
+from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
 from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
 from staddle._upload.upload import Upload
 
@@ -106,6 +107,7 @@ __all__ = [
     "EntryCounts",
     "EntryType",
     "ExhaustedError",
+    "Expectation",
     "Hold",
     "Hole",
     "MissingChunksError",
@@ -132,13 +134,17 @@ __all__ = [
     "RetentionPolicy",
     "RetentionTag",
     "RootDiffersError",
+    "Run",
+    "RunOutcome",
     "Scope",
     "ServerCondition",
     "ServerError",
     "ServerInfo",
     "Settings",
     "StaddleError",
+    "Status",
     "TooMuchRemovedError",
+    "Trouble",
     "UnavailableError",
     "UnfinishedError",
     "UnsupportedError",

@@ -1,15 +1,16 @@
 """Runs and expectations: how each attempt ended, which datasets are late, and what is kept of it."""
 
 import pytest
-from conftest import SECOND, TERMS
 from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server.base import errors, limits
 from staddle_server.base.types import RunOutcome
-from staddle_server.catalog import Concern, Expectation, PendingRecord, RunFilter, RunReport, runs
+from staddle_server.catalog import Concern, Expectation, PendingRecord, RunFilter, RunReport, Terms, runs
 
+SECOND = 1_000_000_000
 HOUR = 3600
 DAY = 24 * HOUR
+TERMS = Terms(300, 7 * DAY)
 EVERYTHING = RunFilter()
 
 

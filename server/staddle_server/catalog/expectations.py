@@ -16,7 +16,7 @@ from staddle_server.catalog.run_values import (
     ExpectedDataset,
     Troubled,
 )
-from staddle_server.catalog.runs import has_ended, is_bad, is_bad_run, run_columns, run_of
+from staddle_server.catalog.runs import newest_bad, run_columns, run_of
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS, check_dataset
 from staddle_server.catalog.values import PendingRecord, Terms
@@ -76,9 +76,9 @@ class Expectations:
     def troubled(self, now_ns: int, terms: Terms, tenant: bytes | None = None) -> Iterator[Troubled]:
         """Yield the datasets that need somebody now, of one tenant or of all, each once, in no order.
 
-        One query. A dataset needs somebody if it is late by its expectation, or if its newest run that has ended
-        failed, was abandoned or had problems, unless a backup was committed since. A muted one does not. `now_ns`
-        must be the earliest possible time while the clock is in doubt: a jump must not make all of them late.
+        One query. A dataset needs somebody if it is late by its expectation, or if a run failed or was abandoned
+        and no backup was committed since, or if its newest backup was made with problems. A muted one does not.
+        `now_ns` must be the earliest possible time while the clock is in doubt: a jump must not make all of them late.
         """
         query = _troubled(now_ns, terms)
         with self._database.read() as connection:
@@ -142,15 +142,7 @@ def _expected(row: Row[Any]) -> ExpectedDataset:
 
 
 def _troubled(now_ns: int, terms: Terms) -> Select[Any]:
-    """Return the query for the datasets that need somebody, each with its newest run that has ended."""
-    other = schema.runs.alias("other")
-    newest = (
-        select(other.c.id)
-        .where(other.c.dataset == _d.row, has_ended(other.c, now_ns, terms))
-        .order_by(other.c.begin_ns.desc(), other.c.id.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
+    """Return the query for the datasets that need somebody, each with the run because of which."""
     late = and_(
         _EXPECTED,
         now_ns
@@ -170,16 +162,15 @@ def _troubled(now_ns: int, terms: Terms) -> Select[Any]:
             *run_columns(now_ns, terms),
         )
         .join_from(schema.datasets, schema.tenants, _d.tenant == _t.row)
-        .join(schema.runs, _r.id == newest, isouter=True)
+        .join(schema.runs, _r.id == newest_bad(_d.row, _d.success_ns, now_ns, terms), isouter=True)
         .join(schema.uploads, _u.id == _r.id, isouter=True)
-        .where(or_(late, is_bad(_d.success_ns)), _d.expect_mute_ns <= now_ns)
+        .where(or_(late, _r.id.is_not(None)), _d.expect_mute_ns <= now_ns)
     )
 
 
 def _trouble(row: Row[Any], now_ns: int) -> Troubled:
     expectation = expectation_of(row)
     late_ns = None if expectation is None else expectation.late_ns(row.success_ns)
-    run = None if row.run is None else run_of(row)
     return Troubled(
         row.tenant_id,
         row.tenant_name,
@@ -187,5 +178,5 @@ def _trouble(row: Row[Any], now_ns: int) -> Troubled:
         late_ns if late_ns is not None and now_ns > late_ns else None,
         row.success_ns,
         expectation,
-        run if run is not None and is_bad_run(run, row.success_ns) else None,
+        None if row.run is None else run_of(row),
     )

@@ -115,7 +115,8 @@ class Troubled(NamedTuple):
         late_since_ns: Since when it is late; None: it is not.
         success_ns: When its newest backup was committed; 0: it never had one.
         expectation: None: it has none.
-        run: Its newest run that has ended, if that failed, was abandoned, or had problems; None: it did not.
+        run: Its latest run that failed or was abandoned, if no backup was committed since, or that made its newest
+            backup with problems; None: there is none.
 
     """
 

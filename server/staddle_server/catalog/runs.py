@@ -5,7 +5,7 @@ An upload's begin, commit, abort and expiry write its run in their own transacti
 abandoned as soon as its client or its server has been silent for that long, and runs again once it is resumed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -46,6 +46,7 @@ EXPIRED: Final = "The upload was not resumed in time."
 GOOD: Final = (RunOutcome.DONE.value, RunOutcome.PROBLEMS.value)
 BAD: Final = (RunOutcome.FAILED.value, RunOutcome.ABANDONED.value)
 _RUNNING: Final = literal(RunOutcome.RUNNING.value, literal_execute=True)
+_DONE: Final = literal(RunOutcome.DONE.value, literal_execute=True)
 _TRIMMED_AT_ONCE: Final = 1000
 _newer = schema.runs.alias("newer")
 
@@ -105,14 +106,21 @@ class Runs:
             query = select_runs(now_ns, terms).where(_r.id == (report.upload or report.id))
             return run_of(connection.execute(query).one())
 
-    def trim(self, before_ns: int, most: int = limits.RUNS_DATASET_MAX) -> int:
+    def trim(
+        self,
+        before_ns: int,
+        most: int = limits.RUNS_DATASET_MAX,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Remove runs that began before then, and of each dataset all beyond the `most` latest; return how many.
 
         Whatever their age, these stay: runs in progress, and each dataset's newest success and newest failure.
+        Ends early once `stopping` returns true.
         """
-        return self._remove(_r.begin_ns < before_ns) + self._trim_counts(most)
+        removed = self._remove(stopping, _r.begin_ns < before_ns)
+        return removed + self._trim_counts(most, stopping)
 
-    def _trim_counts(self, most: int) -> int:
+    def _trim_counts(self, most: int, stopping: Callable[[], bool]) -> int:
         full = select(_r.dataset).group_by(_r.dataset).having(func.count() > most)
         with self._database.read() as connection:
             datasets = list(connection.execute(full).scalars())
@@ -122,14 +130,14 @@ class Runs:
             with self._database.look_up() as connection:
                 oldest_ns = connection.execute(latest.offset(most - 1).limit(1)).scalar()
             if oldest_ns is not None:
-                removed += self._remove(_r.dataset == dataset, _r.begin_ns < oldest_ns)
+                removed += self._remove(stopping, _r.dataset == dataset, _r.begin_ns < oldest_ns)
         return removed
 
-    def _remove(self, *which: ColumnElement[bool]) -> int:
+    def _remove(self, stopping: Callable[[], bool], *which: ColumnElement[bool]) -> int:
         """Remove those of these runs that may go, a few in each transaction."""
         removed = 0
         query = select(_r.id).where(*which, _is_outdone()).limit(_TRIMMED_AT_ONCE)
-        while True:
+        while not stopping():
             with self._database.read() as connection:
                 ids = list(connection.execute(query).scalars())
             if ids:
@@ -137,7 +145,8 @@ class Runs:
                     done = connection.execute(delete(schema.runs).where(_r.id.in_(ids), _is_outdone()))
                     removed += done.rowcount
             if len(ids) < _TRIMMED_AT_ONCE:
-                return removed
+                break
+        return removed
 
 
 def _is_outdone() -> ColumnElement[bool]:
@@ -292,7 +301,7 @@ def select_runs(now_ns: int, terms: Terms) -> Select[Any]:
 def run_columns(now_ns: int, terms: Terms) -> Sequence[ColumnElement[Any]]:
     """Return the columns of a run, in a query that joins its upload, if there is one."""
     open_ = _r.outcome == _RUNNING
-    runs = and_(open_, _holds(now_ns, terms))
+    runs = and_(open_, _holds(_u, now_ns, terms))
     whole = _r.backup != b""
     return (
         _r.id.label("run"),
@@ -331,36 +340,37 @@ def run_of(row: Row[Any]) -> BackupRun:
     )
 
 
-def has_ended(run: ReadOnlyColumnCollection[str, Any], now_ns: int, terms: Terms) -> ColumnElement[bool]:
-    """Return the condition that a run, of the table or of an alias, has ended at this time."""
-    runs = select(literal(1)).where(_u.id == run.id, _holds(now_ns, terms)).correlate_except(schema.uploads)
-    return or_(run.outcome != _RUNNING, ~exists(runs))
+def newest_bad(dataset: ColumnElement[int], success_ns: ColumnElement[int], now_ns: int, terms: Terms) -> Any:
+    """Return, for a query of datasets, the id of the latest run of each that needs somebody; NULL for none.
 
-
-def is_bad(success_ns: ColumnElement[int]) -> ColumnElement[bool]:
-    """Return `is_bad_run` as a condition, in a query that joins runs that have ended and their uploads."""
-    open_ = _r.outcome == _RUNNING
-    end_ns = case((open_, _u.lease_expires_ns), else_=_r.end_ns)
-    failed = and_(or_(open_, _r.outcome.in_(BAD)), end_ns > success_ns)
-    return or_(failed, _r.outcome == RunOutcome.PROBLEMS.value)
-
-
-def is_bad_run(run: BackupRun, success_ns: int) -> bool:
-    """Return whether a dataset's newest run that has ended needs somebody: it had problems, or failed and no
-    backup was committed since.
+    Such a run failed or was abandoned, and no backup was committed since; or it made the newest backup, and had
+    problems.
     """
-    if run.outcome in {RunOutcome.FAILED, RunOutcome.ABANDONED}:
-        return run.end_ns is not None and run.end_ns > success_ns
-    return run.outcome is RunOutcome.PROBLEMS
+    other, upload = schema.runs.alias("other").c, schema.uploads.alias("other_upload").c
+    lost = select(literal(1)).where(
+        upload.id == other.id, ~_holds(upload, now_ns, terms), upload.lease_expires_ns > success_ns
+    )
+    bad = or_(
+        and_(other.outcome.in_(BAD), other.end_ns > success_ns),
+        and_(other.outcome == RunOutcome.PROBLEMS.value, other.end_ns >= success_ns),
+        and_(other.outcome == _RUNNING, exists(lost)),
+    )
+    return (
+        select(other.id)
+        .where(other.dataset == dataset, other.outcome != _DONE, bad)
+        .order_by(other.begin_ns.desc(), other.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def _outcome(now_ns: int, terms: Terms) -> ColumnElement[int]:
-    lost = and_(_r.outcome == _RUNNING, ~_holds(now_ns, terms))
+    lost = and_(_r.outcome == _RUNNING, ~_holds(_u, now_ns, terms))
     return case((lost, RunOutcome.ABANDONED.value), else_=_r.outcome)
 
 
-def _holds(now_ns: int, terms: Terms) -> ColumnElement[bool]:
-    """Return `Terms.holds` as a condition on the run's upload."""
-    until = func.coalesce(_u.lease_expires_ns, 0)
-    open_ = func.coalesce(_u.state, 0) == UploadState.OPEN.value
+def _holds(upload: ReadOnlyColumnCollection[str, Any], now_ns: int, terms: Terms) -> ColumnElement[bool]:
+    """Return `Terms.holds` as a condition on a run's upload, which there may not be."""
+    until = func.coalesce(upload.lease_expires_ns, 0)
+    open_ = func.coalesce(upload.state, 0) == UploadState.OPEN.value
     return and_(open_, until > now_ns, until <= now_ns + 2 * int(terms.lease_s * NS))

@@ -35,6 +35,7 @@ CREATE INDEX packs_writing ON packs (upload) WHERE state = 1;
 CREATE INDEX runs_dataset ON runs (dataset, begin_ns, id);
 CREATE INDEX runs_reported ON runs (tenant, dataset, begin_ns) WHERE reported;
 CREATE INDEX runs_tenant ON runs (tenant, begin_ns, id);
+CREATE INDEX runs_undone ON runs (dataset, begin_ns, id) WHERE outcome != 2;
 CREATE UNIQUE INDEX tokens_name ON tokens (tenant, name) WHERE revoked_ns IS NULL;
 CREATE INDEX uploads_open ON uploads (dataset) WHERE state = 1;
 CREATE INDEX uploads_open_expires ON uploads (expires_ns) WHERE state = 1;

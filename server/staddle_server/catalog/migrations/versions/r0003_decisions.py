@@ -77,6 +77,14 @@ def _add_runs() -> None:
     )
     op.create_index("runs_dataset", "runs", ["dataset", "begin_ns", "id"])
     op.create_index("runs_tenant", "runs", ["tenant", "begin_ns", "id"])
+    undone = sa.text("outcome != 2")
+    op.create_index(
+        "runs_undone",
+        "runs",
+        ["dataset", "begin_ns", "id"],
+        sqlite_where=undone,
+        postgresql_where=undone,
+    )
     reported = sa.text("reported")
     op.create_index(
         "runs_reported",
