@@ -215,7 +215,7 @@ class Sqlite(DatabaseKind):
         again = [among[-1]] * (count - len(among))  # duplicates in the list match once
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(_list_sql(query, count), (*values, *among, *again))
+            cursor.execute(_list_sql(query, count), query.arguments(values, *among, *again))
             return cursor.fetchall()
         finally:
             cursor.close()
@@ -358,7 +358,9 @@ def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _list_sql(query: ListQuery, count: int) -> str:
-    return query.sql.replace("{among}", f"IN ({','.join('?' * count)})")
+    among = query.among
+    rows = f'SELECT * FROM "{among.table.name}" WHERE "{among.name}" IN ({",".join("?" * count)})'  # noqa: S608 - names of our own
+    return query.sql.replace("{found}", f"({rows})")
 
 
 # --- errors
