@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from staddle_server.api.gate import Call
+from staddle_server.base.call_ids import CURRENT, call_id
 from staddle_server.base.errors import Fault, StaddleError
 from staddle_server.base.logs import CALLS
 from staddle_server.base.observer import NOTHING, Observer
@@ -25,7 +26,8 @@ def refusal_of(error: Exception, method: str) -> StaddleError:
         return error
     scarce = shortage(error)
     log.error("a fault in %s", method, exc_info=error)
-    return scarce or Fault("INTERNAL", f"a fault of the server in {method}; its log has the details")
+    where = f" (call {call})" if (call := CURRENT.get()) else ""
+    return scarce or Fault("INTERNAL", f"a fault of the server in {method}; its log has the details{where}")
 
 
 def free_frames(error: BaseException | None) -> None:
@@ -47,12 +49,22 @@ class CallLine:
 
     Attributes:
         call: The call, once admitted.
+        id: What the log and the client know the call by.
 
     """
 
     def __init__(
-        self, method: str, peer: Callable[[], str], level: int = logging.INFO, observer: Observer = NOTHING
+        self,
+        method: str,
+        peer: Callable[[], str],
+        level: int = logging.INFO,
+        observer: Observer = NOTHING,
+        *,
+        given_id: str = "",
     ) -> None:
+        """Begin: until `leave`, this thread's log lines have the call's id. `given_id` is the client's."""
+        self.id = call_id(given_id)
+        CURRENT.set(self.id)
         self.call: Call | None = None
         self._observer = observer
         self._level = level
@@ -61,6 +73,11 @@ class CallLine:
         self._start_s = time.monotonic()
         self._lock = threading.Lock()
         self._written = False
+
+    @staticmethod
+    def leave() -> None:
+        """End the work of this thread for the call."""
+        CURRENT.set("")
 
     def gone(self) -> None:
         """Write the line for a client that went away, unless the handler already wrote one."""
@@ -79,6 +96,7 @@ class CallLine:
             return
         call = self.call
         fields: dict[str, object] = {
+            "call": self.id,
             "method": self._method,
             "tenant": call.tenant if call else None,
             "principal": call.principal.name if call else None,

@@ -13,6 +13,7 @@ from staddle_server.api.call_line import CallLine, refusal_of
 from staddle_server.api.error_table import code_of
 from staddle_server.api.gate import CallerGone, Gate
 from staddle_server.api.grpc.status import abort_with
+from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import Unauthenticated
 from staddle_server.base.observer import Observer
 
@@ -32,6 +33,14 @@ def token_in(context: grpc.ServicerContext) -> str:
     raise Unauthenticated(
         "UNAUTHENTICATED", 'the call has no token: send the metadata "authorization: Bearer TOKEN"'
     )
+
+
+def _given(context: grpc.ServicerContext, key: str) -> str:
+    """Return a value of the caller's metadata; empty if there is none."""
+    for name, value in context.invocation_metadata() or ():
+        if name == key and isinstance(value, str):
+            return value
+    return ""
 
 
 class _Requests(Iterator[bytes]):
@@ -77,7 +86,9 @@ class _Handler:
     def answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """Return the only answer of a call. Aborts the call with the status of whatever is raised."""
         level = logging.DEBUG if self._method.one_of_many else logging.INFO
-        line = CallLine(self._name, context.peer, level, self._gate.observer)
+        line = CallLine(
+            self._name, context.peer, level, self._gate.observer, given_id=_given(context, CALL_KEY)
+        )
         try:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(context), context, stream=self._is_stream
@@ -85,6 +96,8 @@ class _Handler:
             response = self._answer(_Requests(requests, self._gate.observer), call)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             self._fail(e, line, context)
+        finally:
+            line.leave()
         line.end("OK")
         return response
 
@@ -93,7 +106,9 @@ class _Handler:
 
         Aborts the call with the status of whatever is raised.
         """
-        line = CallLine(self._name, context.peer, observer=self._gate.observer)
+        line = CallLine(
+            self._name, context.peer, observer=self._gate.observer, given_id=_given(context, CALL_KEY)
+        )
         try:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(context), context, stream=True
@@ -101,6 +116,8 @@ class _Handler:
             yield from self._answering.downstream(_Requests(requests, self._gate.observer), call, line.gone)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             self._fail(e, line, context)
+        finally:
+            line.leave()
         line.end("OK")
 
     def _fail(self, error: Exception, line: CallLine, context: grpc.ServicerContext) -> NoReturn:
@@ -110,4 +127,4 @@ class _Handler:
             context.abort(grpc.StatusCode.CANCELLED, "the client's stream broke off")
         refusal = refusal_of(error, self._name)
         line.end(code_of(refusal).name, refusal)
-        abort_with(context, refusal)
+        abort_with(context, refusal, line.id)

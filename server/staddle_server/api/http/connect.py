@@ -31,6 +31,7 @@ from staddle_server.api.http.exchange import BodyTooLong, Exchange
 from staddle_server.api.http.json_messages import compact_json, json_reading_of, message_json
 from staddle_server.api.messages import SERVICE, reading_of
 from staddle_server.api.status import status_of
+from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import BadRequest, StaddleError, Unauthenticated
 from staddle_server.base.limits import MESSAGE_BYTES_MAX, MIB
 
@@ -164,7 +165,21 @@ class _UnaryMethod:
             exchange.cancel()
 
     def _answer(self, request: Request, exchange: Exchange, kind: str) -> Response:
-        line = CallLine(self._name, lambda: peer_of(request), self._level, self._gate.observer)
+        line = CallLine(
+            self._name,
+            lambda: peer_of(request),
+            self._level,
+            self._gate.observer,
+            given_id=request.headers.get(CALL_KEY, ""),
+        )
+        try:
+            response = self._ended(request, exchange, kind, line)
+        finally:
+            line.leave()
+        response.headers[CALL_KEY] = line.id
+        return response
+
+    def _ended(self, request: Request, exchange: Exchange, kind: str, line: CallLine) -> Response:
         try:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(request), exchange, stream=False
