@@ -119,6 +119,10 @@ OUTSIDE: Final = {
     ("staddle_server", "grpc_status"): (frozenset({"api.grpc"}), GRPC_ONLY),
     ("staddle_server", "starlette"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "uvicorn"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "opentelemetry"): (
+        frozenset({"app"}),
+        "rooms report to an observer, and know no tracing",
+    ),
     ("staddle_server", "prometheus_client"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "google"): (
         frozenset({"api", "app"}),
@@ -138,6 +142,7 @@ OUTSIDE: Final = {
     ("staddle_server", "zstandard"): (frozenset({"store"}), "compression is the store's own"),
     ("staddle_server", "click"): (frozenset({"cli"}), "only the command line talks to a terminal"),
     ("staddle", "grpc"): (frozenset({"_transport"}), "only the transport handles gRPC and its errors"),
+    ("staddle", "opentelemetry"): (frozenset({"_transport"}), "only calls carry the context of a trace"),
     ("staddle", "click"): (frozenset({"command"}), "only the command talks to a terminal"),
     ("staddle", "rich"): (frozenset({"command"}), "only the command talks to a terminal"),
 }

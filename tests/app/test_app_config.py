@@ -48,6 +48,7 @@ EXAMPLES = {
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "http": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
+    "traces": ("http://a:1/x", "https://b/x", "http://c:3"),
     "metrics": ("public", "token", "public"),
     "metrics_datasets": ("1", "2", "3"),
     "endpoint": ("a:1", "b:2", "c:3"),

@@ -49,10 +49,11 @@ class CallNote:
 
 
 def _trace_context() -> tuple[tuple[str, str], ...]:
-    """The context to pass on, as W3C's traceparent; nothing is imported for it that the program did not import."""
-    propagate = sys.modules.get("opentelemetry.propagate")
-    if propagate is None:
+    """The context to pass on, as W3C's traceparent; nothing is loaded for it unless the program uses OpenTelemetry."""
+    if "opentelemetry.trace" not in sys.modules:
         return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return tuple((name.lower(), value) for name, value in carrier.items())
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())

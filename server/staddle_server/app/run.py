@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 from staddle._base.figures import duration
@@ -44,9 +44,10 @@ from staddle_server.app.service import Service
 from staddle_server.app.service_manager import Manager, Pulse
 from staddle_server.app.settings import LISTEN_DEFAULT, OperatorError, Settings
 from staddle_server.app.signals import StopRequest, listening_for_signals, watching_threads
+from staddle_server.app.traces import traced
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
-from staddle_server.base.observer import NOTHING
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.threads import is_no_thread
 from staddle_server.store.locks import described
 from staddle_server.store.segment_cache import SegmentCache
@@ -71,6 +72,13 @@ class Started:
     """The data directory was created just now."""
     joined: bool = False
     """It was created for a further server of an existing catalog and store."""
+
+
+class Extras(NamedTuple):
+    """The HTTP listener, if there is one, and what hears of the server's work."""
+
+    door: http_listener.HttpDoor | None
+    observer: Observer
 
 
 def data_directory(settings: Settings) -> DataDirectory:
@@ -131,7 +139,7 @@ def run_server(
     manager = Manager(os.environ)
     manager.status("Starting")
     with (
-        http_listener.door_at(settings.http, certificates) as door,
+        _extras(settings, certificates) as extras,
         directory.claimed(),
         listening_for_signals(hangup=True) as stop,
         watching_threads(stop),
@@ -156,16 +164,14 @@ def run_server(
                 keeper.running(),
                 _own_address(manager) as own,
                 _serving(
-                    reloading, opened, space, certificates, own, door=door, place=directory.identity()
+                    reloading, opened, space, certificates, own, extras=extras, place=directory.identity()
                 ) as listening,
                 _pulse(manager, own, listening) as pulse,
             ):
                 token = new_token or local_token(opened, directory)
                 _keep_client_config(directory.client_toml, local_client(settings, listening, token))
-                http = None if door is None else door.address
-                announce(
-                    Started(settings, listening, http, made=new_token is not None, joined=new_token == "")
-                )
+                http = None if extras.door is None else extras.door.address
+                announce(Started(settings, listening, http, new_token is not None, new_token == ""))
                 _event("serving", address=listening, http=http)
                 manager.ready(f"Serving on {listening}")
                 _wait(stop, manager, reloading, pulse)
@@ -175,6 +181,16 @@ def run_server(
         raise OperatorError(
             f"the server stopped because its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
         )
+
+
+@contextlib.contextmanager
+def _extras(settings: Settings, certificates: tls.ServerCertificates | None) -> Iterator[Extras]:
+    """Take the place of the HTTP listener, and begin to observe."""
+    with (
+        http_listener.door_at(settings.http, certificates) as door,
+        traced(NOTHING if door is None else door.observer, settings.traces or "") as observer,
+    ):
+        yield Extras(door, observer)
 
 
 def _room_on_disk(directory: DataDirectory, settings: Settings) -> tuple[Space, Keeper]:
@@ -303,7 +319,7 @@ def _serving(
     certificates: tls.ServerCertificates | None,
     own: UnixAddress | None,
     *,
-    door: http_listener.HttpDoor | None,
+    extras: Extras,
     place: str,
 ) -> Iterator[Address | UnixAddress]:
     """Listen and serve while the context lasts, then drain; after an error, without waiting for streams."""
@@ -318,7 +334,7 @@ def _serving(
         cache=_segment_cache(settings),
         second=_second_site(settings),
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
-        observer=NOTHING if door is None else door.observer,
+        observer=extras.observer,
     )
     if said := described(opened.blobs):
         _log.info("%s", said)
@@ -330,8 +346,8 @@ def _serving(
         if isinstance(listen, UnixAddress):
             made = unix_sockets.identity(listen)
         listening = listen.with_port(port)
-        if door is not None:
-            door.open(service)
+        if extras.door is not None:
+            extras.door.open(service)
         service.join(str(settings.endpoint or reachable(listening)), place)
         yield listening
         drain_s = reloading.settings.drain_s

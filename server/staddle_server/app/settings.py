@@ -78,6 +78,7 @@ class Settings(ServiceSettings):
     listen: Address | UnixAddress
     socket_mode: int
     http: Address | None
+    traces: str
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -124,6 +125,13 @@ def parse_http(text: str) -> Address:
     if isinstance(address, UnixAddress):
         raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480")  # noqa: TRY004 - operators see it
     return address
+
+
+def parse_traces(text: str) -> str:
+    """Return the URL of a collector of traces unchanged. Raises ValueError."""
+    if scheme_of(text) not in {"http", "https"}:
+        raise ValueError("expected http://HOST:PORT/v1/traces, or https")
+    return text
 
 
 def parse_store(text: str) -> str:
@@ -278,6 +286,14 @@ OPTIONS: Final = (
         _whole_number(0, limits.METRICS_DATASETS_MAX),
         str(limits.METRICS_DATASETS),
         "How many datasets have metrics of their own; 0: none.",
+    ),
+    Option(
+        "traces",
+        "traces",
+        "URL",
+        parse_traces,
+        "",
+        "Where to send OpenTelemetry traces, by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces. Needs staddle[otel].",
     ),
     Option(
         "endpoint",

@@ -1,4 +1,12 @@
-"""What the service reports about its work while it works, for whoever counts it."""
+"""What the service reports about its work while it works, for whoever counts or traces it."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+TRACE_KEYS: Final = ("traceparent", "tracestate")
+"""What carries a caller's trace context, in metadata and headers."""
+_NO_SPAN: Final[AbstractContextManager[Any]] = nullcontext()
 
 
 class Observer:
@@ -25,5 +33,18 @@ class Observer:
     def freed(self, size_bytes: int) -> None:
         """A collection has removed this much from the store."""
 
+    def call_span(
+        self,
+        method: str,  # noqa: ARG002
+        call: str,  # noqa: ARG002
+        carrier: Mapping[str, str],  # noqa: ARG002
+    ) -> AbstractContextManager[Any]:
+        """Return the context in which a call works, by its id. `carrier` has the caller's trace context."""
+        return _NO_SPAN
 
-NOTHING = Observer()
+    def span(self, name: str) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """Return the context of a part of a call's work; of other work nothing is recorded."""
+        return _NO_SPAN
+
+
+NOTHING: Final = Observer()

@@ -312,7 +312,8 @@ class Database:
         start_s, failed = time.monotonic(), False
         try:
             self.check_place()
-            yield
+            with self.observer.span(f"catalog {operation}"):
+                yield
         except errors.StaddleError as error:
             failed = isinstance(error, errors.Unavailable)
             raise

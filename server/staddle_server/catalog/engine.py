@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from sqlalchemy import inspect
 
+from staddle_server.base.observer import Observer
 from staddle_server.base.places import UnknownSchemeError, scheme_of
 from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
@@ -66,6 +67,11 @@ class Catalog:
         self.salvage = Salvage(database, self.tenants)
         self.replicas = Replicas(database, self.tenants)
         self.figures = Figures(database)
+
+    @property
+    def observer(self) -> Observer:
+        """Who hears of the work on this catalog."""
+        return self.database.observer
 
     def close(self) -> None:
         """Close the database."""

@@ -27,7 +27,8 @@ class ObservedBlobs(WrappedBlobs):
         start_s = time.monotonic()
         failed = True
         try:
-            yield
+            with self._observer.span(f"store {operation}"):
+                yield
             failed = False
         except BlobMissing:
             failed = False

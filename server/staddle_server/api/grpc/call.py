@@ -15,7 +15,7 @@ from staddle_server.api.gate import CallerGone, Gate
 from staddle_server.api.grpc.status import abort_with
 from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import Unauthenticated
-from staddle_server.base.observer import Observer
+from staddle_server.base.observer import TRACE_KEYS, Observer
 
 BEARER: Final = "bearer "
 
@@ -41,6 +41,12 @@ def _given(context: grpc.ServicerContext, key: str) -> str:
         if name == key and isinstance(value, str):
             return value
     return ""
+
+
+def _trace_of(context: grpc.ServicerContext) -> dict[str, str]:
+    """Return W3C's trace context in the caller's metadata."""
+    found = {key: _given(context, key) for key in TRACE_KEYS}
+    return {key: value for key, value in found.items() if value}
 
 
 class _Requests(Iterator[bytes]):
@@ -89,16 +95,17 @@ class _Handler:
         line = CallLine(
             self._name, context.peer, level, self._gate.observer, given_id=_given(context, CALL_KEY)
         )
-        try:
-            call = line.call = self._gate.admit(
-                self._name, self._method.role, token_in(context), context, stream=self._is_stream
-            )
-            response = self._answer(_Requests(requests, self._gate.observer), call)
-        except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
-            self._fail(e, line, context)
-        finally:
-            line.leave()
-        line.end("OK")
+        with self._gate.observer.call_span(self._name, line.id, _trace_of(context)):
+            try:
+                call = line.call = self._gate.admit(
+                    self._name, self._method.role, token_in(context), context, stream=self._is_stream
+                )
+                response = self._answer(_Requests(requests, self._gate.observer), call)
+            except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
+                self._fail(e, line, context)
+            finally:
+                line.leave()
+            line.end("OK")
         return response
 
     def answers(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
@@ -109,16 +116,18 @@ class _Handler:
         line = CallLine(
             self._name, context.peer, observer=self._gate.observer, given_id=_given(context, CALL_KEY)
         )
-        try:
-            call = line.call = self._gate.admit(
-                self._name, self._method.role, token_in(context), context, stream=True
-            )
-            yield from self._answering.downstream(_Requests(requests, self._gate.observer), call, line.gone)
-        except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
-            self._fail(e, line, context)
-        finally:
-            line.leave()
-        line.end("OK")
+        with self._gate.observer.call_span(self._name, line.id, _trace_of(context)):
+            try:
+                call = line.call = self._gate.admit(
+                    self._name, self._method.role, token_in(context), context, stream=True
+                )
+                messages = _Requests(requests, self._gate.observer)
+                yield from self._answering.downstream(messages, call, line.gone)
+            except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
+                self._fail(e, line, context)
+            finally:
+                line.leave()
+            line.end("OK")
 
     def _fail(self, error: Exception, line: CallLine, context: grpc.ServicerContext) -> NoReturn:
         """End the call with the error's status."""

@@ -34,6 +34,7 @@ from staddle_server.api.status import status_of
 from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import BadRequest, StaddleError, Unauthenticated
 from staddle_server.base.limits import MESSAGE_BYTES_MAX, MIB
+from staddle_server.base.observer import TRACE_KEYS
 
 BEARER: Final = "bearer "
 JSON: Final = "application/json"
@@ -173,7 +174,8 @@ class _UnaryMethod:
             given_id=request.headers.get(CALL_KEY, ""),
         )
         try:
-            response = self._ended(request, exchange, kind, line)
+            with self._gate.observer.call_span(self._name, line.id, _trace_of(request)):
+                response = self._ended(request, exchange, kind, line)
         finally:
             line.leave()
         response.headers[CALL_KEY] = line.id
@@ -219,6 +221,11 @@ class _UnaryMethod:
             return Response(data, media_type=PROTO)
         message = self._type.FromString(answer) if isinstance(answer, bytes) else answer
         return Response(message_json(message), media_type=JSON)
+
+
+def _trace_of(request: Request) -> dict[str, str]:
+    """Return W3C's trace context in a request's headers."""
+    return {key: request.headers[key] for key in TRACE_KEYS if key in request.headers}
 
 
 def _check_headers(request: Request) -> None:
