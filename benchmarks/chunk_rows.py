@@ -142,7 +142,7 @@ class Filling:
         took_ms = 1000 * (time.perf_counter() - begun_s)
         if len(claimed.places) != len(set(ids)):
             raise SystemExit(f"{len(claimed.places)} of {len(set(ids))} chunks were claimed")
-        self.catalog.uploads.abort(self.tenant, upload, 1)
+        self.catalog.uploads.abort(self.tenant, upload, 1, time.time_ns())
         return took_ms
 
 

@@ -15,6 +15,8 @@ CHANGES: Final = {
     RECORDED: """
         backups _set_deleted
         clocks put
+        expectations remove
+        expectations set
         purge purge
         retention apply
         retention change
@@ -82,6 +84,7 @@ CHANGES: Final = {
         purge remove_records
         tasks claim
         tasks end
+        tasks give_up
         tasks note
         settings put
         tenants set_gc_failure
@@ -89,6 +92,11 @@ CHANGES: Final = {
     "who serves now: each server says it again with its next heartbeat": """
         servers beat
         servers remove
+    """,
+    "what happened once: a list for people, of which an older catalog lacks the latest": """
+        expectations clamp
+        runs _remove
+        runs report
     """,
     "what is at another place: the next comparison with it finds out": """
         replicas begin
@@ -98,6 +106,7 @@ CHANGES: Final = {
         replicas note_compared
         replicas note_copied
         replicas note_gone
+        replicas note_whole
         replicas note_missing
         replicas note_progress
     """,

@@ -72,7 +72,8 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
+from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
+from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
 from staddle._upload.upload import Upload
 
 __all__ = [
@@ -106,6 +107,7 @@ __all__ = [
     "EntryCounts",
     "EntryType",
     "ExhaustedError",
+    "Expectation",
     "Hold",
     "Hole",
     "MissingChunksError",
@@ -132,13 +134,19 @@ __all__ = [
     "RetentionPolicy",
     "RetentionTag",
     "RootDiffersError",
+    "Run",
+    "RunOutcome",
     "Scope",
+    "SecondSite",
     "ServerCondition",
     "ServerError",
     "ServerInfo",
     "Settings",
     "StaddleError",
+    "Status",
+    "StoreLock",
     "TooMuchRemovedError",
+    "Trouble",
     "UnavailableError",
     "UnfinishedError",
     "UnsupportedError",

@@ -31,6 +31,16 @@ from staddle_server.catalog.pack_values import (
     Waiting,
 )
 from staddle_server.catalog.rows import Page, lease_held
+from staddle_server.catalog.run_values import (
+    BackupRun,
+    Concern,
+    DatasetTotals,
+    Expectation,
+    ExpectedDataset,
+    RunFilter,
+    RunReport,
+    Troubled,
+)
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState, Working
 from staddle_server.catalog.values import (
@@ -66,16 +76,21 @@ __all__ = [
     "Applied",
     "Backup",
     "BackupFacts",
+    "BackupRun",
     "BeginUpload",
     "Begun",
     "Catalog",
     "Claimed",
     "ClockSeen",
+    "Concern",
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DatasetTotals",
     "DeletionRefusal",
     "DurableUpdate",
+    "Expectation",
+    "ExpectedDataset",
     "ExpiredUpload",
     "Facts",
     "Generation",
@@ -103,6 +118,8 @@ __all__ = [
     "Replacement",
     "Retention",
     "RetentionState",
+    "RunFilter",
+    "RunReport",
     "Server",
     "ServerIdentity",
     "ServerState",
@@ -111,6 +128,7 @@ __all__ = [
     "TenantRow",
     "Terms",
     "Token",
+    "Troubled",
     "Upload",
     "UploadRequest",
     "Waiting",

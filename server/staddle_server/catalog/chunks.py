@@ -100,7 +100,7 @@ class Chunks:
         with self._database.look_up() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             for some in batches(chunk_ids):
-                wanted = _Wanted(some)
+                wanted = _IdsByName(some)
                 for head, tail, *where, pack, damaged in rows_of(
                     connection, _FOUND, (tenant_row,), wanted.heads
                 ):
@@ -153,7 +153,7 @@ def _look(
     unclaimed: dict[bytes, list[tuple[int, ChunkPlace]]] = {}
     damage_epochs: list[int] = []
     for some in batches(wanted):
-        names = _Wanted(some)
+        names = _IdsByName(some)
         rows = rows_of(connection, _CLAIMED, (upload, tenant_row), names.heads)
         if not rows:
             raise upload_not_found(upload)
@@ -201,7 +201,7 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
     return locked
 
 
-class _Wanted:
+class _IdsByName:
     """Ids to look up, and which of them a row of the index stands for."""
 
     def __init__(self, chunk_ids: Iterable[bytes]) -> None:

@@ -384,7 +384,10 @@ def _translate_driver(path: str, module: Any, error: BaseException) -> errors.St
     if code == sqlite3.SQLITE_IOERR and _is_full(path):
         return full()
     if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
-        return unavailable(f"The catalog {path} cannot be used ({error}): check its disk and its permissions")
+        return unavailable(
+            f"The catalog {path} cannot be used ({error}): check its permissions, and whether its disk has failed "
+            "or become read-only (dmesg)"
+        )
     return None
 
 
