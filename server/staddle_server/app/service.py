@@ -109,7 +109,6 @@ class Service:
             server=self._id,
             endpoint=str(settings.endpoint or ""),
         )
-        reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
@@ -121,7 +120,7 @@ class Service:
         runs = _runs(kept, settings)
         table = methods(
             UploadCalls(self._uploads, tenants),
-            ReadCalls(reads, catalog, tenants),
+            ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
             RunCalls(runs, tenants),
             _info(kept, Conditions(self.clock_watch, self._integrity, parts[WRITES]), settings),
