@@ -114,7 +114,10 @@ def _set(
 
 
 def _usual_grace(every: datetime.timedelta) -> datetime.timedelta:
-    return datetime.timedelta(seconds=round(every.total_seconds() / GRACE_PART))
+    """A part of the period, in whole hours or minutes."""
+    seconds = every.total_seconds() / GRACE_PART
+    unit_s = 3600 if seconds >= 3600 else 60
+    return datetime.timedelta(seconds=max(1, round(seconds / unit_s)) * unit_s)
 
 
 def _said(made: Expectation) -> str:

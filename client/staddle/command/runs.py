@@ -15,7 +15,7 @@ from staddle.command import json_output, text
 from staddle.command.options import Session, command, count, reading
 
 SHOWN: Final = 100
-WHAT_CHARS: Final = 20
+WHAT_CHARS: Final = 24
 """Room for what came of a run, in a table on a terminal; names are cut before."""
 
 
@@ -105,7 +105,7 @@ def show_runs(session: Session, listed: list[Run], *, of_one: bool) -> None:
             took(run),
             run.outcome.value,
             *(() if of_one else (text.escaped(run.dataset),)),
-            origin(run),
+            origin(run) if of_one else place(run),
             what(run),
         )
         for run in listed
@@ -134,6 +134,11 @@ def fit_columns(rows: Sequence[tuple[str, ...]], width: int, *, names: range) ->
 def origin(run: Run) -> str:
     """On which host it ran, and with which token."""
     return text.escaped(f"{run.host} ({run.principal})" if run.host else run.principal)
+
+
+def place(run: Run) -> str:
+    """On which host it ran; the token's name, if that is unknown."""
+    return text.escaped(run.host or run.principal)
 
 
 def took(run: Run) -> str:

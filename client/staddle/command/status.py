@@ -4,13 +4,13 @@ import datetime
 from collections import Counter
 from collections.abc import Iterator
 
-from staddle import RunOutcome, ServerInfo, Status, Trouble
+from staddle import Run, RunOutcome, ServerInfo, Status, Trouble
 from staddle._base import figures
 from staddle.command import json_output, text
 from staddle.command.exit_codes import DONE, NEEDED
 from staddle.command.options import Session, command
 from staddle.command.output import Output
-from staddle.command.runs import fit_columns, origin, what
+from staddle.command.runs import fit_columns, place, what
 
 LATE, FAILED, PROBLEMS = "late", "failed", "problems"
 
@@ -82,10 +82,15 @@ def _why(trouble: Trouble, now: datetime.datetime) -> str:
     if run is not None and run.outcome is RunOutcome.PROBLEMS:
         parts.append(f"{_ago(run.end_time, now)}: {figures.counted(run.problem_count, 'path')} not read")
     elif run is not None:
-        word = "abandoned" if run.outcome is RunOutcome.ABANDONED else "failed"
-        begun = f"{word} {_ago(run.end_time, now)}, on {origin(run)}"
-        parts.append(f"{begun}: {what(run)}")
+        parts.append(f"{_word(trouble, run)}{_ago(run.end_time, now)} on {place(run)}: {what(run)}")
     return "; ".join(parts)
+
+
+def _word(trouble: Trouble, run: Run) -> str:
+    """How the run ended, unless the line has said so."""
+    if run.outcome is RunOutcome.ABANDONED:
+        return "abandoned "
+    return "" if trouble.late_since is None else "failed "
 
 
 def _newest(trouble: Trouble, now: datetime.datetime) -> str:
@@ -113,7 +118,7 @@ def _summed_up(found: Status, counts: Counter[str], server: dict[str, str], now:
         return f"The server needs somebody; the datasets do not.{muted}"
     if found.oldest_success_time is None:
         return f"No backups yet: {datasets}.{muted}"
-    oldest = f"the oldest newest backup is {_age(found.oldest_success_time, now)} old"
+    oldest = f"newest backups at most {_age(found.oldest_success_time, now)} old"
     if not found.expected_count:
         return (
             f"Nothing failed: {datasets}, {oldest}. None is expected: `staddle expect DATASET --every 24h`."
