@@ -34,6 +34,7 @@ USES: Final = {
         staddle_server.cli.uploads uploads
         staddle_server.cli.parity _repair
         staddle_server.cli.replicate _print_states
+        staddle_server.cli.lock _print
         staddle_server.demo _run
         staddle_server.base.logs TextFormatter.format
         staddle_server.base.logs _utc
@@ -116,6 +117,10 @@ USES: Final = {
         staddle_server.catalog.servers Servers.list_all
         staddle_server.catalog.servers Servers.working
         staddle_server.catalog.servers Servers.writing_elsewhere
+    """,
+    "how long an object lock lasts and a second site is behind: a warning begins or ends early, and nothing else": """
+        staddle_server.upkeep.store_watch StoreWatch.__init__
+        staddle_server.upkeep.store_watch StoreWatch.look
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
         staddle._transport.tls _certificate_refused

@@ -73,7 +73,7 @@ from staddle._types.retention import (
     RetentionTag,
 )
 from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
-from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
+from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
 from staddle._upload.upload import Upload
 
 __all__ = [
@@ -137,12 +137,14 @@ __all__ = [
     "Run",
     "RunOutcome",
     "Scope",
+    "SecondSite",
     "ServerCondition",
     "ServerError",
     "ServerInfo",
     "Settings",
     "StaddleError",
     "Status",
+    "StoreLock",
     "TooMuchRemovedError",
     "Trouble",
     "UnavailableError",

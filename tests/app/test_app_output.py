@@ -120,6 +120,7 @@ ARGUMENTS = {
     "token revoke": ("local",),
     "uploads": (),
     "servers": (),
+    "lock": (),
 }
 
 

@@ -39,6 +39,7 @@ ARGUMENTS = {
     "token list": [],
     "uploads": [],
     "servers": [],
+    "lock": [],
 }
 """What each command needs beside --data, to do something."""
 EXITS = {"health": 1}

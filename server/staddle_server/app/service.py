@@ -19,7 +19,9 @@ from staddle_server.api.grpc.runs import RunCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
+    LOCK,
     ROOM,
+    SECOND_SITE,
     UPKEEP,
     WRITES,
     CallThreads,
@@ -36,13 +38,14 @@ from staddle_server.catalog import Catalog, ServerIdentity, Terms
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.locks import lock_of
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
 from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
-from staddle_server.upkeep.condition import Conditions
+from staddle_server.upkeep.condition import Conditions, Watches
 from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
@@ -60,6 +63,7 @@ from staddle_server.upkeep.lifecycle.runs import RunHistory
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
+from staddle_server.upkeep.store_watch import StoreWatch
 from staddle_server.upload.uploads import Uploads
 
 GC_PATIENCE: Final = 4
@@ -99,21 +103,14 @@ class Service:
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        self._uploads = Uploads(
-            catalog,
-            tenants,
-            clock,
-            lease_s=settings.lease_s,
-            life_s=settings.upload_life_s,
-            space=space,
-            server=self._id,
-            endpoint=str(settings.endpoint or ""),
-        )
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._uploads = _uploads(kept, settings, space, self._id)
         self._integrity = Integrity(kept, integrity_every_s)
-        parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
+        self.store_watch = _store_watch(kept, second, settings)
+        watches = Watches(self.clock_watch, self._integrity, self.store_watch)
+        parts = self._parts(blobs, space, certificates_last)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
@@ -123,7 +120,7 @@ class Service:
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
             RunCalls(runs, tenants),
-            _info(kept, Conditions(self.clock_watch, self._integrity, parts[WRITES]), settings),
+            _info(kept, Conditions(watches, parts[WRITES]), settings),
         )
         self._wire = WireServer(self._gate, table, threads, parts)
         self._schedule = _schedule(
@@ -149,6 +146,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
+        self.store_watch.start()
         port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
@@ -171,31 +169,49 @@ class Service:
         self._schedule.stop()
         self.clock_watch.stop()
         self._integrity.stop()
+        self.store_watch.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
 
+    def _parts(
+        self, blobs: Blobs, space: Space | None, certificates_last: Callable[[], bool]
+    ) -> dict[str, Callable[[], bool]]:
+        """Return whether each part of the service with a health name works."""
 
-def _parts(
-    blobs: Blobs,
-    space: Space | None,
-    clock_watch: ClockWatch,
-    integrity: Integrity,
-    certificates_last: Callable[[], bool],
-) -> dict[str, Callable[[], bool]]:
-    """Return whether each part of the service with a health name works."""
+        def has_room() -> bool:
+            return space is None or space.flaw() is None
 
-    def has_room() -> bool:
-        return space is None or space.flaw() is None
+        return {
+            WRITES: lambda: blobs.failed is None and not self._heartbeat.failing and has_room(),
+            ROOM: has_room,
+            UPKEEP: lambda: not self.clock_watch.in_doubt,
+            INTEGRITY: lambda: self._integrity.is_whole,
+            CERTIFICATE: certificates_last,
+            LOCK: lambda: self.store_watch.lock_lasts,
+            SECOND_SITE: lambda: self.store_watch.site_is_current,
+        }
 
-    return {
-        WRITES: lambda: blobs.failed is None and has_room(),
-        ROOM: has_room,
-        UPKEEP: lambda: not clock_watch.in_doubt,
-        INTEGRITY: lambda: integrity.is_whole,
-        CERTIFICATE: certificates_last,
-    }
+
+def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
+    """Return the watch over object lock and second site."""
+    place = "" if second is None else second.name
+    return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
+
+
+def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
+    """Return the open uploads that this server writes."""
+    return Uploads(
+        kept.catalog,
+        kept.tenants,
+        kept.clock,
+        lease_s=settings.lease_s,
+        life_s=settings.upload_life_s,
+        space=space,
+        server=server,
+        endpoint=str(settings.endpoint or ""),
+    )
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:

@@ -63,6 +63,10 @@ CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
 """The health name of the server's certificate: NOT_SERVING from 30 days before its expiry; the service itself
 continues.
 """
+LOCK: Final = f"{SERVICE.full_name}/lock"
+"""The health name of the store's object lock: NOT_SERVING while locks are extended late, or not at all."""
+SECOND_SITE: Final = f"{SERVICE.full_name}/second-site"
+"""The health name of the copy at a second site: NOT_SERVING while it is behind for too long."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 THREADS_LEFT_MIN: Final = 4
