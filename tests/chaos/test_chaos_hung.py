@@ -82,6 +82,13 @@ def assert_made_once(site: SmallSite, contents: dict[str, dict[str, bytes]]) -> 
         assert restore(site.stub(2), dataset).files == files
 
 
+def assert_new_clients_avoid(site: SmallSite, hung: Member) -> None:
+    for _ in range(4):
+        with Client(",".join(site.addresses), site.token) as client:
+            assert timed(client.info) < NEW_S
+            assert client.address != hung.address
+
+
 def test_clients_leave_a_server_that_hangs_and_do_nothing_twice(
     site: SmallSite, how: signal.Signals, tmp_path: Path
 ) -> None:
@@ -136,11 +143,7 @@ def test_clients_leave_a_server_that_hangs_and_do_nothing_twice(
     for client in clients:
         assert client.address != hung.address
         client.close()
-    # A client that begins now meets it with its first call.
-    for _ in range(4):
-        with Client(",".join(site.addresses), site.token) as client:
-            assert timed(client.info) < NEW_S
-            assert client.address != hung.address
+    assert_new_clients_avoid(site, hung)
     if how == signal.SIGSTOP:
         hung.signal(signal.SIGCONT)
         wait_until(lambda: restore(site.stub(0), f"source-{name}").files == read_tree(source), 30)
