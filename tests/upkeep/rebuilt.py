@@ -32,7 +32,7 @@ _QUERIES = {
     "tenants": "SELECT id, name, created_ns, grace_s FROM tenants",
     "datasets": (
         "SELECT t.id, d.name, d.created_ns, d.host, d.root, d.last_number, d.min_retention_s, d.hold_ns, d.hold_reason, "
-        "d.policy FROM datasets d JOIN tenants t ON d.tenant = t.row"
+        "d.policy, d.success_ns, d.expect_every_s, d.expect_grace_s, d.expect_ns, d.expect_mute_ns FROM datasets d JOIN tenants t ON d.tenant = t.row"
     ),
     "backups": (
         "SELECT b.id, t.id, d.name, b.number, b.kind, b.scope, b.base, b.upload, b.request_id, b.principal, b.authors, b.begin_ns, "
@@ -46,11 +46,11 @@ _QUERIES = {
         "WHERE p.state = 2"
     ),
     "chunks": (
-        'SELECT c.chunk_id, p.id, t.id, c.segment_offset, c.segment_length, c."offset", c.length FROM chunks c '
-        "JOIN packs p ON c.pack = p.row JOIN tenants t ON c.tenant = t.row"
+        'SELECT c.id_head, c.id_tail, p.id, t.id, c.segment_offset, c.segment_length, c."offset", c.length FROM chunks c '
+        "JOIN packs p ON c.pack = p.row JOIN tenants t ON p.tenant = t.row"
     ),
 }
-KEYS = {"tenants": 1, "datasets": 2, "backups": 1, "packs": 2, "chunks": 2}
+KEYS = {"tenants": 1, "datasets": 2, "backups": 1, "packs": 2, "chunks": 3}
 
 
 def facts_of(catalog: Catalog) -> Facts:

@@ -116,8 +116,8 @@ def check_on(
         )
     if writes != SERVING:
         raise ReadOnlyError(
-            f"the server at {address} is read-only: it restores, and refuses backups, since a sync failed. "
-            "Its log says which; check the disk, then restart it"
+            f"the server at {address} is read-only: it restores, and refuses backups, because its store or its "
+            "catalog takes no writes. Its log says why; check the disk or the database, then restart it"
         )
     if integrity != SERVING:
         raise DamageKnownError(

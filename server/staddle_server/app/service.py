@@ -15,6 +15,7 @@ from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
+from staddle_server.api.grpc.runs import RunCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
@@ -33,7 +34,7 @@ from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
 from staddle_server.base.limits import INTEGRITY_EVERY_S, SERVER_BEAT_S
 from staddle_server.base.threads import Threads
-from staddle_server.catalog import Catalog, ServerIdentity
+from staddle_server.catalog import Catalog, ServerIdentity, Terms
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
@@ -58,6 +59,7 @@ from staddle_server.upkeep.lifecycle.deletion import Deletion
 from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
+from staddle_server.upkeep.lifecycle.runs import RunHistory
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
@@ -101,35 +103,28 @@ class Service:
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        self._uploads = Uploads(
-            catalog,
-            tenants,
-            clock,
-            lease_s=settings.lease_s,
-            life_s=settings.upload_life_s,
-            space=space,
-            server=self._id,
-            endpoint=str(settings.endpoint or ""),
-        )
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._uploads = _uploads(kept, settings, space, self._id)
         self._integrity = Integrity(kept, integrity_every_s)
         self.store_watch = _store_watch(kept, second, settings)
         watches = Watches(self.clock_watch, self._integrity, self.store_watch)
-        parts = _parts(blobs, space, watches, certificates_last)
+        parts = self._parts(blobs, space, certificates_last)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
+        runs = _runs(kept, settings)
         table = methods(
             UploadCalls(self._uploads, tenants),
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
+            RunCalls(runs, tenants),
             _info(kept, Conditions(watches, parts[WRITES]), settings),
         )
         self._wire = WireServer(self._gate, table, threads, parts)
         self._schedule = _schedule(
-            kept, settings, policies, self._integrity, self._gate.is_busy, second=second
+            kept, settings, policies, self._integrity, self._gate.is_busy, runs=runs, second=second
         )
 
     def start(
@@ -180,6 +175,24 @@ class Service:
         self._openers.shutdown()
         self._heartbeat.stop()
 
+    def _parts(
+        self, blobs: Blobs, space: Space | None, certificates_last: Callable[[], bool]
+    ) -> dict[str, Callable[[], bool]]:
+        """Return whether each part of the service with a health name works."""
+
+        def has_room() -> bool:
+            return space is None or space.flaw() is None
+
+        return {
+            WRITES: lambda: blobs.failed is None and not self._heartbeat.failing and has_room(),
+            ROOM: has_room,
+            UPKEEP: lambda: not self.clock_watch.in_doubt,
+            INTEGRITY: lambda: self._integrity.is_whole,
+            CERTIFICATE: certificates_last,
+            LOCK: lambda: self.store_watch.lock_lasts,
+            SECOND_SITE: lambda: self.store_watch.site_is_current,
+        }
+
 
 def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
     """Return the watch over object lock and second site."""
@@ -187,26 +200,18 @@ def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings
     return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
 
 
-def _parts(
-    blobs: Blobs,
-    space: Space | None,
-    watches: Watches,
-    certificates_last: Callable[[], bool],
-) -> dict[str, Callable[[], bool]]:
-    """Return whether each part of the service with a health name works."""
-
-    def has_room() -> bool:
-        return space is None or space.flaw() is None
-
-    return {
-        WRITES: lambda: blobs.failed is None and has_room(),
-        ROOM: has_room,
-        UPKEEP: lambda: not watches.clock.in_doubt,
-        INTEGRITY: lambda: watches.integrity.is_whole,
-        CERTIFICATE: certificates_last,
-        LOCK: lambda: watches.store.lock_lasts,
-        SECOND_SITE: lambda: watches.store.site_is_current,
-    }
+def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
+    """Return the open uploads that this server writes."""
+    return Uploads(
+        kept.catalog,
+        kept.tenants,
+        kept.clock,
+        lease_s=settings.lease_s,
+        life_s=settings.upload_life_s,
+        space=space,
+        server=server,
+        endpoint=str(settings.endpoint or ""),
+    )
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
@@ -232,6 +237,12 @@ def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
     )
 
 
+def _runs(kept: Kept, settings: ServiceSettings) -> RunHistory:
+    """Return the attempts to back up, and the expectations of datasets."""
+    terms = Terms(settings.lease_s, settings.upload_life_s)
+    return RunHistory(kept.catalog, kept.tenants, kept.clock, terms, settings.runs_kept_s)
+
+
 def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> InfoCalls:
     """Return what informs clients about the server."""
     return InfoCalls(
@@ -252,6 +263,7 @@ def _schedule(
     integrity: Integrity,
     busy: Callable[[], bool],
     *,
+    runs: RunHistory,
     second: SitePlace | None,
 ) -> Schedule:
     """Return the upkeep that runs beside the calls."""
@@ -261,6 +273,7 @@ def _schedule(
     plan = ReplicationPlan(settings.replicate_bytes_per_s, settings.replicate_grace_s)
     tasks = [
         Task(RETENTION, settings.retention_every_s, policies.run),
+        runs.task(),
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),

@@ -1,6 +1,6 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
-from staddle_server.catalog.chunks import Claimed
+from staddle_server.catalog.chunks import Claimed, IndexedChunk, IndexedId, indexed_id
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.engine import (
@@ -31,6 +31,16 @@ from staddle_server.catalog.pack_values import (
     Waiting,
 )
 from staddle_server.catalog.rows import Page, lease_held
+from staddle_server.catalog.run_values import (
+    BackupRun,
+    Concern,
+    DatasetTotals,
+    Expectation,
+    ExpectedDataset,
+    RunFilter,
+    RunReport,
+    Troubled,
+)
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState, Working
 from staddle_server.catalog.values import (
@@ -66,21 +76,28 @@ __all__ = [
     "Applied",
     "Backup",
     "BackupFacts",
+    "BackupRun",
     "BeginUpload",
     "Begun",
     "Catalog",
     "Claimed",
     "ClockSeen",
+    "Concern",
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DatasetTotals",
     "DeletionRefusal",
     "DurableUpdate",
+    "Expectation",
+    "ExpectedDataset",
     "ExpiredUpload",
     "Facts",
     "Generation",
     "GoneBackup",
     "Hold",
+    "IndexedChunk",
+    "IndexedId",
     "KnownDamage",
     "LeftOverPack",
     "LivePack",
@@ -101,6 +118,8 @@ __all__ = [
     "Replacement",
     "Retention",
     "RetentionState",
+    "RunFilter",
+    "RunReport",
     "Server",
     "ServerIdentity",
     "ServerState",
@@ -109,12 +128,14 @@ __all__ = [
     "TenantRow",
     "Terms",
     "Token",
+    "Troubled",
     "Upload",
     "UploadRequest",
     "Waiting",
     "Working",
     "alone",
     "has_catalog",
+    "indexed_id",
     "lease_held",
     "name_of",
     "open_catalog",

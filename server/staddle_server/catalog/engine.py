@@ -14,6 +14,7 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
+from staddle_server.catalog.expectations import Expectations
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
@@ -21,6 +22,7 @@ from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.replicas import Replicas
 from staddle_server.catalog.retention import Retentions
+from staddle_server.catalog.runs import Runs
 from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.servers import Server, Servers
 from staddle_server.catalog.settings import SharedSettings
@@ -49,6 +51,8 @@ class Catalog:
         self.packs = Packs(database, self.tenants)
         self.uploads = UploadRows(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
+        self.runs = Runs(database, self.tenants)
+        self.expectations = Expectations(database, self.tenants)
         self.servers = Servers(database)
         self.tasks = Tasks(database)
         self.settings = SharedSettings(database)

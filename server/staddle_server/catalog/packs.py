@@ -466,4 +466,4 @@ def publish(
             .where(_p.row == pack.row)
             .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks)),
         )
-        index_pack(connection, upload.tenant, pack.row, summary)
+        index_pack(connection, pack.row, summary)

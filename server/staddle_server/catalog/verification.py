@@ -2,15 +2,16 @@
 should say.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
 
-from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
+from staddle_server.base.types import ChunkPlace, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.chunks import index_rows
+from staddle_server.catalog.chunks import IndexedChunk, IndexedId
 from staddle_server.catalog.database import Database, locking
+from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.pack_values import LivePack
 from staddle_server.catalog.rows import Page, backup_of, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
@@ -145,41 +146,18 @@ class Verification:
 
     # --- the chunk index
 
-    def indexed_counts(self, tenant: bytes) -> dict[bytes, int]:
-        """Return how many chunks the index has in each pack. Reads the tenant's whole index once."""
-        with self._database.read() as connection:
-            tenant_row = self._tenants.row(connection, tenant)
-            query = select(_c.pack, func.count()).where(_c.tenant == tenant_row).group_by(_c.pack)
-            counts = {row: count for row, count in connection.execute(query)}  # noqa: C416  a result is no mapping
-            packs = connection.execute(select(_p.row, _p.id).where(_p.tenant == tenant_row))
-            return {pack: counts[row] for row, pack in packs if row in counts}
-
-    def indexed(self, tenant: bytes, pack: bytes, chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkPlace]:
-        """Return where the index has those chunks in this pack."""
-        with self._database.read() as connection:
-            tenant_row = self._tenants.row(connection, tenant)
-            pack_row = connection.execute(
-                select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
-            ).scalar()
-            rows = index_rows(connection, tenant_row, chunk_ids)
-        return {
-            row[0]: ChunkPlace(SegmentRef(pack, row[2], row[3]), row[4], row[5])
-            for row in rows
-            if row[1] == pack_row
-        }
-
-    def all_indexed(self, tenant: bytes, pack: bytes) -> list[StoredChunk]:
-        """Return everything that the index has in this pack, in order.
-
-        Reads the whole index: for packs with a damaged footer.
-        """
+    def indexed(self, tenant: bytes, pack: bytes) -> list[IndexedChunk]:
+        """Return everything that the index has in this pack, in the order of the pack."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             pack_row = select(_p.row).where(_p.tenant == tenant_row, _p.id == pack).scalar_subquery()
-            query = select(_c.chunk_id, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
-            rows = connection.execute(query.where(_c.tenant == tenant_row, _c.pack == pack_row)).all()
+            query = select(
+                _c.id_head, _c.id_tail, _c.segment_offset, _c.segment_length, _c.offset, _c.length
+            ).where(_c.pack == pack_row)
+            rows = connection.execute(query).all()
         found = [
-            StoredChunk(row[0], ChunkPlace(SegmentRef(pack, row[1], row[2]), row[3], row[4])) for row in rows
+            IndexedChunk(IndexedId(*row[:2]), ChunkPlace(SegmentRef(pack, *row[2:4]), *row[4:]))
+            for row in rows
         ]
         return sorted(found, key=lambda chunk: chunk.place)
 
@@ -207,11 +185,8 @@ class Verification:
                 each.id: BackupFacts(*each[:6], None if each.hold_ns is None else each.hold_reason)
                 for each in connection.execute(query.where(_b.tenant == row))
             }
-            settings = select(_s.name, _s.policy, _s.min_retention_s, _s.hold_ns, _s.hold_reason)
-            datasets = {
-                each.name: DatasetFacts(*each[:3], None if each.hold_ns is None else each.hold_reason)
-                for each in connection.execute(settings.where(_s.tenant == row))
-            }
+            settings = select(schema.datasets).where(_s.tenant == row)
+            datasets = {each.name: _dataset_facts(each) for each in connection.execute(settings)}
             pending = frozenset(connection.execute(select(_r.id).where(_r.tenant == row)).scalars())
             recorded = _recorded(connection, row)
         return Facts(backups, datasets, own.grace_s, pending, recorded, own.records_rebuilt)
@@ -236,6 +211,11 @@ def _waits(before_ns: int, ahead_ns: int | None) -> ColumnElement[bool]:
 
 def _not_tried(span: Span) -> ColumnElement[bool]:
     return or_(_p.tried_ns.is_(None), _p.tried_ns <= span[0], _p.tried_ns > span[1])
+
+
+def _dataset_facts(row: Row[Any]) -> DatasetFacts:
+    hold = None if row.hold_ns is None else row.hold_reason
+    return DatasetFacts(row.name, row.policy, row.min_retention_s, hold, expectation_of(row))
 
 
 def _packs() -> Any:

@@ -43,6 +43,7 @@ from staddle_server.catalog.schema.packs import (
     removed_records,
 )
 from staddle_server.catalog.schema.replicas import replica_gone, replica_packs, replica_tenants, replicas
+from staddle_server.catalog.schema.runs import IS_REPORTED, runs
 from staddle_server.catalog.schema.servers import clock, generation, servers, settings, tasks
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "ID",
     "IS_CONDEMNED",
     "IS_OPEN",
+    "IS_REPORTED",
     "IS_WRITING",
     "LIVE_WITHOUT_PARITY",
     "MARK_DONE",
@@ -83,6 +85,7 @@ __all__ = [
     "replica_packs",
     "replica_tenants",
     "replicas",
+    "runs",
     "servers",
     "settings",
     "tasks",
