@@ -307,6 +307,7 @@ HOSTILE: dict[str, dict[str, Answer]] = {
         "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),
         "a duration beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(clock_jump={"seconds": 2**62})),
         "a start beyond all": lambda _: sv.GetServerInfoResponse(servers=[{"start_time": {"seconds": 2**62}}]),
+        "too many warnings": lambda _: sv.GetServerInfoResponse(condition={"warnings": ["a"] * 1_001}),
         "too many servers": lambda _: sv.GetServerInfoResponse(servers=[{"endpoint": "a:1"}] * 1_001),
     },
 }  # fmt: skip

@@ -386,6 +386,7 @@ def _condition_of(message: sv.ServerCondition) -> ServerCondition:
         damaged_packs=message.damaged_packs,
         damaged_segments=message.damaged_segments,
         damaged_footers=message.damaged_footers,
+        warnings=tuple(message.warnings),
     )
 
 

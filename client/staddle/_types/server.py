@@ -34,6 +34,8 @@ class ServerCondition:
     damaged_segments: int = 0
     damaged_footers: int = 0
     """Damaged parts of others."""
+    warnings: tuple[str, ...] = ()
+    """What else an administrator must know, in sentences; empty for other roles."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,7 @@ def of_info(info: ServerInfo) -> Record:
             "damaged_packs": condition.damaged_packs,
             "damaged_segments": condition.damaged_segments,
             "damaged_footers": condition.damaged_footers,
+            "warnings": list(condition.warnings),
         },
         "servers": [
             {

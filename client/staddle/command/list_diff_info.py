@@ -242,6 +242,8 @@ def info(session: Session) -> None:
             *((name.replace("_", " "), _limit(name, value)) for name, value in about.limits.items()),
         ]
         output.table(rows)
+        for warning in about.condition.warnings:
+            output.notice(f"Warning: {text.escaped(warning)}")
     words = f"Connected to {client.address} as {text.escaped(about.principal)} ({text.escaped(about.role)} of {text.escaped(about.tenant)})."
     output.summary(
         "info",

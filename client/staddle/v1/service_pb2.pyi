@@ -2324,6 +2324,7 @@ class ServerCondition(_message.Message):
     DAMAGED_PACKS_FIELD_NUMBER: _builtins.int
     DAMAGED_SEGMENTS_FIELD_NUMBER: _builtins.int
     DAMAGED_FOOTERS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     takes_backups: _builtins.bool
     """The server accepts backups: its store takes writes and its disks have room."""
     clock_in_doubt: _builtins.bool
@@ -2342,6 +2343,12 @@ class ServerCondition(_message.Message):
     def clock_wait(self) -> _duration_pb2.Duration:
         """The server believes the jump once so much more time has passed."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What else an administrator must know, in sentences, such as a notification target that fails. Empty for
+        tokens of other roles.
+        """
+
     def __init__(
         self,
         *,
@@ -2352,10 +2359,11 @@ class ServerCondition(_message.Message):
         damaged_packs: _builtins.int = ...,
         damaged_segments: _builtins.int = ...,
         damaged_footers: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "takes_backups", b"takes_backups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "takes_backups", b"takes_backups", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,9 @@ INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
 """The health name of the integrity of stored data."""
 
 
+NOTIFICATIONS: Final = "staddle.v1.StaddleService/notifications"
+"""The health name of the notification targets."""
+TARGET_FAILS: Final = "a notification target fails: `staddle-server notify list` says which"
 CERTIFICATE: Final = "staddle.v1.StaddleService/certificate"
 """The health name of the dates of the server's certificate."""
 CERTIFICATE_ENDS: Final = "the server's certificate is valid for less than 30 days: its log says until when"
@@ -95,6 +98,7 @@ def check_on(
         serves = _status(ask, "", timeout_s)
         upkeep = _status(ask, UPKEEP, timeout_s)
         certificate = _status(ask, CERTIFICATE, timeout_s)
+        notifications = _status(ask, NOTIFICATIONS, timeout_s)
     except grpc.RpcError as error:
         raise ProbeError(f"no answer from {address}: {error.code().name}, {error.details()}") from error
     if serves != SERVING:
@@ -118,6 +122,8 @@ def check_on(
     if certificate != SERVING:
         # The files are the server's own, unless another server was requested.
         warnings.append(dates() or CERTIFICATE_ENDS)
+    if notifications != SERVING:
+        warnings.append(TARGET_FAILS)
     return warnings
 
 
@@ -130,7 +136,7 @@ def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
         if (
-            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE}
+            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE, NOTIFICATIONS}
             and error.code() is grpc.StatusCode.NOT_FOUND
         ):
             return SERVING  # an older server

@@ -18,6 +18,7 @@ from staddle_server.api.grpc.retention import RetentionCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
+    NOTIFICATIONS,
     ROOM,
     UPKEEP,
     WRITES,
@@ -42,6 +43,9 @@ from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions
+from staddle_server.upkeep.events.own import CertificateDates, OwnState
+from staddle_server.upkeep.events.sources import EndingTokens, FailingTargets, FillingDisks, Source
+from staddle_server.upkeep.events.watch import EventWatch
 from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
@@ -55,6 +59,7 @@ from staddle_server.upkeep.lifecycle.deletion import Deletion
 from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
+from staddle_server.upkeep.notify.delivery import Notifier
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
@@ -78,7 +83,7 @@ class Service:
         space: Space | None = None,
         cache: SegmentCache | None = None,
         second: SitePlace | None = None,
-        certificates_last: Callable[[], bool] = lambda: True,
+        certificates: Callable[[], CertificateDates | None] = lambda: None,
         integrity_every_s: float = INTEGRITY_EVERY_S,
         beat_every_s: float = SERVER_BEAT_S,
     ) -> None:
@@ -107,23 +112,23 @@ class Service:
             server=self._id,
             endpoint=str(settings.endpoint or ""),
         )
-        reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         self._integrity = Integrity(kept, integrity_every_s)
-        parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
-        conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
+        own = OwnState(kept, space, self.clock_watch, self._integrity, certificates)
+        self.notifier = Notifier(catalog, guard, clock)
+        self._events = _event_watch(kept, guard, own, space, self.notifier)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
         table = methods(
             UploadCalls(self._uploads, tenants),
-            ReadCalls(reads, catalog, tenants),
+            ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
-            _info(kept, conditions, settings),
+            _info(kept, Conditions(own, self._events.failing_targets), settings),
         )
-        self._wire = WireServer(self._gate, table, threads, parts)
+        self._wire = WireServer(self._gate, table, threads, _parts(own, self._events))
         self._schedule = _schedule(
             kept, settings, policies, self._integrity, self._gate.is_busy, second=second
         )
@@ -159,13 +164,17 @@ class Service:
         self._heartbeat.start(
             ServerIdentity(self._id, place, socket.gethostname(), endpoint, __version__, holder_name())
         )
+        self._events.start(endpoint)
+        self.notifier.start()
 
     def drain(self, drain_s: float) -> None:
         """Stop: health becomes NOT_SERVING, new calls are refused, streams get this much time, then end at a
         checkpoint. Other servers may take the uploads over from the beginning.
         """
         self._heartbeat.drain()
+        self._events.stop()
         self._wire.close(drain_s)
+        self.notifier.stop()
         self._schedule.stop()
         self.clock_watch.stop()
         self._integrity.stop()
@@ -175,24 +184,15 @@ class Service:
         self._heartbeat.stop()
 
 
-def _parts(
-    blobs: Blobs,
-    space: Space | None,
-    clock_watch: ClockWatch,
-    integrity: Integrity,
-    certificates_last: Callable[[], bool],
-) -> dict[str, Callable[[], bool]]:
+def _parts(own: OwnState, events: EventWatch) -> dict[str, Callable[[], bool]]:
     """Return whether each part of the service with a health name works."""
-
-    def has_room() -> bool:
-        return space is None or space.flaw() is None
-
     return {
-        WRITES: lambda: blobs.failed is None and has_room(),
-        ROOM: has_room,
-        UPKEEP: lambda: not clock_watch.in_doubt,
-        INTEGRITY: lambda: integrity.is_whole,
-        CERTIFICATE: certificates_last,
+        WRITES: own.takes_backups,
+        ROOM: own.has_room,
+        UPKEEP: own.trusts_clock,
+        INTEGRITY: own.is_whole,
+        CERTIFICATE: own.certificates_last,
+        NOTIFICATIONS: events.reaches_targets,
     }
 
 
@@ -230,6 +230,16 @@ def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> Info
         lease_s=settings.lease_s,
         life_s=settings.upload_life_s,
     )
+
+
+def _event_watch(
+    kept: Kept, guard: ClockGuard, own: OwnState, space: Space | None, notifier: Notifier
+) -> EventWatch:
+    """Return what finds events, with all that it asks."""
+    catalog = kept.catalog
+    targets = FailingTargets(catalog, lambda: notifier.names)
+    sources: list[Source] = [own, targets, EndingTokens(catalog), FillingDisks(catalog, space)]
+    return EventWatch(catalog, guard, sources, notifier.wanting)
 
 
 def _schedule(

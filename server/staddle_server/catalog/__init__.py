@@ -3,6 +3,7 @@
 from staddle_server.catalog.chunks import Claimed
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import NewDamageError, protection_of
+from staddle_server.catalog.deliveries import Delivery, TargetState
 from staddle_server.catalog.engine import (
     Catalog,
     Replacement,
@@ -13,6 +14,7 @@ from staddle_server.catalog.engine import (
     replacement,
     servers_of,
 )
+from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.pack_values import (
     CondemnedPack,
@@ -63,6 +65,8 @@ from staddle_server.catalog.values import (
 __all__ = [
     "FOOTER",
     "WHOLE_PACK",
+    "Alarm",
+    "AlarmKey",
     "Applied",
     "Backup",
     "BackupFacts",
@@ -75,7 +79,10 @@ __all__ = [
     "Dataset",
     "DatasetFacts",
     "DeletionRefusal",
+    "Delivery",
     "DurableUpdate",
+    "Event",
+    "EventChanges",
     "ExpiredUpload",
     "Facts",
     "Generation",
@@ -91,6 +98,7 @@ __all__ = [
     "MissingChunk",
     "NewBackup",
     "NewDamageError",
+    "OpenEvents",
     "Orphan",
     "PackParity",
     "Page",
@@ -106,6 +114,7 @@ __all__ = [
     "ServerState",
     "Servers",
     "StandingRoots",
+    "TargetState",
     "TenantRow",
     "Terms",
     "Token",

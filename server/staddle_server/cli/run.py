@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "uploads": "staddle_server.cli.uploads:uploads",
     "servers": "staddle_server.cli.servers:servers",
     "clock": "staddle_server.cli.clock:clock",
+    "events": "staddle_server.cli.events:events",
+    "notify": "staddle_server.cli.notify:notify",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from staddle_server.catalog import KnownDamage
+from staddle_server.catalog import Alarm, KnownDamage
 from staddle_server.tenancy.clock_guard import Standing
-from staddle_server.upkeep.clock_watch import ClockWatch
-from staddle_server.upkeep.integrity.watch import Integrity
-
-NO_DAMAGE = KnownDamage(0, 0, 0)
+from staddle_server.upkeep.events.own import OwnState
 
 
 class Condition(NamedTuple):
@@ -20,23 +17,26 @@ class Condition(NamedTuple):
         takes_backups: The store accepts writes, and the disks have space.
         clock: Whether the clock is trusted; None if not checked yet.
         damage: The known damage of the tenant.
+        warnings: What else an administrator must know, in words.
 
     """
 
     takes_backups: bool
     clock: Standing | None
     damage: KnownDamage
+    warnings: Sequence[str]
 
 
 class Conditions:
     """The condition as of the watches' last look. Free to ask for."""
 
-    def __init__(self, clock: ClockWatch, integrity: Integrity, takes_backups: Callable[[], bool]) -> None:
-        self._clock = clock
-        self._integrity = integrity
-        self._takes_backups = takes_backups
+    def __init__(self, own: OwnState, failing_targets: Callable[[], Sequence[Alarm]]) -> None:
+        self._own = own
+        self._failing_targets = failing_targets
 
     def of(self, tenant: bytes) -> Condition:
         """Return the condition for the tenant with this id."""
-        damage = self._integrity.known.get(tenant, NO_DAMAGE)
-        return Condition(self._takes_backups(), self._clock.standing, damage)
+        warnings = [alarm.text for alarm in self._failing_targets()]
+        return Condition(
+            self._own.takes_backups(), self._own.clock_standing(), self._own.damage_of(tenant), warnings
+        )

@@ -3,6 +3,8 @@ CREATE TABLE chunks ( tenant INTEGER NOT NULL, chunk_id BLOB NOT NULL, pack INTE
 CREATE TABLE claims ( upload BLOB NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (upload, pack), FOREIGN KEY(pack) REFERENCES packs ("row"), FOREIGN KEY(upload) REFERENCES uploads (id) ) WITHOUT ROWID;
 CREATE TABLE clock ( boot VARCHAR NOT NULL, number BIGINT NOT NULL, offset_ns BIGINT NOT NULL, uptime_ns BIGINT NOT NULL, seen_ns BIGINT NOT NULL, jump_ns BIGINT NOT NULL, waited_ns BIGINT NOT NULL, PRIMARY KEY (boot) );
 CREATE TABLE datasets ( "row" INTEGER NOT NULL, tenant INTEGER NOT NULL, name VARCHAR NOT NULL, created_ns BIGINT NOT NULL, host TEXT NOT NULL, root TEXT NOT NULL, last_number BIGINT NOT NULL, min_retention_s BIGINT DEFAULT 0 NOT NULL, hold_ns BIGINT, hold_reason TEXT DEFAULT '' NOT NULL, policy TEXT DEFAULT '' NOT NULL, policy_ns BIGINT DEFAULT 0 NOT NULL, applied_plan TEXT DEFAULT '' NOT NULL, applied_ns BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY ("row"), FOREIGN KEY(tenant) REFERENCES tenants ("row"), UNIQUE (tenant, name) );
+CREATE TABLE deliveries ( event INTEGER NOT NULL, over BOOLEAN NOT NULL, target VARCHAR NOT NULL, state SMALLINT NOT NULL, created_ns BIGINT NOT NULL, tries INTEGER NOT NULL, next_ns BIGINT NOT NULL, error TEXT NOT NULL, PRIMARY KEY (event, over, target), FOREIGN KEY(event) REFERENCES events ("row") );
+CREATE TABLE events ( "row" INTEGER NOT NULL, id BLOB NOT NULL, kind VARCHAR NOT NULL, tenant VARCHAR NOT NULL, server VARCHAR NOT NULL, subject VARCHAR NOT NULL, severity VARCHAR NOT NULL, text TEXT NOT NULL, advice TEXT NOT NULL, since_ns BIGINT NOT NULL, began_ns BIGINT NOT NULL, absent_ns BIGINT, over_ns BIGINT, PRIMARY KEY ("row"), UNIQUE (id) );
 CREATE TABLE generation ( "row" INTEGER NOT NULL, current TEXT NOT NULL, birth_ns BIGINT, intended TEXT NOT NULL, PRIMARY KEY ("row") );
 CREATE TABLE mark_packs ( mark INTEGER NOT NULL, pack INTEGER NOT NULL, reached BLOB NOT NULL, PRIMARY KEY (mark, pack), FOREIGN KEY(mark) REFERENCES marks (number) ) WITHOUT ROWID;
 CREATE TABLE mark_roots ( mark INTEGER NOT NULL, backup BLOB NOT NULL, upload BLOB NOT NULL, root_level SMALLINT NOT NULL, root_digest BLOB NOT NULL, entry_count BIGINT NOT NULL, data_bytes BIGINT NOT NULL, walked BOOLEAN NOT NULL, PRIMARY KEY (mark, backup), FOREIGN KEY(mark) REFERENCES marks (number) ) WITHOUT ROWID;
@@ -18,6 +20,8 @@ CREATE TABLE replica_tenants ( replica INTEGER NOT NULL, tenant INTEGER NOT NULL
 CREATE TABLE replicas ( "row" INTEGER NOT NULL, place VARCHAR NOT NULL, begun_ns BIGINT, whole_ns BIGINT, compared_ns BIGINT, outcome TEXT NOT NULL, PRIMARY KEY ("row"), UNIQUE (place) );
 CREATE TABLE servers ( id BLOB NOT NULL, place TEXT NOT NULL, name TEXT NOT NULL, endpoint TEXT NOT NULL, version TEXT NOT NULL, process TEXT NOT NULL, started_ns BIGINT NOT NULL, beat_ns BIGINT NOT NULL, draining BOOLEAN NOT NULL, PRIMARY KEY (id) );
 CREATE TABLE settings ( name VARCHAR NOT NULL, value BIGINT NOT NULL, since_ns BIGINT NOT NULL, holder TEXT NOT NULL, PRIMARY KEY (name) );
+CREATE TABLE space_samples ( server VARCHAR NOT NULL, path VARCHAR NOT NULL, taken_ns BIGINT NOT NULL, free_bytes BIGINT NOT NULL, PRIMARY KEY (server, path, taken_ns) );
+CREATE TABLE targets ( name VARCHAR NOT NULL, kind VARCHAR NOT NULL, tried_ns BIGINT NOT NULL, reached_ns BIGINT, failing_ns BIGINT, error TEXT NOT NULL, PRIMARY KEY (name) );
 CREATE TABLE tasks ( name VARCHAR NOT NULL, begun_ns BIGINT, ended_ns BIGINT, outcome TEXT NOT NULL, holder TEXT DEFAULT '' NOT NULL, fence BIGINT DEFAULT 0 NOT NULL, expires_ns BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY (name) );
 CREATE TABLE tenants ( "row" INTEGER NOT NULL, id BLOB NOT NULL, name VARCHAR NOT NULL, created_ns BIGINT NOT NULL, keys_version INTEGER NOT NULL, wrapped_keys BLOB NOT NULL, records_sequence BIGINT NOT NULL, records_link BLOB NOT NULL, records_rebuilt BIGINT NOT NULL, damage_epoch BIGINT DEFAULT 0 NOT NULL, grace_s BIGINT DEFAULT 604800 NOT NULL, gc_waits BOOLEAN DEFAULT FALSE NOT NULL, gc_failure TEXT DEFAULT '' NOT NULL, decided_ns BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY ("row"), UNIQUE (id), UNIQUE (name) );
 CREATE TABLE tokens ( id BLOB NOT NULL, tenant INTEGER NOT NULL, name VARCHAR NOT NULL, role SMALLINT NOT NULL, hash BLOB NOT NULL, created_ns BIGINT NOT NULL, expires_ns BIGINT, revoked_ns BIGINT, PRIMARY KEY (id), FOREIGN KEY(tenant) REFERENCES tenants ("row"), UNIQUE (hash) );
@@ -27,6 +31,8 @@ CREATE TABLE uploads ( id BLOB NOT NULL, tenant INTEGER NOT NULL, dataset INTEGE
 CREATE INDEX backups_begin ON backups (dataset, begin_ns);
 CREATE INDEX backups_deleted ON backups (deleted_ns) WHERE deleted_ns IS NOT NULL;
 CREATE INDEX claims_pack ON claims (pack);
+CREATE INDEX deliveries_pending ON deliveries (target, next_ns) WHERE state = 0;
+CREATE UNIQUE INDEX events_open ON events (kind, tenant, server, subject) WHERE over_ns IS NULL;
 CREATE INDEX packs_condemned ON packs (condemned_ns) WHERE state = 3;
 CREATE INDEX packs_locked ON packs (locked_until_ns) WHERE state = 2;
 CREATE INDEX packs_without_parity ON packs ("row") WHERE state = 2 AND parity_bytes = 0;

@@ -62,6 +62,8 @@ CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
 """The health name of the server's certificate: NOT_SERVING from 30 days before its expiry; the service itself
 continues.
 """
+NOTIFICATIONS: Final = f"{SERVICE.full_name}/notifications"
+"""The health name of the notification targets: NOT_SERVING while one fails; the service itself continues."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 THREADS_LEFT_MIN: Final = 4

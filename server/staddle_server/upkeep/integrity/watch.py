@@ -132,6 +132,16 @@ class Integrity:
         self._absent: set[str] = set()
         """Which of store and catalog were missing a second ago."""
 
+    @property
+    def lost(self) -> dict[bytes, str]:
+        """What tenants lack besides packs, in words: keys that open, and records."""
+        return dict(self._lost)
+
+    @property
+    def absent(self) -> list[str]:
+        """Which of store and catalog were missing a second ago, in words."""
+        return sorted(self._absent)
+
     def start(self) -> None:
         """Compare all tenants with the store, report damage, and keep watching on a separate thread."""
         self._mark = self._kept.catalog.generation.get()
