@@ -12,7 +12,7 @@ CRITICAL: Final = "critical"
 SEVERITIES: Final = (WARNING, CRITICAL)
 TEXT_CHARS_MAX: Final = 1000
 SUBJECT_CHARS_MAX: Final = 300
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 class AlarmKind(NamedTuple):

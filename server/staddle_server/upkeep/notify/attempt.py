@@ -69,6 +69,11 @@ class Attempt:
         self._socket = connection
         return connection
 
+    def close(self) -> None:
+        """Close the connection, wherever the try ended."""
+        if self._socket is not None:
+            self._socket.close()
+
     def look(self) -> None:
         """Cut the connection if the time is over."""
         if self._socket is not None and (self._until_s <= time.monotonic() or self._stopping()):
@@ -107,6 +112,7 @@ class Watchdog:
             yield made
         finally:
             self._attempts.discard(made)
+            made.close()
 
     def _look(self) -> None:
         for each in list(self._attempts):

@@ -1,10 +1,11 @@
 """One HTTP POST, with the standard library: it needs no more than this, and each bound is visible here.
 
-No redirect is followed, no proxy is used, and of the answer only the status and a few bytes count.
+No redirect is followed, no proxy is used, and of the answer only the status counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 from collections.abc import Mapping
@@ -78,7 +79,10 @@ def post(
             sent = {"Host": url.host_header, "User-Agent": f"staddle-server/{__version__}", **headers}
             connection.request("POST", url.path, body, {**sent, "Connection": "close"})
             answer = connection.getresponse()
-            shown = answer.read(ANSWER_BYTES_MAX)
+            attempt.left_s()  # what was cut looks like the end of the headers
+            said = _said(answer)
+        except OSError:
+            raise  # some of TLS are ValueErrors, too
         except (http.client.HTTPException, ValueError) as error:
             if attempt.was_cut:
                 raise attempt.late() from error
@@ -90,5 +94,14 @@ def post(
             f"{url.host} answers {answer.status}, a redirect, which is not followed: set the URL that it leads to"
         )
     if not 200 <= answer.status < 300:
-        words = shown.decode("utf-8", "replace").strip()[:SHOWN_CHARS]
-        raise TargetError(f"{url.host} answers {answer.status}" + (f": {words}" if words else ""))
+        raise TargetError(f"{url.host} answers {answer.status}" + (f": {said}" if said else ""))
+
+
+def _said(answer: http.client.HTTPResponse) -> str:
+    """Return the beginning of what comes with a refusal; of a success nothing is read."""
+    with answer:
+        if 200 <= answer.status < 300:
+            return ""
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            return answer.read(ANSWER_BYTES_MAX).decode("utf-8", "replace").strip()[:SHOWN_CHARS]
+    return ""
