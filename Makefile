@@ -38,6 +38,7 @@
 #                        ARGS="--count 64 --way thin"
 #   make bench-servers   the same uploads against one server, and between two
 #   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
+#   make bench-index     bytes and speed of the chunk index; ARGS="--rows 1e7"
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
 #   make bench-peers     install these (Debian, as root, with cargo; into .tools/)
@@ -240,6 +241,10 @@ bench-servers: $(STAMP)
 .PHONY: bench-cluster
 bench-cluster: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.cluster $(ARGS)
+
+.PHONY: bench-index
+bench-index: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.chunk_rows $(ARGS)
 
 .PHONY: bench-wire
 bench-wire: $(STAMP)

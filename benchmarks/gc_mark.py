@@ -18,7 +18,7 @@ from typing import Final
 
 from blake3 import blake3
 from staddle_server.base.types import ChunkRef, Content, Entry, Role, Root
-from staddle_server.catalog import open_catalog
+from staddle_server.catalog import indexed_id, open_catalog
 from staddle_server.manifest.tree import TreeBuilder
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import create_format
@@ -91,8 +91,11 @@ def fill(directory: Path, chunks: int) -> list[Root]:
     database = sqlite3.connect(directory / "catalog.db")
     # References to pages are looked up as well: the pages are in the first pack.
     database.executemany(
-        "INSERT INTO chunks VALUES (1, ?, 1, 999, 1000, ?, 1)",
-        ((tenant.chunk_id(Role.MANIFEST, bytes.fromhex(page)), n) for n, page in enumerate(pages.places)),
+        "INSERT INTO chunks VALUES (?, ?, 1, 999, 1000, ?, 1)",
+        (
+            (*indexed_id(tenant.chunk_id(Role.MANIFEST, bytes.fromhex(page))), n)
+            for n, page in enumerate(pages.places)
+        ),
     )
     database.commit()
     database.close()

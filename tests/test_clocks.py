@@ -36,6 +36,7 @@ USES: Final = {
         staddle_server.cli.notify test
         staddle_server.cli.parity _repair
         staddle_server.cli.replicate _print_states
+        staddle_server.cli.lock _print
         staddle_server.demo _run
         staddle_server.base.logs TextFormatter.format
         staddle_server.base.logs _utc
@@ -118,6 +119,10 @@ USES: Final = {
         staddle_server.catalog.servers Servers.list_all
         staddle_server.catalog.servers Servers.working
         staddle_server.catalog.servers Servers.writing_elsewhere
+    """,
+    "how long an object lock lasts and a second site is behind: a warning begins or ends early, and nothing else": """
+        staddle_server.upkeep.store_watch StoreWatch.__init__
+        staddle_server.upkeep.store_watch StoreWatch.look
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
         staddle._transport.tls _certificate_refused

@@ -82,6 +82,7 @@ CHANGES: Final = {
         purge remove_records
         tasks claim
         tasks end
+        tasks give_up
         tasks note
         settings put
         tenants set_gc_failure
@@ -106,6 +107,7 @@ CHANGES: Final = {
         replicas note_compared
         replicas note_copied
         replicas note_gone
+        replicas note_whole
         replicas note_missing
         replicas note_progress
     """,

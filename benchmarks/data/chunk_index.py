@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
-from staddle_server.catalog import schema
+from staddle_server.catalog import indexed_id, schema
 from staddle_server.store.pack import pack_name
 
-BATCH: Final = 2_000_000
-"""So many rows are sorted and inserted at a time: sorting bounds the work, and this the memory."""
 NUMBER_BYTES: Final = 8
 WRITE_CACHE_KIB: Final = 64 * 1024
 HEAD_BYTES: Final = 64
@@ -63,10 +61,7 @@ def fill(catalog: Path, chunks: int, shape: Shape, name: Name) -> None:
         (before,) = database.execute("SELECT coalesce(max(row), 0) FROM packs").fetchone()
         _insert_packs(database, tenant, before + 1, chunks, shape)
         _make_packs(catalog.parent / "store", tenant_id, before + 1, chunks, shape)
-        for first in range(0, chunks, BATCH):
-            numbers = range(first, min(chunks, first + BATCH))
-            _insert_chunks(database, tenant, before + 1, _sorted(numbers, name), shape)
-            database.commit()
+        _insert_chunks(database, before + 1, chunks, shape, name)
     finally:
         database.close()
 
@@ -99,17 +94,18 @@ def _pack_counts(chunks: int, pack_chunks: int) -> Iterator[int]:
     return itertools.chain(itertools.repeat(pack_chunks, whole), (rest,) if rest else ())
 
 
-def _sorted(numbers: range, name: Name) -> list[bytes]:
-    """Ids with their numbers behind them, in the order of the index's key: so its pages are filled one after the other."""
-    return sorted(name(number) + number.to_bytes(NUMBER_BYTES, "little") for number in numbers)
-
-
 def _insert_chunks(
-    database: sqlite3.Connection, tenant: int, first_pack: int, named: list[bytes], shape: Shape
+    database: sqlite3.Connection, first_pack: int, chunks: int, shape: Shape, name: Name
 ) -> None:
-    def rows() -> Iterator[tuple[int, bytes, int, int, int, int, int]]:
-        for each in named:
-            pack, place = shape.place(int.from_bytes(each[-NUMBER_BYTES:], "little"))
-            yield tenant, each[:-NUMBER_BYTES], first_pack + pack, *place
+    """Rows in the order of the packs, as servers write them; then the index of their ids at once: sorting bounds the work."""
+    (again,) = database.execute("SELECT sql FROM sqlite_schema WHERE name = 'chunks_id'").fetchone()
+    database.execute("DROP INDEX chunks_id")
+
+    def rows() -> Iterator[tuple[int, ...]]:
+        for number in range(chunks):
+            pack, place = shape.place(number)
+            yield *indexed_id(name(number)), first_pack + pack, *place
 
     database.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
+    database.execute(again)
+    database.commit()

@@ -72,7 +72,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
+from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
 from staddle._upload.upload import Upload
 
 __all__ = [
@@ -133,11 +133,13 @@ __all__ = [
     "RetentionTag",
     "RootDiffersError",
     "Scope",
+    "SecondSite",
     "ServerCondition",
     "ServerError",
     "ServerInfo",
     "Settings",
     "StaddleError",
+    "StoreLock",
     "TooMuchRemovedError",
     "UnavailableError",
     "UnfinishedError",

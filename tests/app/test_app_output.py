@@ -123,6 +123,7 @@ ARGUMENTS = {
     "events": (),
     "notify list": (),
     "notify test": ("--help",),
+    "lock": (),
 }
 
 

@@ -42,6 +42,7 @@ ARGUMENTS = {
     "events": [],
     "notify list": [],
     "notify test": [],
+    "lock": [],
 }
 """What each command needs beside --data, to do something."""
 EXITS = {"health": 1, "notify test": 1}

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from staddle_server.catalog import indexed_id
 
 from benchmarks import growth, report
 from benchmarks.data import chunk_index, corpora
@@ -141,23 +142,22 @@ def test_the_server_of_a_filled_catalog_neither_collects_nor_scrubs(tmp_path: Pa
 
 
 def test_a_catalog_is_filled_with_chunks_that_lie_in_packs_as_in_a_real_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(chunk_index, "BATCH", 300)
     growth.make_filled(tmp_path / "filled", 1_000)
     with closing(sqlite3.connect(tmp_path / "filled" / "catalog.db")) as catalog:
         counts = catalog.execute(
             "SELECT chunk_count, count(*) FROM packs JOIN chunks ON chunks.pack = packs.row "
             "GROUP BY packs.row ORDER BY packs.row"
         ).fetchall()
-        ids = {each for (each,) in catalog.execute("SELECT chunk_id FROM chunks")}
+        ids = set(catalog.execute("SELECT id_head, id_tail FROM chunks"))
         (beyond,) = catalog.execute(
             "SELECT count(*) FROM packs JOIN chunks ON chunks.pack = packs.row "
             "WHERE segment_offset + segment_length > size_bytes"
         ).fetchone()
         places = catalog.execute('SELECT DISTINCT pack, segment_offset, "offset" FROM chunks').fetchall()
     assert counts == [(300, 300), (300, 300), (300, 300), (100, 100)]
-    assert ids == {chunk_index.digest_of(number) for number in range(1_000)}
+    assert ids == {indexed_id(chunk_index.digest_of(number)) for number in range(1_000)}
     assert beyond == 0
     assert len(places) == 1_000
 

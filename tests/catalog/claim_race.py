@@ -132,8 +132,7 @@ def collect(catalog: Catalog, holder: str, counts: Counter[str]) -> None:
         catalog.marks.walk_done(fence, mark)
         for pack in catalog.marks.reached(mark, limit=10_000):
             if not pack.reached:
-                held = catalog.marks.indexed(TENANT, pack.pack)
-                done = catalog.marks.condemn(TENANT, fence, mark, {pack.pack: held}, now_ns=time.time_ns())
+                done = catalog.marks.condemn(TENANT, fence, mark, [pack.pack], now_ns=time.time_ns())
                 counts["condemned" if done else "kept by a claim"] += 1
         catalog.marks.end_claims(fence, mark)
         catalog.marks.end_mark(fence, mark, time.time_ns(), "")

@@ -213,7 +213,7 @@ def test_lists_of_every_length_are_found_with_a_handful_of_statements(world, mon
     monkeypatch.setattr(sqlite, "_list_sql", noted)
     for length in [*range(1, 70), 255, 256, 257, BATCH - 1, BATCH, BATCH + 1, BATCH + 30]:
         world.catalog.chunks.find(world.tenant, world.digests(length))
-    of_chunks = {statement for statement in statements if "FROM chunks" in statement}
+    of_chunks = {statement for statement in statements if 'FROM "chunks"' in statement}
     assert 3 <= len(of_chunks) <= 6
 
 

@@ -80,6 +80,7 @@ class CrashServer:
         self._log = place / "log"
         self._process: subprocess.Popen[str] | None = None
         self._channel: grpc.Channel | None = None
+        self.address = ""
         self._read = 0
 
     def start(self, plan: Plan | None = None) -> bool:
@@ -98,8 +99,9 @@ class CrashServer:
         for line in self._process.stdout:
             found = re.match(r"Listening on (\S+:\d+)", line)
             if found:
+                self.address = found[1]
                 self._channel = grpc.insecure_channel(
-                    found[1], options=[("grpc.use_local_subchannel_pool", 1)]
+                    self.address, options=[("grpc.use_local_subchannel_pool", 1)]
                 )
                 return True
         if self.wait() != -signal.SIGKILL:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -252,6 +253,42 @@ def small_disk(place: Path, size_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@dataclass(frozen=True)
+class FailingDisk:
+    """A file system that its kernel makes read-only."""
+
+    place: Path
+    trigger: Path
+
+    def fail(self) -> None:
+        self.trigger.write_text("an error of a test")
+
+
+@contextmanager
+def failing_disk(directory: Path) -> Iterator[FailingDisk]:
+    """An ext4 file system in a file. Skips the test where none can be mounted."""
+    image, place = directory / "image", directory / "disk"
+    place.mkdir()
+    image.touch()
+    os.truncate(image, 64 << 20)
+    device = ""
+    for words in (
+        ["mkfs.ext4", "-q", str(image)],
+        ["mount", "-o", "loop,errors=remount-ro", str(image), str(place)],
+        ["findmnt", "-n", "-o", "SOURCE", str(place)],
+    ):
+        if os.geteuid() or not shutil.which(words[0]):
+            pytest.skip(f"no ext4 file system can be mounted here: that takes root and {words[0]}")
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no ext4 file system can be mounted here: {done.stderr.strip()}")
+        device = done.stdout.strip()
+    try:
+        yield FailingDisk(place, Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error"))
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 def test_a_really_full_disk_stops_backups_but_not_restores(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 24 << 20) as disk:
         server = CrashServer(disk)
@@ -337,6 +374,40 @@ def test_a_catalog_locked_by_another_process_is_busy_until_it_is_unlocked(impati
         assert restore(stub, "www").files == {"a": b"1"}, "reading waits for no lock"
     back_up(stub, "www", {"b": b"2"})
     assert restore(stub, "www").files == {"b": b"2"}
+
+
+def test_health_says_while_the_catalog_takes_no_write(impatient) -> None:
+    impatient.stop()
+    impatient.beat_every_s = 0.05
+    impatient.start()
+    stub = impatient.stub()
+    back_up(stub, "www", {"a": b"1"})
+    assert writes(impatient.address) == "SERVING"
+    with held(impatient.root / "catalog.db", "IMMEDIATE"):
+        wait_until(lambda: writes(impatient.address) == "NOT_SERVING")
+        with grpc.insecure_channel(impatient.address) as channel, pytest.raises(health_probe.ReadOnlyError):
+            health_probe.check_on(channel, impatient.address, 5.0)
+        assert restore(stub, "www").files == {"a": b"1"}
+    wait_until(lambda: writes(impatient.address) == "SERVING")
+
+
+def test_a_file_system_that_an_error_made_read_only_is_named(tmp_path: Path) -> None:
+    with failing_disk(tmp_path) as disk:
+        (disk.place / "data").mkdir()
+        (tmp_path / "data").symlink_to(disk.place / "data")
+        server = CrashServer(tmp_path)
+        try:
+            server.start()
+            back_up(server.stub, "www", {"a": b"1"})
+            disk.fail()
+            with pytest.raises(grpc.RpcError) as failed:
+                back_up(server.stub, "www", {"b": b"2"})
+            assert "become read-only" in failed.value.details()
+            assert (failed.value.code(), info(failed.value).reason) == UNAVAILABLE
+            wait_until(lambda: writes(server.address) == "NOT_SERVING")
+            assert restore(server.stub, "www").files == {"a": b"1"}
+        finally:
+            server.kill()
 
 
 def test_a_catalog_that_is_locked_at_the_start_is_reported_and_not_recreated(tmp_path: Path) -> None:

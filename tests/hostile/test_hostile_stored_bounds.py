@@ -44,6 +44,7 @@ OF_COMMANDS = {
     "token": set(),
     "uploads": set(),
     "clock": set(),
+    "lock": {"check"},  # the records that the store lacks
     "cert": set(),
 }
 """Which readers stand for each command of the server."""

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
@@ -69,8 +70,14 @@ def need() -> None:
 class PostgresServer:
     """A server with a cluster of its own, reached through a Unix socket. As root it runs as an ordinary user, which it insists on."""
 
-    def __init__(self, *, durable: bool = False, standby_of: PostgresServer | None = None) -> None:
-        """`durable`: for tests that kill it. `standby_of`: starts as a standby of that server."""
+    def __init__(
+        self,
+        *,
+        durable: bool = False,
+        standby_of: PostgresServer | None = None,
+        settings: Sequence[str] = (),
+    ) -> None:
+        """`durable`: for tests that kill it. `standby_of`: starts as a standby of that server. `settings` override those here."""
         bin_ = programs()
         assert bin_ is not None
         self._bin = bin_
@@ -81,7 +88,12 @@ class PostgresServer:
             user = "nobody"
             shutil.chown(self.place, user)
             self._as_user = ["setpriv", f"--reuid={user}", "--clear-groups"]
-        self._settings = [*SMALL, f"unix_socket_directories={self.place}", *(() if durable else FAST)]
+        self._settings = [
+            *SMALL,
+            f"unix_socket_directories={self.place}",
+            *(() if durable else FAST),
+            *settings,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self._names = (f"t{number}" for number in itertools.count())
         if standby_of is not None:

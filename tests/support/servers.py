@@ -37,6 +37,7 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.replication.site import SitePlace
 
 Stub = service_pb2_grpc.StaddleServiceStub
 MASTER = bytes(range(32))
@@ -135,6 +136,8 @@ class Running:
     listen: str = "127.0.0.1:0"
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
+    second: SitePlace | None = None
+    """Where the service says that it copies its store to."""
     catalog_url: str = ""
     """An empty database for the catalog; "": a file of SQLite."""
 
@@ -169,6 +172,7 @@ class Running:
                 parity_percent=self.parity_percent,
             ),
             clock=self.clock,
+            second=self.second,
             integrity_every_s=0.0,
             beat_every_s=self.beat_every_s,
         )

@@ -46,11 +46,11 @@ _QUERIES = {
         "WHERE p.state = 2"
     ),
     "chunks": (
-        'SELECT c.chunk_id, p.id, t.id, c.segment_offset, c.segment_length, c."offset", c.length FROM chunks c '
-        "JOIN packs p ON c.pack = p.row JOIN tenants t ON c.tenant = t.row"
+        'SELECT c.id_head, c.id_tail, p.id, t.id, c.segment_offset, c.segment_length, c."offset", c.length FROM chunks c '
+        "JOIN packs p ON c.pack = p.row JOIN tenants t ON p.tenant = t.row"
     ),
 }
-KEYS = {"tenants": 1, "datasets": 2, "backups": 1, "packs": 2, "chunks": 2}
+KEYS = {"tenants": 1, "datasets": 2, "backups": 1, "packs": 2, "chunks": 3}
 
 
 def facts_of(catalog: Catalog) -> Facts:

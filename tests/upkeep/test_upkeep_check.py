@@ -207,15 +207,14 @@ def test_index_rows_that_are_missing_or_wrong_are_found(running):
     back_up(running.stub(), "www", FILES)
     assert check(running)[0] == []
     with running.catalog.database.write() as connection:
-        sql(connection, "DELETE FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 1)")
+        sql(connection, "DELETE FROM chunks WHERE id_tail IN (SELECT id_tail FROM chunks LIMIT 1)")
         sql(
             connection,
-            'UPDATE chunks SET "offset" = "offset" + 1 WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 1)',
+            'UPDATE chunks SET "offset" = "offset" + 1 WHERE id_tail IN (SELECT id_tail FROM chunks LIMIT 1)',
         )
         sql(
             connection,
-            "INSERT INTO chunks SELECT tenant, ?, pack, 48, 100, 0, 1 FROM chunks LIMIT 1",
-            (bytes(32),),
+            "INSERT INTO chunks SELECT 0, 0, pack, 48, 100, 0, 1 FROM chunks LIMIT 1",
         )
     found, _ = check(running)
     (index,) = [each for each in found if each.kind == "index"]

@@ -16,12 +16,15 @@ from servers import Running
 from staddle_server.base.errors import Unavailable
 from staddle_server.store.backends.object_store import ObjectBlobs
 from staddle_server.store.blobs import BlobExists, Blobs, create_format, replace_object
-from staddle_server.store.locks import ObjectLock, ObjectVersions
+from staddle_server.store.locks import ObjectLock, ObjectVersions, unhide
 from staddle_server.store.open import open_blobs
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.integrity.hidden import hidden_objects
 from staddle_server.upkeep.integrity.lock import Locker, lock_tasks
-from thin import back_up, noise
+from staddle_server.upkeep.integrity.watch import Integrity
+from staddle_server.upkeep.schedule import Schedule, StoppedError, Stopping, Task
+from thin import back_up, noise, restore
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -52,7 +55,7 @@ class LockedStore:
         return self.blobs
 
     def locker(self, span_s: float = 30 * DAY_S) -> Locker:
-        return Locker(self.running.catalog, self.lock(span_s))
+        return Locker(kept(self.running), self.lock(span_s))
 
     def lock(self, span_s: float = 30 * DAY_S) -> ObjectLock:
         return self.days.with_span(span_s)
@@ -168,10 +171,102 @@ def test_a_pack_that_an_attacker_hides_or_replaces_stays_locked_and_is_reported(
     store.client.put_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{replaced}", Body=b"garbage")
     assert store.locker().extend_packs().missing in ([hidden], [])  # an engine may lock the marker
     report = store.locker().look_at_versions()
-    assert sorted(report.replaced) == sorted([hidden, replaced])
-    assert "2 objects were hidden or replaced" in str(report)
+    assert (report.hidden, report.replaced) == ([hidden], [replaced])
+    assert "1 object is hidden in the bucket by delete markers" in str(report)
+    assert "1 object was replaced; all versions stay locked" in str(report)
     for name, version in originals.items():
         assert store.until_s(name, VersionId=version) > 45 * DAY_S - 60
+
+
+def test_hidden_records_and_keys_are_named_stay_locked_and_become_visible_again(
+    store: LockedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = store.running
+    create_format(store.blobs)
+    store.put_for(2 * DAY_S)
+    back_up(running.stub(), "set", FILES)
+    hidden = [store.garbage.objects("records")[-1], *store.packs(), *store.garbage.objects("keys")]
+    for name in hidden[:2]:
+        store.client.delete_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{name}")
+    watch = Integrity(kept(running), every_s=0)
+    watch.start()
+    assert not watch.is_whole
+    assert (watch.lost[running.tenant].missing, watch.lost[running.tenant].hidden) == (1, 1)
+    for name in hidden[:2]:
+        assert f"1 object is hidden in the bucket by delete markers ({name})" in caplog.text
+    assert "run `staddle-server lock --unhide`" in caplog.text
+
+    store.client.delete_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{hidden[2]}")
+    watch.look_for_lost(lambda: False)
+    assert f"1 object is hidden in the bucket by delete markers ({hidden[2]})" in caplog.text
+    assert list(hidden_objects(kept(running), store.days)) == [hidden[2]], "no record opens without keys"
+    assert unhide(store.days, hidden[2])
+    assert sorted(hidden_objects(kept(running), store.days)) == sorted(hidden[:2])
+
+    # Hidden for longer than the promise: what nothing needs would be removed now.
+    running.clock.ahead_s = 60 * DAY_S
+    time.sleep(1.1)
+    report = store.locker(0.5).look_at_versions()
+    assert (report.removed, report.hidden) == (0, sorted(hidden[:2]))
+    assert store.locker().look_at_versions().hidden
+    for name in hidden[:2]:
+        (original,) = [each for each in store.history(name).versions if not each.is_marker]
+        assert store.until_s(name, VersionId=original.id) > 45 * DAY_S - 60
+        assert unhide(store.days, name)
+    watch.look_for_lost(lambda: False)
+    assert running.tenant not in watch.lost
+    assert list(hidden_objects(kept(running), store.days)) == []
+    assert restore(running.stub(), "set").files == FILES
+
+
+def test_a_record_that_may_be_absent_is_not_called_hidden(store: LockedStore) -> None:
+    store.blobs.put("records/00/a", b"1")
+    store.blobs.delete("records/00/a")
+    back_up(store.running.stub(), "gone", FILES)
+    store.garbage.delete("gone")
+    store.garbage.later(8)
+    for _ in range(3):
+        store.garbage.later(8)
+        store.garbage.collect(grace_s=0)
+    assert [each for each in store.days.histories("records") if each.is_hidden], "records were removed"
+    assert list(hidden_objects(kept(store.running), store.days)) == []
+    assert store.locker().look_at_versions().hidden == []
+
+
+def test_a_bucket_that_keeps_no_versions_any_more_fails_the_task_by_name(
+    store: LockedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = store.blobs.endpoints[0].locking._client  # type: ignore[union-attr]
+    asked = client.get_bucket_versioning
+    monkeypatch.setattr(
+        client, "get_bucket_versioning", lambda **given: asked(**given) | {"Status": "Suspended"}
+    )
+    with pytest.raises(Unavailable, match="cannot lock objects any more: the bucket keeps no versions"):
+        store.locker().extend_packs()
+
+
+def test_a_run_that_is_stopped_is_due_again_at_once(store: LockedStore) -> None:
+    running = store.running
+    back_up(running.stub(), "set", FILES)
+    stopped, looks = [True], []
+
+    def versions(stopping: Stopping) -> str:
+        looks.append(stopping())
+        if stopped.pop():
+            raise StoppedError
+        return ""
+
+    schedule = Schedule([Task("versions", 3600, versions)], running.catalog, running.clock)
+    schedule.look()
+    assert running.catalog.tasks.last("versions").begun_ns is None
+    stopped.append(False)
+    schedule.look()
+    schedule.look()
+    assert len(looks) == 2
+    assert running.catalog.tasks.last("versions").ended_ns is not None
+    tasks = {task.name: task for task in lock_tasks(kept(running))}
+    with pytest.raises(StoppedError):
+        tasks["versions"].run(lambda: True)
 
 
 def test_old_versions_are_removed_when_nothing_needs_them_and_their_lock_is_over(

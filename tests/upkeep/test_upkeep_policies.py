@@ -14,6 +14,7 @@ from sqlalchemy import text
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import Role
+from staddle_server.catalog import indexed_id
 from staddle_server.manifest.references import references
 from staddle_server.store import records as rec
 from staddle_server.tenancy.chunk_reader import ChunkReader
@@ -341,8 +342,8 @@ def test_a_plan_finds_a_chunk_that_no_pack_has(running):
     set_policy(stub, keep_last=1)
     (digest,) = data_of(running, newest)
     with running.catalog.database.write() as connection:
-        chunk_id = tenant_of(running).chunk_id(Role.DATA, digest)
-        connection.execute(text("DELETE FROM chunks WHERE chunk_id = :id"), {"id": chunk_id})
+        name = indexed_id(tenant_of(running).chunk_id(Role.DATA, digest))
+        connection.execute(text("DELETE FROM chunks WHERE id_tail = :tail"), {"tail": name.tail})
     shown = plan(stub)
     assert [(each.backup.id, each.goes, each.damaged) for each in shown.backups] == [
         (newest.id, False, True),

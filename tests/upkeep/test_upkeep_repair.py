@@ -118,15 +118,14 @@ def test_index_rows_come_back_from_the_footer_and_wrong_ones_go(running):
     back_up(stub, "www", FILES)
     before = snapshot(running)[0]["chunks"]
     with running.catalog.database.write() as connection:
-        sql(connection, "DELETE FROM chunks WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 100)")
+        sql(connection, "DELETE FROM chunks WHERE id_tail IN (SELECT id_tail FROM chunks LIMIT 100)")
         sql(
             connection,
-            'UPDATE chunks SET "offset" = 7 WHERE chunk_id IN (SELECT chunk_id FROM chunks LIMIT 9)',
+            'UPDATE chunks SET "offset" = 7 WHERE id_tail IN (SELECT id_tail FROM chunks LIMIT 9)',
         )
         sql(
             connection,
-            "INSERT INTO chunks SELECT tenant, ?, pack, 48, 100, 0, 1 FROM chunks LIMIT 1",
-            (bytes(32),),
+            "INSERT INTO chunks SELECT 0, 0, pack, 48, 100, 0, 1 FROM chunks LIMIT 1",
         )
     found, done = repair(running)
     assert (done.index_packs, done.packs) == (1, 0)

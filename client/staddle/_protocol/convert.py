@@ -32,7 +32,7 @@ from staddle._types.entries import (
     path_to_bytes,
 )
 from staddle._types.retention import Retention, RetentionPolicy, RetentionTag
-from staddle._types.server import ChunkerInfo, PeerServer, ServerCondition, ServerInfo
+from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
@@ -387,6 +387,27 @@ def _condition_of(message: sv.ServerCondition) -> ServerCondition:
         damaged_segments=message.damaged_segments,
         damaged_footers=message.damaged_footers,
         warnings=tuple(message.warnings),
+        missing_objects=message.missing_objects,
+        hidden_objects=message.hidden_objects,
+        lock=_lock_of(message.lock) if message.HasField("lock") else None,
+        second_site=_second_site_of(message.second_site) if message.HasField("second_site") else None,
+    )
+
+
+def _lock_of(message: sv.StoreLock) -> StoreLock:
+    return StoreLock(
+        promise=_timedelta(message.promise),
+        packs_until=datetime_of(message.packs_until) if message.HasField("packs_until") else None,
+        records_until=datetime_of(message.records_until) if message.HasField("records_until") else None,
+        late=message.late,
+    )
+
+
+def _second_site_of(message: sv.SecondSite) -> SecondSite:
+    return SecondSite(
+        lag=_timedelta(message.lag) if message.HasField("lag") else None,
+        bytes_behind=message.bytes_behind,
+        late=message.late,
     )
 
 

@@ -18,6 +18,32 @@ class ChunkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreLock:
+    """The object lock of a server's store: until when nobody can delete what backups need."""
+
+    promise: datetime.timedelta
+    """It is locked for at least this long, at any time."""
+    packs_until: datetime.datetime | None = None
+    """When the lock of the least protected pack ends, of those whose end is known."""
+    records_until: datetime.datetime | None = None
+    """When the first lock of a key or record ends, at the earliest; None: not known."""
+    late: bool = False
+    """Locks are extended too late, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondSite:
+    """How far the copy of a server's store at a second site is behind."""
+
+    lag: datetime.timedelta | None = None
+    """Everything that was decided longer ago is there; None: the copy was never whole."""
+    bytes_behind: int = 0
+    """Bytes of packs that are not there yet."""
+    late: bool = False
+    """It has been behind for longer than it should be."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerCondition:
     """What an operator should know of a server, as of a few seconds ago."""
 
@@ -34,6 +60,14 @@ class ServerCondition:
     damaged_segments: int = 0
     damaged_footers: int = 0
     """Damaged parts of others."""
+    missing_objects: int = 0
+    """Records and keys of the tenant that the store lacks."""
+    hidden_objects: int = 0
+    """Objects of the tenant that somebody with the store's credentials has hidden; object lock keeps them."""
+    lock: StoreLock | None = None
+    """The store's object lock, if it has one."""
+    second_site: SecondSite | None = None
+    """The copy at a second site, if the server makes one."""
     warnings: tuple[str, ...] = ()
     """What else an administrator must know, in sentences; empty for other roles."""
 

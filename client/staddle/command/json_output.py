@@ -19,7 +19,9 @@ from staddle import (
     PlannedBackup,
     Retention,
     RetentionPolicy,
+    SecondSite,
     ServerInfo,
+    StoreLock,
 )
 from staddle._types.entries import path_to_bytes
 from staddle.command.text import escaped, is_utf8, kind, rfc3339, rfc3339_of
@@ -204,6 +206,10 @@ def of_info(info: ServerInfo) -> Record:
             "damaged_segments": condition.damaged_segments,
             "damaged_footers": condition.damaged_footers,
             "warnings": list(condition.warnings),
+            "missing_objects": condition.missing_objects,
+            "hidden_objects": condition.hidden_objects,
+            "lock": _of_lock(condition.lock),
+            "second_site": _of_second_site(condition.second_site),
         },
         "servers": [
             {
@@ -214,4 +220,25 @@ def of_info(info: ServerInfo) -> Record:
             }
             for each in info.servers
         ],
+    }
+
+
+def _of_lock(lock: StoreLock | None) -> Record | None:
+    if lock is None:
+        return None
+    return {
+        "promise_s": lock.promise.total_seconds(),
+        "packs_until": lock.packs_until and rfc3339_of(lock.packs_until),
+        "records_until": lock.records_until and rfc3339_of(lock.records_until),
+        "late": lock.late,
+    }
+
+
+def _of_second_site(site: SecondSite | None) -> Record | None:
+    if site is None:
+        return None
+    return {
+        "lag_s": None if site.lag is None else site.lag.total_seconds(),
+        "bytes_behind": site.bytes_behind,
+        "late": site.late,
     }

@@ -8,7 +8,7 @@ import click
 
 from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset, PeerServer
 from staddle._base import figures
-from staddle.command import json_output, text
+from staddle.command import json_output, server_condition, text
 from staddle.command.options import Session, backup_argument, command, dataset_argument
 from staddle.command.output import Output
 
@@ -235,6 +235,7 @@ def info(session: Session) -> None:
             ("tenant", text.escaped(about.tenant)),
             ("token", f"{text.escaped(about.principal)}, {text.escaped(about.role)}"),
             ("time", text.local(about.server_time)),
+            *server_condition.rows(about.condition),
             (
                 "chunks",
                 f"{figures.size(chunker.min_bytes)} to {figures.size(chunker.max_bytes)}, about {figures.size(chunker.avg_bytes)}",
@@ -242,8 +243,8 @@ def info(session: Session) -> None:
             *((name.replace("_", " "), _limit(name, value)) for name, value in about.limits.items()),
         ]
         output.table(rows)
-        for warning in about.condition.warnings:
-            output.notice(f"Warning: {text.escaped(warning)}")
+        for warning in server_condition.warnings(about.condition):
+            output.notice(f"warning: {warning}.")
     words = f"Connected to {client.address} as {text.escaped(about.principal)} ({text.escaped(about.role)} of {text.escaped(about.tenant)})."
     output.summary(
         "info",

@@ -2324,6 +2324,10 @@ class ServerCondition(_message.Message):
     DAMAGED_PACKS_FIELD_NUMBER: _builtins.int
     DAMAGED_SEGMENTS_FIELD_NUMBER: _builtins.int
     DAMAGED_FOOTERS_FIELD_NUMBER: _builtins.int
+    MISSING_OBJECTS_FIELD_NUMBER: _builtins.int
+    HIDDEN_OBJECTS_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    SECOND_SITE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     takes_backups: _builtins.bool
     """The server accepts backups: its store takes writes and its disks have room."""
@@ -2335,6 +2339,10 @@ class ServerCondition(_message.Message):
     """Packs of the caller's tenant that are gone or damaged as a whole, and damaged parts of others."""
     damaged_segments: _builtins.int
     damaged_footers: _builtins.int
+    missing_objects: _builtins.int
+    """Records and keys of the caller's tenant that the store lacks."""
+    hidden_objects: _builtins.int
+    """Objects of the caller's tenant that somebody with the store's credentials has hidden; object lock keeps them."""
     @_builtins.property
     def clock_jump(self) -> _duration_pb2.Duration:
         """How far the clock jumped; negative: back. Unset: it is not in doubt."""
@@ -2342,6 +2350,14 @@ class ServerCondition(_message.Message):
     @_builtins.property
     def clock_wait(self) -> _duration_pb2.Duration:
         """The server believes the jump once so much more time has passed."""
+
+    @_builtins.property
+    def lock(self) -> Global___StoreLock:
+        """The object lock of the store. Unset: it has none."""
+
+    @_builtins.property
+    def second_site(self) -> Global___SecondSite:
+        """The copy at a second site. Unset: this server copies to none."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -2359,15 +2375,91 @@ class ServerCondition(_message.Message):
         damaged_packs: _builtins.int = ...,
         damaged_segments: _builtins.int = ...,
         damaged_footers: _builtins.int = ...,
+        missing_objects: _builtins.int = ...,
+        hidden_objects: _builtins.int = ...,
+        lock: Global___StoreLock | None = ...,
+        second_site: Global___SecondSite | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "lock", b"lock", "second_site", b"second_site"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "takes_backups", b"takes_backups", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "hidden_objects", b"hidden_objects", "lock", b"lock", "missing_objects", b"missing_objects", "second_site", b"second_site", "takes_backups", b"takes_backups", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerCondition: _TypeAlias = ServerCondition  # noqa: Y015
+
+@_typing.final
+class StoreLock(_message.Message):
+    """The object lock of a store: until when nobody can delete what backups need."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMISE_FIELD_NUMBER: _builtins.int
+    PACKS_UNTIL_FIELD_NUMBER: _builtins.int
+    RECORDS_UNTIL_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    late: _builtins.bool
+    """Locks are extended too late, or not at all: the promise is or will be broken."""
+    @_builtins.property
+    def promise(self) -> _duration_pb2.Duration:
+        """What backups need is locked for at least this long, at any time."""
+
+    @_builtins.property
+    def packs_until(self) -> _timestamp_pb2.Timestamp:
+        """When the lock of the least protected pack ends, of those whose end is known. Unset: of none."""
+
+    @_builtins.property
+    def records_until(self) -> _timestamp_pb2.Timestamp:
+        """When the first lock of a key or record ends, at the earliest. Unset: not known."""
+
+    def __init__(
+        self,
+        *,
+        promise: _duration_pb2.Duration | None = ...,
+        packs_until: _timestamp_pb2.Timestamp | None = ...,
+        records_until: _timestamp_pb2.Timestamp | None = ...,
+        late: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["packs_until", b"packs_until", "promise", b"promise", "records_until", b"records_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["late", b"late", "packs_until", b"packs_until", "promise", b"promise", "records_until", b"records_until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreLock: _TypeAlias = StoreLock  # noqa: Y015
+
+@_typing.final
+class SecondSite(_message.Message):
+    """How far the copy of the store at a second site is behind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAG_FIELD_NUMBER: _builtins.int
+    BYTES_BEHIND_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    bytes_behind: _builtins.int
+    """Bytes of packs that are not there yet."""
+    late: _builtins.bool
+    """It has been behind for longer than it should be."""
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """Everything that was decided longer ago than this is there. Unset: it was never whole."""
+
+    def __init__(
+        self,
+        *,
+        lag: _duration_pb2.Duration | None = ...,
+        bytes_behind: _builtins.int = ...,
+        late: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_behind", b"bytes_behind", "lag", b"lag", "late", b"late"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecondSite: _TypeAlias = SecondSite  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -34,6 +34,14 @@ NOTIFICATIONS: Final = "staddle.v1.StaddleService/notifications"
 TARGET_FAILS: Final = "a notification target fails: `staddle-server notify list` says which"
 CERTIFICATE: Final = "staddle.v1.StaddleService/certificate"
 """The health name of the dates of the server's certificate."""
+LOCK: Final = "staddle.v1.StaddleService/lock"
+"""The health name of the store's object lock."""
+LOCK_LATE: Final = "the object lock of the store is not extended in time: `staddle-server lock` says why"
+SECOND_SITE: Final = "staddle.v1.StaddleService/second-site"
+"""The health name of the copy at a second site."""
+SITE_LATE: Final = (
+    "the copy at the second site is too far behind: `staddle-server replicate --status` says how far"
+)
 CERTIFICATE_ENDS: Final = "the server's certificate is valid for less than 30 days: its log says until when"
 
 
@@ -99,6 +107,8 @@ def check_on(
         upkeep = _status(ask, UPKEEP, timeout_s)
         certificate = _status(ask, CERTIFICATE, timeout_s)
         notifications = _status(ask, NOTIFICATIONS, timeout_s)
+        lock = _status(ask, LOCK, timeout_s)
+        second_site = _status(ask, SECOND_SITE, timeout_s)
     except grpc.RpcError as error:
         raise ProbeError(f"no answer from {address}: {error.code().name}, {error.details()}") from error
     if serves != SERVING:
@@ -110,8 +120,8 @@ def check_on(
         )
     if writes != SERVING:
         raise ReadOnlyError(
-            f"the server at {address} is read-only: it restores, and refuses backups, since a sync failed. "
-            "Its log says which; check the disk, then restart it"
+            f"the server at {address} is read-only: it restores, and refuses backups, because its store or its "
+            "catalog takes no writes. Its log says why; check the disk or the database, then restart it"
         )
     if integrity != SERVING:
         raise DamageKnownError(
@@ -122,8 +132,9 @@ def check_on(
     if certificate != SERVING:
         # The files are the server's own, unless another server was requested.
         warnings.append(dates() or CERTIFICATE_ENDS)
-    if notifications != SERVING:
-        warnings.append(TARGET_FAILS)
+    warnings += [LOCK_LATE] if lock != SERVING else []
+    warnings += [SITE_LATE] if second_site != SERVING else []
+    warnings += [TARGET_FAILS] if notifications != SERVING else []
     return warnings
 
 
@@ -136,7 +147,7 @@ def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
         if (
-            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE, NOTIFICATIONS}
+            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE, LOCK, SECOND_SITE, NOTIFICATIONS}
             and error.code() is grpc.StatusCode.NOT_FOUND
         ):
             return SERVING  # an older server

@@ -18,8 +18,10 @@ from staddle_server.api.grpc.retention import RetentionCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
+    LOCK,
     NOTIFICATIONS,
     ROOM,
+    SECOND_SITE,
     UPKEEP,
     WRITES,
     CallThreads,
@@ -36,13 +38,14 @@ from staddle_server.catalog import Catalog, ServerIdentity
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.locks import lock_of
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
 from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
-from staddle_server.upkeep.condition import Conditions
+from staddle_server.upkeep.condition import Conditions, Watches
 from staddle_server.upkeep.events.own import CertificateDates, OwnState
 from staddle_server.upkeep.events.sources import EndingTokens, FailingTargets, FillingDisks, Source
 from staddle_server.upkeep.events.watch import EventWatch
@@ -63,6 +66,7 @@ from staddle_server.upkeep.notify.delivery import Notifier
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
+from staddle_server.upkeep.store_watch import StoreWatch
 from staddle_server.upload.uploads import Uploads
 
 GC_PATIENCE: Final = 4
@@ -116,7 +120,9 @@ class Service:
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         self._integrity = Integrity(kept, integrity_every_s)
-        own = OwnState(kept, space, self.clock_watch, self._integrity, certificates)
+        self.store_watch = _store_watch(kept, second, settings)
+        watches = Watches(self.clock_watch, self._integrity, self.store_watch)
+        own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
         self.notifier = Notifier(catalog, guard, clock)
         self._events = _event_watch(kept, guard, own, space, self.notifier)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
@@ -126,7 +132,7 @@ class Service:
             UploadCalls(self._uploads, tenants),
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
-            _info(kept, Conditions(own, self._events.failing_targets), settings),
+            _info(kept, Conditions(watches, own.takes_backups, self._events.failing_targets), settings),
         )
         self._wire = WireServer(self._gate, table, threads, _parts(own, self._events))
         self._schedule = _schedule(
@@ -152,6 +158,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
+        self.store_watch.start()
         port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
@@ -178,6 +185,7 @@ class Service:
         self._schedule.stop()
         self.clock_watch.stop()
         self._integrity.stop()
+        self.store_watch.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()
@@ -192,8 +200,16 @@ def _parts(own: OwnState, events: EventWatch) -> dict[str, Callable[[], bool]]:
         UPKEEP: own.trusts_clock,
         INTEGRITY: own.is_whole,
         CERTIFICATE: own.certificates_last,
+        LOCK: own.lock_lasts,
+        SECOND_SITE: own.site_is_current,
         NOTIFICATIONS: events.reaches_targets,
     }
+
+
+def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
+    """Return the watch over object lock and second site."""
+    place = "" if second is None else second.name
+    return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:

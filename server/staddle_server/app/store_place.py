@@ -201,7 +201,8 @@ class ObjectStorePlace:
         if filled:
             raise DataDirectoryError(
                 f"{self}/{FORMAT_NAME} is missing, but the store is filled: nothing was changed; restore the object "
-                "(docs/format.md describes it)"
+                "(docs/format.md describes it). If object lock keeps it below a delete marker, `staddle-server lock --unhide` "
+                "removes the marker"
             )
         if found is not None:
             raise DataDirectoryError(

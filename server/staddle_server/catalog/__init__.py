@@ -1,6 +1,6 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
-from staddle_server.catalog.chunks import Claimed
+from staddle_server.catalog.chunks import Claimed, IndexedChunk, IndexedId, indexed_id
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.deliveries import Delivery, TargetState
@@ -88,6 +88,8 @@ __all__ = [
     "Generation",
     "GoneBackup",
     "Hold",
+    "IndexedChunk",
+    "IndexedId",
     "KnownDamage",
     "LeftOverPack",
     "LivePack",
@@ -124,6 +126,7 @@ __all__ = [
     "Working",
     "alone",
     "has_catalog",
+    "indexed_id",
     "lease_held",
     "name_of",
     "open_catalog",

@@ -1,7 +1,12 @@
-"""The chunk index: where chunks lie, and claims, which protect an upload's packs."""
+"""The chunk index: where chunks lie, and claims, which protect an upload's packs.
 
+The index names a chunk by the first 16 of the 32 bytes of its id: docs/decisions/2026-11-30-rows-of-the-chunk-index.md
+says what that means, and what a row costs.
+"""
+
+import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
@@ -14,7 +19,6 @@ from staddle_server.catalog.database import (
     insert_rows,
     later,
     locking,
-    rows_in,
     rows_of,
 )
 from staddle_server.catalog.rows import lock_upload, require_epoch, require_open, upload_not_found
@@ -24,30 +28,44 @@ from staddle_server.catalog.validation import batches
 _c = schema.chunks.c
 _p = schema.packs.c
 
-
-_INDEX_COLUMNS = (_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
-
 # Written as text: one statement answers all, without a lock and without a transaction around it. A row without
-# a live pack is none of a chunk that exists. Outer joins keep the order: without statistics, PostgreSQL would
-# begin with the packs, and look all chunks up for each.
-_HIT: Final = f"""c.chunk_id, c.pack, c.segment_offset, c.segment_length, c."offset", c.length, p.id,
-    p.damaged AND EXISTS (SELECT 1 FROM pack_damage d
-        WHERE d.pack = p."row" AND d.segment_offset IN (c.segment_offset, {schema.WHOLE_PACK}))"""  # noqa: S608 - numbers of our own
-_FOUND: Final = ListQuery(
-    f"""SELECT {_HIT}
-    FROM chunks c LEFT JOIN packs p ON p."row" = c.pack AND p.state = {schema.PACK_LIVE}
-    WHERE c.tenant = ? AND c.chunk_id {{among}}""",  # noqa: S608 - numbers of our own
-    _c.chunk_id,
-)
+# a live pack of the tenant is none of a chunk that exists. Subqueries of single rows keep the order: without
+# statistics, PostgreSQL would join all packs.
+_HIT: Final = f"""c.id_head, c.id_tail, c.pack, c.segment_offset, c.segment_length, c."offset", c.length,
+    (SELECT p.id FROM packs p WHERE p."row" = c.pack AND p.state = {schema.PACK_LIVE} AND p.tenant = {{tenant}}),
+    EXISTS (SELECT 1 FROM pack_damage d
+        WHERE d.pack = c.pack AND d.segment_offset IN (c.segment_offset, {schema.WHOLE_PACK}))"""  # noqa: S608 - numbers of our own
+_FOUND: Final = ListQuery(f"SELECT {_HIT.format(tenant='?')} FROM {{found}} AS c", _c.id_head)  # noqa: S608
 _CLAIMED: Final = ListQuery(
-    f"""SELECT u.state, u.epoch, t.damage_epoch, {_HIT}, k.pack IS NOT NULL
+    f"""SELECT u.state, u.epoch, t.damage_epoch, {_HIT.format(tenant="u.tenant")},
+        (SELECT k.pack FROM claims k WHERE k.upload = u.id AND k.pack = c.pack)
     FROM uploads u JOIN tenants t ON t."row" = u.tenant AND u.id = ? AND u.tenant = ?
-    LEFT JOIN chunks c ON c.tenant = ? AND c.chunk_id {{among}}
-    LEFT JOIN packs p ON p."row" = c.pack AND p.state = {schema.PACK_LIVE}
-    LEFT JOIN claims k ON k.upload = u.id AND k.pack = c.pack""",  # noqa: S608 - numbers of our own
-    _c.chunk_id,
+    LEFT JOIN {{found}} AS c ON TRUE""",  # noqa: S608 - numbers of our own
+    _c.id_head,
 )
-_NO_CHUNK: Final = b""
+_INDEXED: Final = struct.Struct(">qq")
+_NO_CHUNK: Final = bytes(32)
+
+
+class IndexedId(NamedTuple):
+    """The name of a chunk in the index: the first 16 bytes of its id, as two numbers."""
+
+    head: int
+    tail: int
+
+
+class IndexedChunk(NamedTuple):
+    """A row of the index."""
+
+    id: IndexedId
+    place: ChunkPlace
+
+
+def indexed_id(chunk_id: bytes) -> IndexedId:
+    """Return the index's name of a chunk. Two chunks of a tenant have different ones, except by a chance that
+    is negligible; readers therefore check what they read against the chunk's digest.
+    """
+    return IndexedId(*_INDEXED.unpack_from(chunk_id))
 
 
 class Claimed(NamedTuple):
@@ -82,14 +100,18 @@ class Chunks:
         with self._database.look_up() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             for some in batches(chunk_ids):
-                for chunk_id, *where, pack, damaged in rows_of(connection, _FOUND, (tenant_row,), some):
+                wanted = _IdsByName(some)
+                for head, tail, *where, pack, damaged in rows_of(
+                    connection, _FOUND, (tenant_row,), wanted.heads
+                ):
                     if pack is None:
                         continue
                     place = segments.place(pack, where)
-                    if damaged:
-                        damaged_ones.append((chunk_id, place))
-                    else:
-                        found.setdefault(chunk_id, []).append(place)
+                    for chunk_id in wanted.ids(head, tail):
+                        if damaged:
+                            damaged_ones.append((chunk_id, place))
+                        else:
+                            found.setdefault(chunk_id, []).append(place)
         if include_damaged:
             for chunk_id, place in damaged_ones:
                 found.setdefault(chunk_id, []).append(place)
@@ -131,21 +153,23 @@ def _look(
     unclaimed: dict[bytes, list[tuple[int, ChunkPlace]]] = {}
     damage_epochs: list[int] = []
     for some in batches(wanted):
-        rows = rows_of(connection, _CLAIMED, (upload, tenant_row, tenant_row), some)
+        names = _IdsByName(some)
+        rows = rows_of(connection, _CLAIMED, (upload, tenant_row), names.heads)
         if not rows:
             raise upload_not_found(upload)
         state, found_epoch, damage_epoch = rows[0][:3]
         require_open(upload, state)
         require_epoch(upload, found_epoch, epoch)
         damage_epochs.append(damage_epoch)
-        for _, _, _, chunk_id, *where, pack, damaged, is_claimed in rows:
+        for _, _, _, head, tail, *where, pack, damaged, claim in rows:
             if pack is None or damaged:
                 continue
             place = segments.place(pack, where)
-            if is_claimed:
-                claimed.setdefault(chunk_id, place)
-            else:
-                unclaimed.setdefault(chunk_id, []).append((where[0], place))
+            for chunk_id in names.ids(head, tail):
+                if claim is not None:
+                    claimed.setdefault(chunk_id, place)
+                else:
+                    unclaimed.setdefault(chunk_id, []).append((where[0], place))
     for chunk_id in claimed:
         unclaimed.pop(chunk_id, None)
     return _Seen(claimed, unclaimed, damage_epochs[0])
@@ -177,6 +201,20 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
     return locked
 
 
+class _IdsByName:
+    """Ids to look up, and which of them a row of the index stands for."""
+
+    def __init__(self, chunk_ids: Iterable[bytes]) -> None:
+        self._ids: dict[tuple[int, int], list[bytes]] = {}
+        for chunk_id in chunk_ids:
+            self._ids.setdefault(indexed_id(chunk_id), []).append(chunk_id)
+        self.heads = [head for head, _ in self._ids]
+
+    def ids(self, head: int, tail: int) -> Sequence[bytes]:
+        """Return the ids that the index names so; none for a row that was found by its head alone."""
+        return self._ids.get((head, tail), ())
+
+
 class _Segments:
     """Makes places. Neighbouring chunks share the value of their segment."""
 
@@ -193,24 +231,16 @@ class _Segments:
         return ChunkPlace(segment, offset, length)
 
 
-def index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes]) -> list[Any]:
-    """Return the index rows of these chunks: (chunk_id, pack row, segment_offset, segment_length, offset,
-    length).
-    """
-    return [
-        row
-        for some in batches(chunk_ids)
-        for row in rows_in(connection, _INDEX_COLUMNS, {_c.tenant: tenant_row}, _c.chunk_id, some)
-    ]
-
-
-def index_pack(connection: Connection, tenant_row: int, pack_row: int, summary: PackSummary) -> None:
-    """Insert the index rows of a pack, in the transaction that makes it live."""
+def index_pack(connection: Connection, pack_row: int, summary: PackSummary) -> None:
+    """Insert the index rows of a pack, in the transaction that makes it live: one for each of its chunks."""
+    places: dict[bytes, ChunkPlace] = {}
+    for chunk_id, place in summary.chunks:
+        places.setdefault(chunk_id, place)
     insert_rows(
         connection,
-        (_c.tenant, *_INDEX_COLUMNS),
+        tuple(_c),
         (
-            (tenant_row, chunk_id, pack_row, segment.offset, segment.length, offset, length)
-            for chunk_id, (segment, offset, length) in summary.chunks
+            (*indexed_id(chunk_id), pack_row, segment.offset, segment.length, offset, length)
+            for chunk_id, (segment, offset, length) in places.items()
         ),
     )

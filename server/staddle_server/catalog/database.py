@@ -61,12 +61,18 @@ class Query(NamedTuple):
 class ListQuery(NamedTuple):
     """A query for many values at once, in the SQL that all databases share.
 
-    `?` stands for each single value. `{among}`, after all of these, is the condition that the column before
-    it has one of the listed values, of the type of `among`.
+    `?` stands for each single value. `{found}` stands for a table: the rows of the one that `among` belongs to in
+    which that column has one of the listed values. A database finds them by the column's index, whatever it
+    knows or assumes about the sizes of its tables.
     """
 
     sql: str
     among: Column[Any]
+
+    def arguments(self, values: Sequence[object], *listed: object) -> list[object]:
+        """Return the single values with `listed` among them, in the order of the statement."""
+        before = self.sql.partition("{found}")[0].count("?")
+        return [*values[:before], *listed, *values[before:]]
 
 
 class DatabaseKind(ABC):
@@ -412,9 +418,8 @@ def _rows_in_query(
     columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any]
 ) -> ListQuery:
     names = ", ".join(f'"{column.name}"' for column in columns)
-    conditions = "".join(f'"{column.name}" = ? AND ' for column in equal)
-    table = f'"{among.table.name}"'
-    return ListQuery(f'SELECT {names} FROM {table} WHERE {conditions}"{among.name}" {{among}}', among)  # noqa: S608 - names of our own
+    conditions = " AND ".join(f'"{column.name}" = ?' for column in equal) or "TRUE"
+    return ListQuery(f"SELECT {names} FROM {{found}} AS found WHERE {conditions}", among)  # noqa: S608 - names of our own
 
 
 # --- errors

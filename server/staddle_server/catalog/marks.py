@@ -5,7 +5,7 @@ Every writing method is one short transaction, checks the collector's fence firs
 COMMITTED; comments say where the order of statements matters.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy import false as sql_false
@@ -15,7 +15,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, Root, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database, locking
+from staddle_server.catalog.database import Database, later, locking
 from staddle_server.catalog.leases import require_fence
 from staddle_server.catalog.pack_values import Mark, MarkedPack, MarkRoot
 from staddle_server.catalog.tenants import TenantRows
@@ -182,31 +182,6 @@ class Marks:
         with self._database.read() as connection:
             return [MarkedPack(*row) for row in connection.execute(query)]
 
-    def indexed(self, tenant: bytes, pack: bytes) -> list[bytes]:
-        """Return the ids of the chunks that the index has in a pack, by reading all of the index.
-
-        For packs that cannot be read. Reads a page at a time to keep others from waiting.
-        """
-        c = schema.chunks.c
-        found: list[bytes] = []
-        after = b""
-        while True:
-            with self._database.read() as connection:
-                tenant_row = self._tenants.row(connection, tenant)
-                pack_row = connection.execute(
-                    select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
-                ).scalar()
-                query = select(c.chunk_id, c.pack).where(c.tenant == tenant_row, c.chunk_id > after)
-                rows = connection.execute(query.order_by(c.chunk_id).limit(10_000)).all()
-            found += [row.chunk_id for row in rows if row.pack == pack_row]
-            # A page may end between two copies of one chunk: read its last chunk again, unless it was the
-            # only one.
-            last = rows[-1].chunk_id if rows else b""
-            others = [row.chunk_id for row in rows if row.chunk_id != last]
-            if len(rows) < 10_000 or not others:
-                return list(dict.fromkeys(found))
-            after = others[-1]
-
     # --- condemn and compact
 
     def condemn(
@@ -214,13 +189,12 @@ class Marks:
         tenant: bytes,
         fence: int,
         mark: int,
-        packs: Mapping[bytes, Iterable[bytes]],
+        packs: Collection[bytes],
         *,
         now_ns: int,
         replaced_by: Sequence[PackSummary] = (),
     ) -> bool:
-        """Condemn packs that the mark listed, each with the ids of its chunks, which leave the index: all or
-        none.
+        """Condemn packs that the mark listed, all or none: their chunks leave the index.
 
         They were not reached, or what was reached is also in `replaced_by`, packs of this collector, which
         become live. Return False, with nothing changed, if one is not live any more, or has a claim that
@@ -355,7 +329,7 @@ def _condemn(
     connection: Connection,
     tenant_row: int,
     mark: int,
-    packs: Mapping[bytes, Iterable[bytes]],
+    packs: Collection[bytes],
     now_ns: int,
 ) -> bool:
     # First lock the rows, in the order in which claims lock them; then check the claims, in a statement of
@@ -365,7 +339,7 @@ def _condemn(
         locking(
             select(_p.row, _p.id)
             .join_from(schema.packs, schema.mark_packs, and_(_mp.pack == _p.row, _mp.mark == mark))
-            .where(_p.tenant == tenant_row, _p.id.in_(list(packs)), _p.state == schema.PACK_LIVE)
+            .where(_p.tenant == tenant_row, _p.id.in_(packs), _p.state == schema.PACK_LIVE)
             .order_by(_p.row),
             of=schema.packs,
         )
@@ -378,12 +352,8 @@ def _condemn(
     connection.execute(
         update(schema.packs).where(_p.row.in_(rows)).values(state=schema.PACK_CONDEMNED, condemned_ns=now_ns)
     )
-    c = schema.chunks.c
-    for pack in locked:
-        for some in batches(packs[pack.id]):
-            connection.execute(
-                delete(schema.chunks).where(c.tenant == tenant_row, c.chunk_id.in_(some), c.pack == pack.row)
-            )
+    for row in rows:  # one by one: without statistics, a list of packs counts as a good part of the index
+        later(connection, delete(schema.chunks).where(schema.chunks.c.pack == row))
     return True
 
 
@@ -397,4 +367,4 @@ def _publish(connection: Connection, tenant_row: int, fence: int, summary: PackS
         .where(_p.row == pack_row)
         .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks))
     )
-    index_pack(connection, tenant_row, int(pack_row), summary)
+    index_pack(connection, int(pack_row), summary)

@@ -311,6 +311,15 @@ class Packs:
         with self._database.read() as connection:
             return [LockDue(*each) for each in connection.execute(query)]
 
+    def least_locked_ns(self) -> int | None:
+        """Return when the lock of the least protected live pack ends, of those whose end is known."""
+        query = select(func.min(_p.locked_until_ns)).where(
+            _p.state == literal(schema.PACK_LIVE, literal_execute=True), _p.locked_until_ns > 0
+        )
+        with self._database.read() as connection:
+            found = connection.execute(query).scalar()
+        return None if found is None else int(found)
+
     def note_locked(self, until_ns: Mapping[int, int]) -> None:
         """Record until when these packs, by row, are locked: at least."""
         rows = [{"pack": row, "until": until_ns[row]} for row in sorted(until_ns)]
@@ -457,4 +466,4 @@ def publish(
             .where(_p.row == pack.row)
             .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks)),
         )
-        index_pack(connection, upload.tenant, pack.row, summary)
+        index_pack(connection, pack.row, summary)

@@ -286,7 +286,8 @@ class Postgres(DatabaseKind):
         self, connection: Connection, query: ListQuery, values: Sequence[object], among: Sequence[object]
     ) -> Sequence[Any]:
         with _link(connection).cursor() as cursor:
-            return cursor.execute(_list_sql(query), (*values, list(among)), binary=True).fetchall()
+            listed = list(dict.fromkeys(among))  # each value joins the rows it finds
+            return cursor.execute(_list_sql(query), query.arguments(values, listed), binary=True).fetchall()
 
     @contextmanager
     def alone(self, engine: Engine, turn: SharedTurn, wait_s: float) -> Iterator[None]:
@@ -342,5 +343,10 @@ def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _list_sql(query: ListQuery) -> str:
-    sql = query.sql.replace("?", "%b")
-    return sql.replace("{among}", f"= ANY(%b::{_array(query.among)})")
+    """Return the statement. OFFSET 0 keeps the planner from turning the look-ups into a join: one without
+    statistics, or with old ones, would read the whole table for it.
+    """
+    among = query.among
+    rows = f'SELECT * FROM "{among.table.name}" WHERE "{among.name}" = listed.value OFFSET 0'  # noqa: S608
+    lateral = f"unnest(%b::{_array(among)}) AS listed(value) CROSS JOIN LATERAL ({rows}) AS each"
+    return query.sql.replace("?", "%b").replace("{found}", f"(SELECT each.* FROM {lateral})")  # noqa: S608

@@ -168,7 +168,7 @@ def _add_pack(connection: Connection, tenant_row: int, pack: RebuiltPack, now_ns
         },
     )
     pack_row = connection.execute(select(schema.packs.c.row).filter_by(**this)).scalar_one()
-    index_pack(connection, tenant_row, pack_row, summary)
+    index_pack(connection, pack_row, summary)
     marks = {schema.WHOLE_PACK if offset is None else offset for offset in pack.damage}
     if marks:
         rows = [{"pack": pack_row, "segment_offset": offset} for offset in sorted(marks)]

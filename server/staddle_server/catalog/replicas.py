@@ -132,6 +132,12 @@ class Replicas:
             self._require(connection, replica)
             connection.execute(update(schema.replicas).where(_r.row == replica.row).values(**values))
 
+    def note_whole(self, place: str, whole_ns: int) -> None:
+        """Record that everything decided before is at the place, which nobody has to copy to for that."""
+        with self._database.write() as connection:
+            mine = update(schema.replicas).where(_r.place == place, _r.whole_ns < whole_ns)
+            connection.execute(mine.values(whole_ns=whole_ns))
+
     def forget(self, place: str) -> bool:
         """Forget all that is known of a place; return whether it was known."""
         with self._database.write() as connection:

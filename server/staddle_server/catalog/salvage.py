@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from staddle_server.base.types import PackSummary, StoredChunk
 from staddle_server.catalog import schema
-from staddle_server.catalog.chunks import index_pack
+from staddle_server.catalog.chunks import index_pack, indexed_id
 from staddle_server.catalog.database import Database, insert_or_ignore, locking
 from staddle_server.catalog.leases import require_fence
 from staddle_server.catalog.packs import mark_damage
@@ -88,7 +88,7 @@ class Salvage:
                     verified_ns=now_ns,
                 )
             )
-            index_pack(connection, tenant_row, new, summary)
+            index_pack(connection, new, summary)
 
     def reindex(self, tenant: bytes, pack: bytes, chunks: Sequence[StoredChunk], *, all_of_it: bool) -> bool:
         """Write a live pack's index rows for these chunks again, in place of wrong ones.
@@ -102,13 +102,14 @@ class Salvage:
             row = connection.execute(locking(select(_p.row).where(*this))).scalar()
             if row is None:
                 return False
-            mine = (_c.tenant == tenant_row, _c.pack == row)
+            mine = delete(schema.chunks).where(_c.pack == row)
             if all_of_it:
-                connection.execute(delete(schema.chunks).where(*mine))
+                connection.execute(mine)
             else:
-                for some in batches({chunk.chunk_id for chunk in chunks}):
-                    connection.execute(delete(schema.chunks).where(*mine, _c.chunk_id.in_(some)))
-            index_pack(connection, tenant_row, row, PackSummary(pack, 0, list(chunks)))
+                for some in batches({indexed_id(chunk.chunk_id) for chunk in chunks}):
+                    heads, tails = zip(*some, strict=True)
+                    connection.execute(mine.where(_c.id_head.in_(heads), _c.id_tail.in_(tails)))
+            index_pack(connection, row, PackSummary(pack, 0, list(chunks)))
             return True
 
 

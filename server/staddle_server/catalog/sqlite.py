@@ -215,7 +215,7 @@ class Sqlite(DatabaseKind):
         again = [among[-1]] * (count - len(among))  # duplicates in the list match once
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(_list_sql(query, count), (*values, *among, *again))
+            cursor.execute(_list_sql(query, count), query.arguments(values, *among, *again))
             return cursor.fetchall()
         finally:
             cursor.close()
@@ -358,7 +358,9 @@ def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _list_sql(query: ListQuery, count: int) -> str:
-    return query.sql.replace("{among}", f"IN ({','.join('?' * count)})")
+    among = query.among
+    rows = f'SELECT * FROM "{among.table.name}" WHERE "{among.name}" IN ({",".join("?" * count)})'  # noqa: S608 - names of our own
+    return query.sql.replace("{found}", f"({rows})")
 
 
 # --- errors
@@ -382,7 +384,10 @@ def _translate_driver(path: str, module: Any, error: BaseException) -> errors.St
     if code == sqlite3.SQLITE_IOERR and _is_full(path):
         return full()
     if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
-        return unavailable(f"The catalog {path} cannot be used ({error}): check its disk and its permissions")
+        return unavailable(
+            f"The catalog {path} cannot be used ({error}): check its permissions, and whether its disk has failed "
+            "or become read-only (dmesg)"
+        )
     return None
 
 

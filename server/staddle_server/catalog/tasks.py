@@ -83,6 +83,15 @@ class Tasks:
             )
             return bool(done.rowcount)
 
+    def give_up(self, name: str, fence: int) -> None:
+        """Return the lease of a task that was stopped before its end: it is due again at once."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(schema.tasks)
+                .where(_t.name == name, _t.fence == fence)
+                .values(begun_ns=None, holder="", expires_ns=0)
+            )
+
     def note(self, name: str, begun_ns: int, ended_ns: int, outcome: str) -> None:
         """Record a run of a task that every server runs: the last one stands."""
         with self._database.write() as connection:

@@ -2,14 +2,14 @@
 should say.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
 
-from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
+from staddle_server.base.types import ChunkPlace, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.chunks import index_rows
+from staddle_server.catalog.chunks import IndexedChunk, IndexedId
 from staddle_server.catalog.database import Database, locking
 from staddle_server.catalog.pack_values import LivePack
 from staddle_server.catalog.rows import Page, backup_of, page_of, select_backups
@@ -145,41 +145,18 @@ class Verification:
 
     # --- the chunk index
 
-    def indexed_counts(self, tenant: bytes) -> dict[bytes, int]:
-        """Return how many chunks the index has in each pack. Reads the tenant's whole index once."""
-        with self._database.read() as connection:
-            tenant_row = self._tenants.row(connection, tenant)
-            query = select(_c.pack, func.count()).where(_c.tenant == tenant_row).group_by(_c.pack)
-            counts = {row: count for row, count in connection.execute(query)}  # noqa: C416  a result is no mapping
-            packs = connection.execute(select(_p.row, _p.id).where(_p.tenant == tenant_row))
-            return {pack: counts[row] for row, pack in packs if row in counts}
-
-    def indexed(self, tenant: bytes, pack: bytes, chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkPlace]:
-        """Return where the index has those chunks in this pack."""
-        with self._database.read() as connection:
-            tenant_row = self._tenants.row(connection, tenant)
-            pack_row = connection.execute(
-                select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
-            ).scalar()
-            rows = index_rows(connection, tenant_row, chunk_ids)
-        return {
-            row[0]: ChunkPlace(SegmentRef(pack, row[2], row[3]), row[4], row[5])
-            for row in rows
-            if row[1] == pack_row
-        }
-
-    def all_indexed(self, tenant: bytes, pack: bytes) -> list[StoredChunk]:
-        """Return everything that the index has in this pack, in order.
-
-        Reads the whole index: for packs with a damaged footer.
-        """
+    def indexed(self, tenant: bytes, pack: bytes) -> list[IndexedChunk]:
+        """Return everything that the index has in this pack, in the order of the pack."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             pack_row = select(_p.row).where(_p.tenant == tenant_row, _p.id == pack).scalar_subquery()
-            query = select(_c.chunk_id, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
-            rows = connection.execute(query.where(_c.tenant == tenant_row, _c.pack == pack_row)).all()
+            query = select(
+                _c.id_head, _c.id_tail, _c.segment_offset, _c.segment_length, _c.offset, _c.length
+            ).where(_c.pack == pack_row)
+            rows = connection.execute(query).all()
         found = [
-            StoredChunk(row[0], ChunkPlace(SegmentRef(pack, row[1], row[2]), row[3], row[4])) for row in rows
+            IndexedChunk(IndexedId(*row[:2]), ChunkPlace(SegmentRef(pack, *row[2:4]), *row[4:]))
+            for row in rows
         ]
         return sorted(found, key=lambda chunk: chunk.place)
 

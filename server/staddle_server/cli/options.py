@@ -54,14 +54,25 @@ def probe_options(command: F) -> F:
 
 def data_option(command: F) -> F:
     """Add `--data DIR`, else STADDLED_DATA: an existing data directory. Arrives as DataDirectory."""
+    return _data_option(_made)(command)
+
+
+def unchecked_data_option(command: F) -> F:
+    """Add `--data DIR` as `data_option` does, of which the command requires itself that it is one."""
+    return _data_option(_named)(command)
+
+
+def _data_option(
+    callback: Callable[[click.Context, click.Parameter, str], DataDirectory],
+) -> Callable[[F], F]:
     return click.option(
         "--data",
         metavar="DIR",
         envvar="STADDLED_DATA",
         required=True,
-        callback=_made,
+        callback=callback,
         help="Data directory; a server may run on it. [env: STADDLED_DATA]",
-    )(command)
+    )
 
 
 def duration(flag: str, text: str, most_s: float = DURATION_S_MAX, *, bare: bool = False) -> float:
@@ -76,14 +87,19 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")(command)
 
 
-def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
+def _made(context: click.Context, parameter: click.Parameter, value: str) -> DataDirectory:
+    directory = _named(context, parameter, value)
+    directory.require()
+    give_up_at_start(directory.path, directory.store)
+    return directory
+
+
+def _named(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
     try:
         directory = DataDirectory(parse_path(value))
     except ValueError as error:
         raise SettingsError(f"--data is {value[:200]!r}: {error}") from error
     act_as_owner(directory.path)
-    directory.require()
-    give_up_at_start(directory.path, directory.store)
     return directory
 
 

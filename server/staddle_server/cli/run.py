@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "adopt": "staddle_server.cli.adopt:adopt",
     "uploads": "staddle_server.cli.uploads:uploads",
     "servers": "staddle_server.cli.servers:servers",
+    "lock": "staddle_server.cli.lock:lock",
     "clock": "staddle_server.cli.clock:clock",
     "events": "staddle_server.cli.events:events",
     "notify": "staddle_server.cli.notify:notify",

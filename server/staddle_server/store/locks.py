@@ -17,6 +17,9 @@ LOCKED: Final = frozenset({FORMAT_NAME, "keys", "packs", "records"})
 MARGIN: Final = 0.5
 """A lock is set for this share longer than promised, so that its extension has time."""
 
+NAMED_MAX: Final = 3
+"""The most names in one message."""
+
 
 class Version(NamedTuple):
     """One version of an object, or the marker of a deletion."""
@@ -48,6 +51,9 @@ class ObjectLock(Protocol):
 
     def now_ns(self) -> int:
         """Return the engine's time, which decides when a lock ends."""
+
+    def flaw(self) -> str:
+        """Return what the bucket lacks for locks; empty if nothing."""
 
     def extend(self, name: str, version: str = "") -> int:
         """Lock a version, or the newest, for `span_s` and the margin from now; return until when (ns).
@@ -81,6 +87,34 @@ def described(blobs: ReadableBlobs) -> str:
     if lock is None:
         return "object lock is off: whoever has the credentials of the store can delete the backups"
     return f"object lock: what live backups need cannot be deleted for at least {duration(lock.span_s)}"
+
+
+def hidden_below(lock: ObjectLock, prefix: str) -> Iterator[str]:
+    """Yield the names below `prefix` that readers do not find, although versions of them exist."""
+    for history in lock.histories(prefix):
+        if history.is_hidden and not all(each.is_marker for each in history.versions):
+            yield history.name
+
+
+def unhide(lock: ObjectLock, name: str) -> bool:
+    """Remove the markers of deletion above an object's newest version; return whether readers find it now.
+
+    It stays hidden where a marker itself is locked.
+    """
+    for history in lock.histories(name):
+        if history.name == name:
+            for each in history.versions:
+                if not each.is_marker:
+                    return True
+                if not lock.remove(name, each.id):
+                    return False
+    return False
+
+
+def some_names(names: list[str]) -> str:
+    """Return a few of the names in brackets; empty for none."""
+    more = ", …" if len(names) > NAMED_MAX else ""
+    return f" ({', '.join(names[:NAMED_MAX])}{more})" if names else ""
 
 
 def purge(lock: ObjectLock, history: ObjectVersions) -> int:

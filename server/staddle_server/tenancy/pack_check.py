@@ -16,8 +16,15 @@ from staddle_server.base.clock import Clock
 from staddle_server.base.digests import first_unsound
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.types import SegmentRef, StoredChunk
-from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
-from staddle_server.catalog.validation import batches
+from staddle_server.catalog import (
+    FOOTER,
+    WHOLE_PACK,
+    Catalog,
+    IndexedChunk,
+    IndexedId,
+    LivePack,
+    indexed_id,
+)
 from staddle_server.store.pack import PackDamaged, Segment, pack_name
 from staddle_server.tenancy.tenant import Tenant
 
@@ -83,16 +90,11 @@ class Inspector:
         self._pace = pace
         self._mark_damage = mark_damage
 
-    def glance(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
-        """Check that the object exists with its size, and that its footer opens and agrees with the index.
+    def glance(self, pack: LivePack) -> Examined:
+        """Check that the object exists with its size, and that its footer opens and agrees with the index."""
+        return self._glance(pack)[0]
 
-        `indexed_count` is how many chunks the index has in it, if known.
-        """
-        return self._glance(pack, indexed_count)[0]
-
-    def _glance(
-        self, pack: LivePack, indexed_count: int | None
-    ) -> tuple[Examined, Sequence[StoredChunk] | None]:
+    def _glance(self, pack: LivePack) -> tuple[Examined, Sequence[StoredChunk] | None]:
         """Check, and also return the chunks in the footer: thousands of objects, which no lasting object may
         hold.
         """
@@ -109,15 +111,15 @@ class Inspector:
             seen.faults.append(PackFault("footer", f"it has {size} bytes, not {pack.size_bytes}"))
         chunks = self._footer_chunks(seen)
         if chunks is not None:
-            self._compare_index(seen, chunks, indexed_count)
+            self._compare_index(seen, chunks)
         return self._certain(seen), chunks
 
-    def inspect(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+    def inspect(self, pack: LivePack) -> Examined:
         """Check as `glance` does, then read, open and inflate every segment, and check every digest.
 
         Marks the damage in the catalog.
         """
-        seen, named = self._glance(pack, indexed_count)
+        seen, named = self._glance(pack)
         if seen.gone or seen.unanswered:
             return seen
         seen.all_tried = True
@@ -145,26 +147,18 @@ class Inspector:
         seen.faults.append(PackFault("footer", error.message))
         return None
 
-    def _compare_index(
-        self, seen: Examined, chunks: Sequence[StoredChunk], indexed_count: int | None
-    ) -> None:
-        places = {(chunk.chunk_id, chunk.place.segment.offset, chunk.place.offset) for chunk in chunks}
-        chunk_ids = {chunk.chunk_id for chunk in chunks}
-        found = wrong = 0
-        for some in batches(chunk_ids):
-            indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id, some)
-            found += len(indexed)
-            wrong += sum(
-                (chunk_id, place.segment.offset, place.offset) not in places
-                for chunk_id, place in indexed.items()
-            )
-        missing = len(chunk_ids) - found
-        more = max(0, (indexed_count or 0) - found)
+    def _compare_index(self, seen: Examined, chunks: Sequence[StoredChunk]) -> None:
+        named = {(indexed_id(chunk.chunk_id), chunk.place) for chunk in chunks}
+        ids = {each for each, _ in named}
+        indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id)
+        missing = len(ids - {chunk.id for chunk in indexed})
+        more = sum(chunk.id not in ids for chunk in indexed)
+        wrong = sum(tuple(chunk) not in named for chunk in indexed) - more
         if missing or wrong or more:
             seen.faults.append(
                 PackFault(
                     "index",
-                    f"of its {counted(len(chunk_ids), 'chunk')}, the index lacks {missing}, has {wrong} in another place, and names "
+                    f"of its {counted(len(ids), 'chunk')}, the index lacks {missing}, has {wrong} in another place, and names "
                     f"{more} that the pack does not have",
                     chunks=missing + wrong + more,
                 )
@@ -172,12 +166,15 @@ class Inspector:
 
     def _segments(
         self, pack: LivePack, named: Sequence[StoredChunk] | None
-    ) -> list[tuple[SegmentRef, list[StoredChunk]]]:
+    ) -> list[tuple[SegmentRef, list[IndexedChunk]]]:
         """Return the segments, from the footer or, if it is damaged, from the index."""
-        chunks = self._catalog.verification.all_indexed(self._tenant.id, pack.id) if named is None else named
+        if named is None:
+            chunks = self._catalog.verification.indexed(self._tenant.id, pack.id)
+        else:
+            chunks = [IndexedChunk(indexed_id(chunk_id), place) for chunk_id, place in named]
         return [(ref, list(group)) for ref, group in groupby(chunks, key=lambda chunk: chunk.place.segment)]
 
-    def _read_twice(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> PackFault | None:
+    def _read_twice(self, ref: SegmentRef, chunks: Sequence[IndexedChunk]) -> PackFault | None:
         error: Damaged | None = None
         for _ in range(READS):
             try:
@@ -191,16 +188,16 @@ class Inspector:
         assert error is not None
         return PackFault("segment", error.message, ref.offset, len(chunks))
 
-    def _read(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> None:
+    def _read(self, ref: SegmentRef, chunks: Sequence[IndexedChunk]) -> None:
         segment = self._tenant.packs.segment(ref)
         check_digests(segment)
-        at: dict[tuple[bytes, int], int] = {}
+        at: dict[tuple[IndexedId, int], int] = {}
         offset = 0
         for length, digest in segment.table:
-            at[self._tenant.chunk_id(segment.role, digest), offset] = length
+            at[indexed_id(self._tenant.chunk_id(segment.role, digest)), offset] = length
             offset += length
         for chunk in chunks:
-            if at.get((chunk.chunk_id, chunk.place.offset)) != chunk.place.length:
+            if at.get((chunk.id, chunk.place.offset)) != chunk.place.length:
                 raise PackDamaged(ref.pack, ref.offset, "the segment does not have its chunks")
 
     def _certain(self, seen: Examined) -> Examined:
@@ -234,9 +231,9 @@ class Examiner(Inspector):
         super().__init__(tenant, catalog, pace, mark_damage=mark_damage)
         self._clock = clock
 
-    def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+    def read(self, pack: LivePack) -> Examined:
         """Inspect a pack, clear wrong marks, and record that the pack was verified."""
-        seen = self.inspect(pack, indexed_count)
+        seen = self.inspect(pack)
         if seen.gone or not seen.all_tried:
             return seen
         wrong = any(fault.kind != "index" for fault in seen.faults)

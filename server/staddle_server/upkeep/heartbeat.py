@@ -34,6 +34,11 @@ class Heartbeat:
         self._beaten_s = clock.monotonic_s()
         self._failing = False
 
+    @property
+    def failing(self) -> bool:
+        """True if the last heartbeat could not be written: then the catalog takes no backup either."""
+        return self._failing
+
     def start(self, me: ServerIdentity) -> None:
         """Register the server, and keep its row current."""
         self._me = me

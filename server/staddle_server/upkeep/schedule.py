@@ -24,6 +24,9 @@ NS: Final = 1_000_000_000
 LOOK_S: Final = 10.0
 """How often the schedule checks what is due."""
 
+FAILED: Final = "failed: "
+"""How the outcome of a task begins that failed."""
+
 Stopping = Callable[[], bool]
 """Whether the server is about to end, or lost the task's lease: tasks call it from time to time, and then end
 soon.
@@ -127,26 +130,32 @@ class Schedule:
             return  # another server was faster, or runs it still
         with HeldLease(self._catalog.tasks.lease(task.name), fence, self._clock, now_s) as lease:
             outcome = self._outcome(task, lambda: self._stopping or lease.lost)
-        if not self._catalog.tasks.end(task.name, fence, self._clock.now_ns(), outcome):
+        if outcome is None:
+            self._catalog.tasks.give_up(task.name, fence)
+        elif not self._catalog.tasks.end(task.name, fence, self._clock.now_ns(), outcome):
             log.warning("%s took longer than its lease, and another server has taken it over", task.name)
 
     def _run_here(self, task: Task) -> None:
         begun_ns = self._clock.now_ns()
         outcome = self._outcome(task, lambda: self._stopping)
+        if outcome is None:
+            return
         self._catalog.tasks.note(task.name, begun_ns, self._clock.now_ns(), outcome)
         self._ran_s[task.name] = self._clock.monotonic_s()
 
-    def _outcome(self, task: Task, stopping: Stopping) -> str:
-        """Run the task; log and return its summary, or its failure."""
+    def _outcome(self, task: Task, stopping: Stopping) -> str | None:
+        """Run the task; log and return its summary, or its failure; None if it was stopped."""
         try:
             outcome = task.run(stopping)
+        except StoppedError:
+            return None
         except StaddleError as e:
             log.error("%s failed: %s", task.name, e.message)  # noqa: TRY400 - no fault of ours
-            return f"failed: {e.message}"
+            return f"{FAILED}{e.message}"
         except Exception as e:
             log.exception("a fault in %s", task.name)
             scarce = shortage(e)
-            return f"failed: {scarce.message if scarce else f'a fault of the server ({type(e).__name__})'}"
+            return f"{FAILED}{scarce.message if scarce else f'a fault of the server ({type(e).__name__})'}"
         if outcome:
             log.info("%s: %s", task.name, outcome)
         return outcome

@@ -15,6 +15,8 @@ from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Server, Servers, ServerState
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.condition import Condition, Conditions
+from staddle_server.upkeep.integrity.lock_standing import LockStanding
+from staddle_server.upkeep.replication.lag import SiteLag
 
 PEERS_MAX: Final = 1_000
 _STATES: Final = {
@@ -94,9 +96,31 @@ def _condition_out(condition: Condition, *, for_admin: bool) -> sv.ServerConditi
         damaged_segments=damage.segments,
         damaged_footers=damage.footers,
         warnings=condition.warnings if for_admin else (),
+        missing_objects=condition.lost.missing,
+        hidden_objects=condition.lost.hidden,
+        lock=None if condition.lock is None else _lock_out(condition.lock),
+        second_site=None if condition.site is None else _site_out(condition.site),
     )
     if clock is not None and clock.jump_ns:
         message.clock_in_doubt = True
         message.clock_jump.FromNanoseconds(clock.jump_ns)
         message.clock_wait.FromNanoseconds(clock.left_ns)
     return message
+
+
+def _lock_out(lock: LockStanding) -> sv.StoreLock:
+    return sv.StoreLock(
+        promise=convert.duration(lock.promise_s),
+        packs_until=None if lock.packs_until_ns is None else convert.timestamp(lock.packs_until_ns),
+        records_until=None if lock.others_until_ns is None else convert.timestamp(lock.others_until_ns),
+        late=bool(lock.warnings),
+    )
+
+
+def _site_out(site: SiteLag) -> sv.SecondSite:
+    """The copy without its place, which only operators need."""
+    return sv.SecondSite(
+        lag=None if site.lag_s is None else convert.duration(site.lag_s),
+        bytes_behind=site.bytes_behind,
+        late=bool(site.warning),
+    )

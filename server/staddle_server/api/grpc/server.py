@@ -64,6 +64,10 @@ continues.
 """
 NOTIFICATIONS: Final = f"{SERVICE.full_name}/notifications"
 """The health name of the notification targets: NOT_SERVING while one fails; the service itself continues."""
+LOCK: Final = f"{SERVICE.full_name}/lock"
+"""The health name of the store's object lock: NOT_SERVING while locks are extended late, or not at all."""
+SECOND_SITE: Final = f"{SERVICE.full_name}/second-site"
+"""The health name of the copy at a second site: NOT_SERVING while it is behind for too long."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 THREADS_LEFT_MIN: Final = 4

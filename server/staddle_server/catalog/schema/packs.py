@@ -79,21 +79,23 @@ pack_damage = Table(
     sqlite_with_rowid=False,
 )
 
-# No foreign keys: this table has a row for each chunk, and rows are only inserted in the transaction that
-# makes their pack live. Two copies of a chunk may exist, in two packs.
+# A row for each chunk, as short as it gets (docs/decisions/2026-11-30-rows-of-the-chunk-index.md): no keys,
+# the columns in an order without padding, the first 16 bytes of the id as two numbers. Rows are only inserted
+# in the transaction that makes their pack live; the pack says whose they are. Two copies of a chunk may exist,
+# in two packs.
 chunks = Table(
     "chunks",
     metadata,
-    Column("tenant", ROW, nullable=False),
-    Column("chunk_id", DIGEST, nullable=False),
-    Column("pack", ROW, nullable=False),
-    Column("segment_offset", BigInteger, nullable=False),
+    Column("id_head", BigInteger, nullable=False),
+    Column("id_tail", BigInteger, nullable=False),
+    Column("pack", BigInteger, nullable=False),
+    Column("segment_offset", Integer, nullable=False),
     Column("segment_length", Integer, nullable=False),
     Column("offset", Integer, nullable=False),
     Column("length", Integer, nullable=False),
-    PrimaryKeyConstraint("tenant", "chunk_id", "pack"),
-    sqlite_with_rowid=False,
 )
+Index("chunks_id", chunks.c.id_head)
+Index("chunks_pack", chunks.c.pack)
 
 claims = Table(
     "claims",

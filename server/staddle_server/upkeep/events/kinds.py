@@ -34,12 +34,15 @@ DAMAGE: Final = AlarmKind("damage", "Stored data is damaged", "No damage is left
 RESTORE_ONLY: Final = AlarmKind("restore-only", "A server refuses backups", "A server takes backups again")
 STORE: Final = AlarmKind("store", "The store cannot be used", "The store can be used again")
 DISK: Final = AlarmKind("disk", "A disk will soon be full", "A disk has room again")
+LOCK: Final = AlarmKind("lock", "The object lock is late", "The object lock is extended in time again")
+SECOND_SITE: Final = AlarmKind("second-site", "The second site is behind", "The second site has caught up")
 CLOCK: Final = AlarmKind("clock", "The clock of a server jumped", "The clock of a server is trusted again")
 CERTIFICATE: Final = AlarmKind("certificate", "A certificate ends", "A certificate was renewed")
 TOKEN: Final = AlarmKind("token", "A token ends", "A token no longer ends soon")
 TARGET: Final = AlarmKind("target", "A notification target fails", "A notification target works again")
 KINDS: Final = {
-    kind.name: kind for kind in (DAMAGE, RESTORE_ONLY, STORE, DISK, CLOCK, CERTIFICATE, TOKEN, TARGET)
+    kind.name: kind
+    for kind in (DAMAGE, RESTORE_ONLY, STORE, DISK, LOCK, SECOND_SITE, CLOCK, CERTIFICATE, TOKEN, TARGET)
 }
 
 

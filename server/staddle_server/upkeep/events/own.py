@@ -10,14 +10,10 @@ from staddle._base.figures import counted, listed
 
 from staddle_server.catalog import Alarm, KnownDamage
 from staddle_server.store.space import Space
-from staddle_server.tenancy.clock_guard import Standing
-from staddle_server.upkeep.clock_watch import ClockWatch
+from staddle_server.upkeep.condition import Watches
 from staddle_server.upkeep.events import kinds
 from staddle_server.upkeep.events.kinds import CRITICAL, WARNING, alarm
 from staddle_server.upkeep.integrity.findings import Kept
-from staddle_server.upkeep.integrity.watch import Integrity
-
-NO_DAMAGE: Final = KnownDamage(0, 0, 0)
 
 
 class CertificateDates(Protocol):
@@ -36,24 +32,33 @@ class OwnState:
     """The state of one server, of its disks, its clock and its certificates. Free to ask for."""
 
     kinds: Final = frozenset(
-        kind.name for kind in (kinds.RESTORE_ONLY, kinds.STORE, kinds.CLOCK, kinds.CERTIFICATE, kinds.DAMAGE)
+        kind.name
+        for kind in (
+            kinds.RESTORE_ONLY,
+            kinds.STORE,
+            kinds.CLOCK,
+            kinds.CERTIFICATE,
+            kinds.DAMAGE,
+            kinds.LOCK,
+            kinds.SECOND_SITE,
+        )
     )
 
     def __init__(
         self,
         kept: Kept,
         space: Space | None,
-        clock: ClockWatch,
-        integrity: Integrity,
+        watches: Watches,
         certificates: Callable[[], CertificateDates | None],
+        catalog_writes: Callable[[], bool],
     ) -> None:
-        """`certificates` returns None without TLS."""
+        """`certificates` returns None without TLS; `catalog_writes` whether the catalog takes writes."""
         self._catalog = kept.catalog
         self._blobs = kept.blobs
         self._space = space
-        self._clock = clock
-        self._integrity = integrity
+        self._watches = watches
         self._certificates = certificates
+        self._catalog_writes = catalog_writes
         self._host = socket.gethostname()
 
     def has_room(self) -> bool:
@@ -61,24 +66,24 @@ class OwnState:
         return self._space is None or self._space.flaw() is None
 
     def takes_backups(self) -> bool:
-        """Return whether the store takes writes, and the disks have room."""
-        return self._blobs.failed is None and self.has_room()
+        """Return whether store and catalog take writes, and the disks have room."""
+        return self._blobs.failed is None and self._catalog_writes() and self.has_room()
 
     def trusts_clock(self) -> bool:
         """Return whether the clock is trusted."""
-        return not self._clock.in_doubt
+        return not self._watches.clock.in_doubt
 
-    def clock_standing(self) -> Standing | None:
-        """Return how the clock was found; None if it was not checked yet."""
-        return self._clock.standing
+    def lock_lasts(self) -> bool:
+        """Return whether the locks of the store are extended in time."""
+        return self._watches.store.lock_lasts
 
-    def damage_of(self, tenant: bytes) -> KnownDamage:
-        """Return the known damage of the tenant with this id."""
-        return self._integrity.known.get(tenant, NO_DAMAGE)
+    def site_is_current(self) -> bool:
+        """Return whether the second site is not behind for too long."""
+        return self._watches.store.site_is_current
 
     def is_whole(self) -> bool:
         """Return whether store and catalog exist, and no damage is known."""
-        return self._integrity.is_whole
+        return self._watches.integrity.is_whole
 
     def certificates_last(self) -> bool:
         """Return whether the certificates are valid, and for long enough."""
@@ -108,7 +113,7 @@ class OwnState:
                 server=server,
                 subject="disk",
             )
-        standing = self._clock.standing
+        standing = self._watches.clock.standing
         if standing is not None and standing.jump_ns:
             yield alarm(
                 kinds.CLOCK,
@@ -126,10 +131,30 @@ class OwnState:
                 "Renew the certificate and replace its file: the server reads it again within a minute, without a restart.",
                 server=server,
             )
+        yield from self._store_alarms(server)
         yield from self._integrity_alarms(server)
 
+    def _store_alarms(self, server: str) -> Iterator[Alarm]:
+        lock, site = self._watches.store.lock, self._watches.store.site
+        if lock is not None and lock.warnings:
+            yield alarm(
+                kinds.LOCK,
+                CRITICAL,
+                f"The object lock of the store is not extended in time: {'; '.join(lock.warnings)}.",
+                "Look at `staddle-server lock`, which says why.",
+            )
+        if site is not None and site.warning:
+            yield alarm(
+                kinds.SECOND_SITE,
+                WARNING,
+                f"On {self._host}, {site.warning.partition('. See ')[0]}.",
+                "Look at `staddle-server replicate --status`.",
+                server=server,
+                subject=site.place,
+            )
+
     def _integrity_alarms(self, server: str) -> Iterator[Alarm]:
-        for part in self._integrity.absent:
+        for part in self._watches.integrity.absent:
             yield alarm(
                 kinds.STORE,
                 CRITICAL,
@@ -138,13 +163,13 @@ class OwnState:
                 server=server,
                 subject=part,
             )
-        lost, known = self._integrity.lost, self._integrity.known
+        lost, known = dict(self._watches.integrity.lost), self._watches.integrity.known
         names = {row.id: row.name for row in self._catalog.tenants.list_all()} if lost or known else {}
-        for tenant, words in lost.items():
+        for tenant, objects in lost.items():
             yield alarm(
                 kinds.DAMAGE,
                 CRITICAL,
-                f"Keys or records of tenant {names.get(tenant, tenant.hex())} are damaged or missing: {words}.",
+                f"Keys or records of tenant {names.get(tenant, tenant.hex())} are damaged or missing: {objects.words}.",
                 "Run `staddle-server check` to see what that costs, then `staddle-server repair`.",
                 tenant=names.get(tenant, ""),
                 server=server,

@@ -19,7 +19,7 @@ from staddle_server.store.pack_writer import PackWriter
 from staddle_server.tenancy.chunk_writer import SEGMENT_BYTES
 from staddle_server.tenancy.suspect_packs import doubt
 from staddle_server.upkeep.gc.live_chunks import Positions
-from staddle_server.upkeep.gc.mark import chunk_ids, marked
+from staddle_server.upkeep.gc.mark import marked
 from staddle_server.upkeep.gc.tenant_run import Turn
 
 SMALL_PACK_BYTES: Final = PACK_BYTES_TARGET // 4
@@ -97,7 +97,7 @@ def _groups(turn: Turn, mark: Mark) -> Iterator[list[MarkedPack]]:
 def _compact(turn: Turn, mark: Mark, group: Sequence[MarkedPack]) -> None:
     copier = _Copier(turn)
     try:
-        old = {pack.pack: chunk_ids(turn, pack.pack) for pack in group if _copy(turn, pack, copier)}
+        old = [pack.pack for pack in group if _copy(turn, pack, copier)]
         new = copier.finish()
     except BaseException:
         copier.abort()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from staddle_server.base.errors import Damaged
@@ -97,17 +97,9 @@ def condemn_unreached(turn: Turn, mark: Mark) -> None:
             turn.tenant.id,
             turn.fence,
             mark.number,
-            {pack.pack: chunk_ids(turn, pack.pack)},
+            [pack.pack],
             now_ns=turn.clock.now_ns(),
         )
         if gone:
             turn.report.packs_condemned += 1
             turn.report.bytes_condemned += pack.size_bytes
-
-
-def chunk_ids(turn: Turn, pack: bytes) -> Iterable[bytes]:
-    """Return the ids of a pack's chunks, from its footer or, if that is unreadable, from the index."""
-    try:
-        return [chunk.chunk_id for chunk in turn.tenant.packs.footer(pack).chunks]
-    except Damaged:
-        return turn.catalog.marks.indexed(turn.tenant.id, pack)

@@ -204,7 +204,6 @@ class _TenantCheck:
     def _look_at_packs(self) -> None:
         plan, summary = self._check.plan, self._check.summary
         total, total_bytes = self._catalog.verification.totals(self._tenant.id)
-        counts = self._catalog.verification.indexed_counts(self._tenant.id)
         done = 0
 
         def pace(size: int, chunks: int) -> None:
@@ -219,7 +218,7 @@ class _TenantCheck:
         for number, pack in enumerate(each_pack(self._catalog, self._tenant.id)):
             if not plan.read:
                 self._check.progress("packs", number, total)
-            seen = self._look_at(examiner, pack, counts.get(pack.id, 0))
+            seen = self._look_at(examiner, pack)
             if seen.gone:
                 continue
             summary.packs += 1
@@ -229,14 +228,14 @@ class _TenantCheck:
             if seen.faults or seen.cleared or pack.marks:
                 self._found.append(seen)
 
-    def _look_at(self, examiner: Examiner, pack: LivePack, indexed: int) -> Examined:
+    def _look_at(self, examiner: Examiner, pack: LivePack) -> Examined:
         plan = self._check.plan
         if plan.read and plan.random.random() < plan.share:
-            return examiner.read(pack, indexed)
-        seen = examiner.glance(pack, indexed)
+            return examiner.read(pack)
+        seen = examiner.glance(pack)
         # Suspected packs are read completely, so that their findings are certain.
         suspected = pack.marks or any(fault.kind in {"footer", "index"} for fault in seen.faults)
-        return examiner.read(pack, indexed) if suspected and not seen.gone else seen
+        return examiner.read(pack) if suspected and not seen.gone else seen
 
     def _look_for_orphans(self) -> None:
         listed: dict[bytes, int] = {}

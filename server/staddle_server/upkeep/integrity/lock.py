@@ -7,19 +7,26 @@ docs/decisions/2026-11-30-object-lock.md says why in this way.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, pairwise
 from typing import Final
 
 from staddle._base.figures import counted
 
+from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.threads import Threads
-from staddle_server.catalog import Catalog, LockDue
-from staddle_server.store.locks import LOCKED, MARGIN, ObjectLock, ObjectVersions, lock_of, purge
+from staddle_server.catalog import LockDue
+from staddle_server.store.blobs import FORMAT_NAME
+from staddle_server.store.keys import parse_keys_name
+from staddle_server.store.locks import LOCKED, MARGIN, ObjectLock, ObjectVersions, lock_of, purge, some_names
 from staddle_server.store.pack import pack_name, parse_pack_name
 from staddle_server.upkeep.integrity.findings import Kept
-from staddle_server.upkeep.schedule import Stopping, Task
+from staddle_server.upkeep.integrity.hidden import hidden_records, hidden_words
+from staddle_server.upkeep.integrity.record_check import lost_records
+from staddle_server.upkeep.schedule import StoppedError, Stopping, Task
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +38,6 @@ AT_ONCE: Final = 8
 _BATCH: Final = 500
 _UNLOCKED: Final = frozenset({"copies", "heads", "marks", "parity", "probe"})
 """Kinds of Staddle's objects that no restore needs."""
-_NAMED_MAX: Final = 3
 
 
 @dataclass
@@ -43,8 +49,8 @@ class LockReport:
         removed: Old versions that were removed for good.
         kept: Hidden versions that are still locked.
         missing: Names of live packs without an object.
-        replaced: Names of live packs that were hidden, and of packs, records and keys that were replaced: by a
-            repair, or by someone with the keys of the store.
+        hidden: Names of live packs, records and keys that someone with the keys of the store has deleted.
+        replaced: Names of packs, records and keys that were replaced: by a repair, or by such a person.
 
     """
 
@@ -52,6 +58,7 @@ class LockReport:
     removed: int = 0
     kept: int = 0
     missing: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -64,12 +71,13 @@ class LockReport:
             said.append(f"{counted(self.kept, 'deleted object is', 'deleted objects are')} still locked")
         if self.missing:
             said.append(
-                f"{counted(len(self.missing), 'pack')} cannot be found in the store{_some(self.missing)}"
+                f"{counted(len(self.missing), 'pack')} cannot be found in the store{some_names(self.missing)}"
             )
+        if self.hidden:
+            said.append(hidden_words(self.hidden))
         if self.replaced:
             said.append(
-                f"{counted(len(self.replaced), 'object was', 'objects were')} hidden or replaced; all versions stay locked"
-                f"{_some(self.replaced)}"
+                f"{counted(len(self.replaced), 'object was', 'objects were')} replaced; all versions stay locked{some_names(self.replaced)}"
             )
         return "; ".join(said)
 
@@ -77,8 +85,9 @@ class LockReport:
 class Locker:
     """Keeps locked what backups need."""
 
-    def __init__(self, catalog: Catalog, lock: ObjectLock) -> None:
-        self._catalog = catalog
+    def __init__(self, kept: Kept, lock: ObjectLock) -> None:
+        self._kept = kept
+        self._catalog = kept.catalog
         self._lock = lock
 
     def extend_packs(self, stopping: Stopping = lambda: False) -> LockReport:
@@ -86,6 +95,8 @@ class Locker:
 
         One request for each. What a stop leaves, the next call does. Raises Unavailable.
         """
+        if flaw := self._lock.flaw():
+            raise Unavailable("STORE_UNAVAILABLE", f"the bucket cannot lock objects any more: {flaw}")
         report = LockReport()
         due_ns = self._lock.now_ns() + round(self._lock.span_s * (1 + MARGIN / 2)) * NS
         after = (-1, 0)
@@ -106,25 +117,56 @@ class Locker:
     def look_at_versions(self, stopping: Stopping = lambda: False) -> LockReport:
         """Extend the locks of keys, records and the store's format, and remove old versions that nothing needs.
 
-        All versions of a live pack that was hidden or replaced are extended as well: the first one is intact.
-        Lists the whole store. Raises Unavailable.
+        All versions of what was hidden or replaced are extended as well: the first one is intact. Lists the
+        whole store. Raises Unavailable.
         """
         report = LockReport()
         now_ns = self._lock.now_ns()
+        hidden = self._hidden_records()
         histories = self._lock.histories("")
         with Threads(AT_ONCE, thread_name_prefix="lock") as threads:
             while not stopping() and (batch := list(islice(histories, _BATCH))):
-                live = self._live(batch)
-                needed = [history for history in batch if _is_needed(history, live)]
-                report.replaced += [history.name for history in needed if len(history.versions) > 1]
+                found = self._live(batch) | hidden
+                needed = [history for history in batch if self._is_needed(history, found)]
+                report.hidden += [history.name for history in needed if history.is_hidden]
+                report.replaced += [
+                    history.name for history in needed if len(history.versions) > 1 and not history.is_hidden
+                ]
                 report.extended += sum(threads.map(self._extend_all, needed))
                 for removed, kept in threads.map(
                     lambda history: self._remove_old(history, now_ns),
-                    [history for history in batch if not _is_needed(history, live)],
+                    [history for history in batch if not self._is_needed(history, found)],
                 ):
                     report.removed += removed
                     report.kept += kept
         return report
+
+    def _hidden_records(self) -> set[str]:
+        """Return the names of hidden records that the catalog needs."""
+        names: set[str] = set()
+        for row in self._catalog.tenants.list_all():
+            with suppress(Damaged):  # with keys that do not open: Integrity reports them
+                missing = lost_records(self._kept.tenants.get(row.id), self._catalog)
+                names.update(hidden_records(self._lock, row.id, missing))
+        return names
+
+    def _is_needed(self, history: ObjectVersions, found: set[str]) -> bool:
+        """Return whether the locks of all its versions are extended here; `found`: packs and hidden records."""
+        kind = history.name.partition("/")[0]
+        if history.name in found:
+            return True
+        if kind not in LOCKED - {"packs"}:
+            return False
+        return not history.is_hidden or history.name == FORMAT_NAME or self._is_known_key(history.name)
+
+    def _is_known_key(self, name: str) -> bool:
+        """Return whether these are keys of a tenant that exists: they are never deleted."""
+        if not name.startswith("keys/"):
+            return False
+        with suppress(Damaged):
+            tenant, _ = parse_keys_name(name)
+            return tenant in {row.id for row in self._catalog.tenants.list_all()}
+        return False
 
     def _live(self, histories: list[ObjectVersions]) -> set[str]:
         """Return the names of those that are live packs with more than one version: each lock of the others is
@@ -184,27 +226,26 @@ def lock_tasks(kept: Kept) -> list[Task]:
     lock = lock_of(kept.blobs)
     if lock is None:
         return []
-    locker = Locker(kept.catalog, lock)
+    locker = Locker(kept, lock)
     return [
-        Task(
-            PACKS, min(DAY_S, lock.span_s * MARGIN / 8), lambda stopping: _told(locker.extend_packs(stopping))
-        ),
-        Task(VERSIONS, lock.span_s * MARGIN / 4, lambda stopping: _told(locker.look_at_versions(stopping))),
+        Task(PACKS, min(DAY_S, lock.span_s * MARGIN / 8), partial(_run, locker.extend_packs)),
+        Task(VERSIONS, versions_every_s(lock.span_s), partial(_run, locker.look_at_versions)),
     ]
 
 
-def _is_needed(history: ObjectVersions, live: set[str]) -> bool:
-    """Return whether the locks of all its versions are extended here."""
-    kind = history.name.partition("/")[0]
-    return history.name in live or (kind in LOCKED - {"packs"} and not history.is_hidden)
+def versions_every_s(span_s: float) -> float:
+    """Return how often the locks of keys and records are extended, for that promise."""
+    return span_s * MARGIN / 4
+
+
+def _run(work: Callable[[Stopping], LockReport], stopping: Stopping) -> str:
+    report = work(stopping)
+    if stopping():
+        raise StoppedError
+    return _told(report)
 
 
 def _told(report: LockReport) -> str:
-    if report.missing or report.replaced:
+    if report.missing or report.hidden or report.replaced:
         log.error("the store was changed by someone else, or has lost objects: %s", report)
     return str(report)
-
-
-def _some(names: list[str]) -> str:
-    more = ", …" if len(names) > _NAMED_MAX else ""
-    return f" ({', '.join(names[:_NAMED_MAX])}{more})"

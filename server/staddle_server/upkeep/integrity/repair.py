@@ -17,7 +17,7 @@ from staddle._base.figures import counted
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import PACK_BYTES_MAX
 from staddle_server.base.types import ChunkPlace, ChunkRef, StoredChunk
-from staddle_server.catalog import WHOLE_PACK, TenantRow
+from staddle_server.catalog import WHOLE_PACK, TenantRow, indexed_id
 from staddle_server.store.blobs import BlobMissing, replace_object
 from staddle_server.store.frame import compress
 from staddle_server.store.keys import keys_name
@@ -258,14 +258,13 @@ class _TenantRepair:
         """Repair what is wrong with packs; return those with something left to report."""
         catalog = self._kept.catalog
         total, _ = catalog.verification.totals(self._tenant.id)
-        counts = catalog.verification.indexed_counts(self._tenant.id)
         examiner = Examiner(self._tenant, catalog, self._kept.clock, mark_damage=not self._repair.dry_run)
         damaged: list[Examined] = []
         for number, pack in enumerate(each_pack(catalog, self._tenant.id)):
             self._repair.progress("packs", number, total)
-            seen = examiner.glance(pack, counts.get(pack.id, 0))
+            seen = examiner.glance(pack)
             if not seen.gone and (seen.faults or pack.marks):
-                seen = examiner.read(pack, counts.get(pack.id, 0))
+                seen = examiner.read(pack)
             if any(fault.kind != "index" for fault in seen.faults):
                 seen = self._from_parity(seen, examiner)
             if not seen.gone and (seen.faults or seen.cleared or pack.marks):
@@ -319,12 +318,13 @@ class _TenantRepair:
 
     def _missing_from_index(self, seen: Examined) -> list[StoredChunk]:
         """Return chunks that a search of the pack finds and the index does not have there."""
-        missing: list[StoredChunk] = []
-        for segment in self._readable(seen):
-            chunks = {chunk.chunk_id: chunk for chunk in self._stored(segment)}
-            known = self._kept.catalog.verification.indexed(self._tenant.id, seen.pack.id, chunks)
-            missing += [chunk for chunk_id, chunk in chunks.items() if chunk_id not in known]
-        return missing
+        known = {chunk.id for chunk in self._kept.catalog.verification.indexed(self._tenant.id, seen.pack.id)}
+        return [
+            chunk
+            for segment in self._readable(seen)
+            for chunk in self._stored(segment)
+            if indexed_id(chunk.chunk_id) not in known
+        ]
 
     def _stored(self, segment: Segment) -> Iterator[StoredChunk]:
         offset = 0

@@ -18,6 +18,7 @@ from staddle_server.base.limits import INTEGRITY_EVERY_S
 from staddle_server.base.threads import Background
 from staddle_server.catalog import Generation, KnownDamage, TenantRow
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
+from staddle_server.store.locks import lock_of
 from staddle_server.store.marks import GenerationMark
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.tenancy.chunk_reader import ChunkReader
@@ -27,6 +28,7 @@ from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.integrity.check import each_pack
 from staddle_server.upkeep.integrity.damaged_paths import each_backup
 from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.integrity.hidden import hidden_keys, hidden_packs, hidden_records, hidden_words
 from staddle_server.upkeep.integrity.lost_keys import keys_words
 from staddle_server.upkeep.integrity.record_check import lost_records
 from staddle_server.upkeep.schedule import StoppedError, Stopping, Task
@@ -48,11 +50,22 @@ RECORDS_LOST: Final = (
 
 
 class Compared(NamedTuple):
-    """A tenant's live packs compared with the store: how many exist, are gone, and have another size."""
+    """A tenant's live packs compared with the store: how many exist, are gone, and have another size; and
+    the names of those that object lock keeps below a marker of deletion.
+    """
 
     packs: int = 0
     gone: int = 0
     other_size: int = 0
+    hidden: tuple[str, ...] = ()
+
+
+class LostObjects(NamedTuple):
+    """What a tenant lacks besides packs: in words, how many keys and records, and how many of those are hidden."""
+
+    words: str
+    missing: int
+    hidden: int
 
 
 class _State(NamedTuple):
@@ -73,6 +86,8 @@ def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False
     """
     packs = gone = other = 0
     suspects: list[bytes] = []
+    hidden: list[str] = []
+    lock = lock_of(kept.blobs)
 
     def settle() -> None:
         nonlocal gone, other
@@ -83,6 +98,8 @@ def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False
             tenant.id, [pack for pack in now if now[pack] != sizes[pack]]
         ):
             gone, other = gone + (now[pack] is None), other + (now[pack] is not None)
+        if lock is not None and len(hidden) < MARKED_AT_ONCE:
+            hidden.extend(hidden_packs(lock, tenant.id, [pack for pack in now if now[pack] is None]))
         suspects.clear()
 
     listed = _listed(kept, tenant)
@@ -98,7 +115,7 @@ def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False
             if len(suspects) >= MARKED_AT_ONCE:
                 settle()
     settle()
-    return Compared(packs, gone, other)
+    return Compared(packs, gone, other, tuple(hidden))
 
 
 def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
@@ -127,15 +144,10 @@ class Integrity:
         """The newest, of this server's start or another one's."""
         self.is_whole = True
         """Whether no damage was known a second ago."""
-        self._lost: dict[bytes, str] = {}
-        """What tenants lack besides packs, in words: keys that open, and records."""
+        self.lost: dict[bytes, LostObjects] = {}
+        """What tenants lack besides packs: keys that open, and records."""
         self._absent: set[str] = set()
         """Which of store and catalog were missing a second ago."""
-
-    @property
-    def lost(self) -> dict[bytes, str]:
-        """What tenants lack besides packs, in words: keys that open, and records."""
-        return dict(self._lost)
 
     @property
     def absent(self) -> list[str]:
@@ -183,6 +195,8 @@ class Integrity:
                 log.error("the packs of tenant %s were not compared with the store: %s", row.name, e.message)  # noqa: TRY400
                 continue
             gone, other = gone + found.gone, other + found.other_size
+            if found.hidden:
+                log.error("packs of tenant %s: %s", row.name, hidden_words(list(found.hidden)))
         return (
             f"{counted(gone, 'pack is', 'packs are')} gone, {counted(other, 'pack has', 'packs have')} another size"
             if gone or other
@@ -206,9 +220,9 @@ class Integrity:
             return
         known = self._kept.catalog.packs.known_damage()
         begun_s = self._kept.clock.monotonic_s()
-        if (known or self._lost) and begun_s >= self._rest_until_s:
+        if (known or self.lost) and begun_s >= self._rest_until_s:
             for row in self._kept.catalog.tenants.list_all():
-                if row.id in self._lost:
+                if row.id in self.lost:
                     self._look_for_lost(row)
             known = self._without_healed(known)
             now_s = self._kept.clock.monotonic_s()
@@ -269,22 +283,33 @@ class Integrity:
 
     def _look_for_lost(self, row: TenantRow) -> None:
         """Check that the tenant's keys open and its records exist. Raises Unavailable."""
-        try:
-            spans = lost_records(self._kept.tenants.get(row.id), self._kept.catalog)
-            lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
-            if len(spans) > LOST_NAMED:
-                lost += "; and others"
-            if lost:
-                lost += RECORDS_LOST
-        except Damaged as e:
-            lost = keys_words(self._kept.blobs, self._kept.keys, row, e)
-        before = self._lost.pop(row.id, "")
-        if lost:
-            self._lost[row.id] = lost
-        if lost and lost != before:
-            log.error("%s", lost)
-        if before and not lost:
+        before, lost = self.lost.pop(row.id, None), self._lost_of(row)
+        if lost is not None:
+            self.lost[row.id] = lost
+        if lost is not None and lost != before:
+            log.error("%s", lost.words)
+        if before and lost is None:
             log.warning("keys and records of tenant %s are complete again", row.name)
+
+    def _lost_of(self, row: TenantRow) -> LostObjects | None:
+        lock = lock_of(self._kept.blobs)
+        hidden = [] if lock is None else hidden_keys(lock, row.id)
+        try:
+            spans = [] if hidden else lost_records(self._kept.tenants.get(row.id), self._kept.catalog)
+            if lock is not None:
+                hidden += hidden_records(lock, row.id, spans)
+        except Damaged as e:
+            return LostObjects(keys_words(self._kept.blobs, self._kept.keys, row, e), 1, 0)
+        missing = sum(span.last - span.first + 1 for span in spans)
+        if hidden:
+            return LostObjects(
+                f"of tenant {row.name}, {hidden_words(hidden)}", max(missing, len(hidden)), len(hidden)
+            )
+        if not spans:
+            return None
+        words = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
+        others = "; and others" if len(spans) > LOST_NAMED else ""
+        return LostObjects(f"{words}{others}{RECORDS_LOST}", missing, 0)
 
     def _without_healed(self, known: dict[bytes, KnownDamage]) -> dict[bytes, KnownDamage]:
         left = dict(known)
@@ -317,7 +342,7 @@ class Integrity:
             raise StoppedError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
-        self.is_whole = not known and not self._lost and not self._absent
+        self.is_whole = not known and not self.lost and not self._absent
         if known == self.known:
             return
         names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}

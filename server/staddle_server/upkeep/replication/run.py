@@ -53,6 +53,8 @@ LOOK_S: Final = 1.0
 """How often a wait for a pack checks whether to stop."""
 LOGGED_MAX: Final = 20
 """Problems of one run that a server logs; all are counted."""
+WHOLE_NOTED_S: Final = 300
+"""How often a place to which nothing has to be copied is noted as whole."""
 COMPARE_EVERY_S: Final = 24 * 3600
 """How often everything at the place is listed and compared."""
 
@@ -118,6 +120,8 @@ class Replication:
         state = replicas.get(name)
         compare = self._plan.compare or self._plan.verify or self._is_due(state and state.compared_ns, now_ns)
         if state is not None and not compare and state.is_whole:
+            if state.whole_ns is not None and now_ns - state.whole_ns >= WHOLE_NOTED_S * NS:
+                replicas.note_whole(name, now_ns)
             return ReplicationReport(name, whole_ns=now_ns, idle=True)
         with leased(replicas.lease(name), self._kept.clock) as lease:
             replica = replicas.begin(name, lease.fence, now_ns)

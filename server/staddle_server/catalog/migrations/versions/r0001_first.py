@@ -16,16 +16,14 @@ def upgrade() -> None:
     """Create them."""
     op.create_table(
         "chunks",
-        sa.Column("tenant", ROW, nullable=False),
-        sa.Column("chunk_id", DIGEST, nullable=False),
-        sa.Column("pack", ROW, nullable=False),
-        sa.Column("segment_offset", sa.BigInteger(), nullable=False),
-        sa.Column("segment_length", sa.Integer(), nullable=False),
-        sa.Column("offset", sa.Integer(), nullable=False),
-        sa.Column("length", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("tenant", "chunk_id", "pack"),
-        sqlite_with_rowid=False,
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("id_head", "id_tail", "pack")),
+        *(
+            sa.Column(name, sa.Integer(), nullable=False)
+            for name in ("segment_offset", "segment_length", "offset", "length")
+        ),
     )
+    op.create_index("chunks_id", "chunks", ["id_head"], unique=False)
+    op.create_index("chunks_pack", "chunks", ["pack"], unique=False)
     op.create_table(
         "tenants",
         sa.Column("row", ROW, autoincrement=True, nullable=False),
