@@ -106,19 +106,10 @@ class Service:
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        self._uploads = Uploads(
-            catalog,
-            tenants,
-            clock,
-            lease_s=settings.lease_s,
-            life_s=settings.upload_life_s,
-            space=space,
-            server=self._id,
-            endpoint=str(settings.endpoint or ""),
-        )
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._uploads = _uploads(kept, settings, space, self._id)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
-        kept = Kept(catalog, blobs, keys, tenants, clock)
         self._integrity = Integrity(kept, integrity_every_s)
         self.store_watch = _store_watch(kept, second, settings)
         watches = Watches(self.clock_watch, self._integrity, self.store_watch)
@@ -190,6 +181,20 @@ class Service:
         self._wire.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
+
+
+def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
+    """Return the uploads that this server writes."""
+    return Uploads(
+        kept.catalog,
+        kept.tenants,
+        kept.clock,
+        lease_s=settings.lease_s,
+        life_s=settings.upload_life_s,
+        space=space,
+        server=server,
+        endpoint=str(settings.endpoint or ""),
+    )
 
 
 def _parts(own: OwnState, events: EventWatch) -> dict[str, Callable[[], bool]]:
