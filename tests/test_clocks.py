@@ -34,6 +34,7 @@ USES: Final = {
         staddle_server.cli.notify _notice
         staddle_server.cli.notify list_
         staddle_server.cli.notify test
+        staddle_server.cli.uploads uploads
         staddle_server.cli.parity _repair
         staddle_server.cli.replicate _print_states
         staddle_server.cli.lock _print

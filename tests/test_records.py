@@ -15,6 +15,8 @@ CHANGES: Final = {
     RECORDED: """
         backups _set_deleted
         clocks put
+        expectations remove
+        expectations set
         purge purge
         retention apply
         retention change
@@ -98,6 +100,11 @@ CHANGES: Final = {
     "who serves now: each server says it again with its next heartbeat": """
         servers beat
         servers remove
+    """,
+    "what happened once: a list for people, of which an older catalog lacks the latest": """
+        expectations clamp
+        runs _remove
+        runs report
     """,
     "what is at another place: the next comparison with it finds out": """
         replicas begin

@@ -72,6 +72,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
+from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
 from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
 from staddle._upload.upload import Upload
 
@@ -106,6 +107,7 @@ __all__ = [
     "EntryCounts",
     "EntryType",
     "ExhaustedError",
+    "Expectation",
     "Hold",
     "Hole",
     "MissingChunksError",
@@ -132,6 +134,8 @@ __all__ = [
     "RetentionPolicy",
     "RetentionTag",
     "RootDiffersError",
+    "Run",
+    "RunOutcome",
     "Scope",
     "SecondSite",
     "ServerCondition",
@@ -139,8 +143,10 @@ __all__ = [
     "ServerInfo",
     "Settings",
     "StaddleError",
+    "Status",
     "StoreLock",
     "TooMuchRemovedError",
+    "Trouble",
     "UnavailableError",
     "UnfinishedError",
     "UnsupportedError",

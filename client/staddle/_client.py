@@ -21,6 +21,7 @@ from staddle._protocol.arguments import choice, one_of
 from staddle._protocol.convert import text
 from staddle._protocol.selectors import selector_of
 from staddle._retention import RetentionMethods
+from staddle._runs import RunMethods
 from staddle._transport.calls import Calls
 from staddle._transport.channel import refuse_other_platforms
 from staddle._transport.retry import Retry
@@ -44,7 +45,7 @@ V = TypeVar("V")
 UPLOAD_RETRY_S: Final = 600.0
 
 
-class Client(BrowseMethods, RetentionMethods):
+class Client(BrowseMethods, RetentionMethods, RunMethods):
     """A client of a Staddle server, or of several servers of one service, as one token.
 
         from staddle import Client

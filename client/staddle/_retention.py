@@ -4,9 +4,8 @@ import datetime
 from itertools import chain
 from typing import Any, Final
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from staddle._errors import BadRequestError, ProtocolError, named
+from staddle._protocol.arguments import duration_to_wire, timestamp_to_wire
 from staddle._protocol.convert import COUNTS, backup_of, datetime_of, hold_of, retention_of, text
 from staddle._transport.calls import Calls
 from staddle._transport.pages import pages_of
@@ -64,7 +63,9 @@ class RetentionMethods:
     def retain_backup(self, dataset: str, backup: str, until: datetime.datetime) -> Backup:
         """Keeps a backup from being deleted before a time (without a zone: local). An earlier time than it has changes nothing."""
         request = sv.RetainBackupRequest(
-            dataset=text("dataset", dataset), backup=text("backup", backup), until_time=_timestamp(until)
+            dataset=text("dataset", dataset),
+            backup=text("backup", backup),
+            until_time=timestamp_to_wire("until", until),
         )
         return backup_of(self._calls.call("RetainBackup", request).backup)
 
@@ -91,7 +92,7 @@ class RetentionMethods:
         if policy is not None:
             request.policy.CopyFrom(policy_to_wire(policy))
         if minimum is not None:
-            request.minimum.CopyFrom(_duration("minimum", minimum))
+            request.minimum.CopyFrom(duration_to_wire("minimum", minimum))
         return retention_of(self._calls.call("SetRetention", request).retention)
 
     def plan_retention(self, dataset: str, *, free_bytes: bool = True) -> RetentionPlan:
@@ -146,7 +147,7 @@ def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
                 f"{name} must be from 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name}
             )
     return pb.RetentionPolicy(
-        keep_within=_duration("keep_within", policy.keep_within) if policy.keep_within else None,
+        keep_within=duration_to_wire("keep_within", policy.keep_within) if policy.keep_within else None,
         keep_tags=[
             pb.RetentionTag(
                 key=text("keep_tags", tag.key),
@@ -157,18 +158,3 @@ def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
         time_zone=text("time_zone", policy.time_zone),
         **counts,
     )
-
-
-def _duration(field: str, value: datetime.timedelta) -> duration_pb2.Duration:
-    if value < datetime.timedelta(0) or value.microseconds:
-        raise BadRequestError(f"{field} must be whole seconds, not {value}.", facts={"field": field})
-    return duration_pb2.Duration(seconds=value.days * 86_400 + value.seconds)
-
-
-def _timestamp(moment: datetime.datetime) -> timestamp_pb2.Timestamp:
-    message = timestamp_pb2.Timestamp()
-    try:
-        message.FromDatetime(moment.astimezone(datetime.UTC))
-    except (OverflowError, ValueError, OSError) as error:
-        raise BadRequestError(f"{moment} is out of the range of times.", facts={"field": "until"}) from error
-    return message

@@ -275,6 +275,12 @@ ROWS = {
         lambda place, _: sv.ApplyRetentionRequest(dataset="www", plan_token=place.plan()),
         works=True,
     ),
+    "ListRuns": Row(R, lambda _, __: sv.ListRunsRequest(page_size=1000)),
+    "ReportRun": Row(W, lambda _, __: sv.ReportRunRequest(dataset="www", reason="exit status 1")),
+    "SetExpectation": Row(A, lambda _, __: sv.SetExpectationRequest(dataset="www", every={"seconds": 3600})),
+    "DeleteExpectation": Row(A, lambda _, __: sv.DeleteExpectationRequest(dataset="www")),
+    "ListExpectations": Row(R, lambda _, __: sv.ListExpectationsRequest()),
+    "GetStatus": Row(R, lambda _, __: sv.GetStatusRequest()),
     "GetServerInfo": Row(R, lambda _, __: sv.GetServerInfoRequest()),
 }
 

@@ -236,6 +236,7 @@ def restore_rows(place: Place, method: str) -> None:
         "SetRetention": lambda *_: sv.SetRetentionRequest(
             dataset="www", policy=pb.RetentionPolicy(keep_last=1)
         ),
+        "SetExpectation": lambda *_: sv.DeleteExpectationRequest(dataset="www"),
         "ApplyRetention": lambda *_: sv.UndeleteBackupRequest(dataset="www", backup=place.older),
     }
     if method in undone:

@@ -172,6 +172,12 @@ ROLES = {
     "SetRetention": "admin",
     "PlanRetention": "reader",
     "ApplyRetention": "admin",
+    "ListRuns": "reader",
+    "ReportRun": "writer",
+    "SetExpectation": "admin",
+    "DeleteExpectation": "admin",
+    "ListExpectations": "reader",
+    "GetStatus": "reader",
     "GetServerInfo": "reader",
 }
 
@@ -443,7 +449,7 @@ def test_the_digest_of_a_file_says_whether_client_or_server_vouches_for_it(runni
 
 
 def test_the_table_of_roles_matches_the_served_methods():
-    table = methods(_Anything(), _Anything(), _Anything(), _Anything())
+    table = methods(_Anything(), _Anything(), _Anything(), _Anything(), _Anything())
     assert {name: method.role.name.lower() for name, method in table.items()} == ROLES
     assert {role.name.lower() for role in TokenRole} == set(ROLES.values())
 

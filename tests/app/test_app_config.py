@@ -56,6 +56,7 @@ EXAMPLES = {
     "upload_life_s": ("1h", "2h", "3h"),
     "drain_s": ("1s", "2s", "3s"),
     "retention_every_s": ("0s", "1m", "2h"),
+    "runs_kept_s": ("1d", "30d", "52w"),
     "parity_percent": ("10", "20", "30"),
     "min_free": ("1GiB", "2%", "auto"),
     "gc_every_s": ("1h", "2h", "3h"),

@@ -131,6 +131,7 @@ class World:
             Root(1, b"\x07" * 32, 12, 3456),
             789,
             ChangeCounts(1, 2, 3, 4, 5),
+            problem_count=more.pop("problem_count", 0),
         )
         return self.catalog.uploads.commit(
             upload.tenant,

@@ -156,7 +156,7 @@ def test_only_packs_of_dead_epochs_and_closed_uploads_are_left_over(world):
     fresh = world.pack(resumed, [])
     aborted = world.begin().upload
     orphan = world.pack(aborted, [])
-    world.catalog.uploads.abort(world.tenant, aborted.id, 1)
+    world.catalog.uploads.abort(world.tenant, aborted.id, 1, world.now)
     _, live = _stored(world, world.digests(1))
     assert {left.pack for left in world.catalog.packs.writing_left_over(world.tenant)} == {
         stale.pack,

@@ -106,7 +106,7 @@ def test_either_a_commit_or_an_abort_wins(world):
         upload = world.begin().upload
         committed, aborted = _together(
             lambda u=upload: world.commit(u),
-            lambda u=upload: world.catalog.uploads.abort(world.tenant, u.id, 1),
+            lambda u=upload: world.catalog.uploads.abort(world.tenant, u.id, 1, world.now),
         )
         lost = [answer for answer in (committed, aborted) if isinstance(answer, errors.Precondition)]
         assert [answer.reason for answer in lost] == ["UPLOAD_CLOSED"]
@@ -221,7 +221,7 @@ def test_a_crash_between_any_two_statements_leaves_no_partial_change(world, what
         "take over": lambda: world.begin(world.bob, fingerprint="f", take_over=True, request_id="r"),
         "checkpoint": lambda: world.checkpoint(upload, *packs, missing_added=missing),
         "commit": lambda: world.commit(upload, *packs),
-        "abort": lambda: world.catalog.uploads.abort(world.tenant, upload.id, 1),
+        "abort": lambda: world.catalog.uploads.abort(world.tenant, upload.id, 1, world.now),
         "expire": lambda: world.catalog.uploads.expire(upload.expires_ns),
         "claim": lambda: world.catalog.chunks.claim(world.tenant, upload.id, 1, ids),
         "delete": lambda: world.catalog.backups.delete(world.tenant, base.id, world.now, record),

@@ -251,7 +251,7 @@ def test_resuming_ends_the_previous_writer(world):
     for call in (
         lambda: world.checkpoint(upload),
         lambda: world.commit(upload),
-        lambda: world.catalog.uploads.abort(world.tenant, upload.id, 1),
+        lambda: world.catalog.uploads.abort(world.tenant, upload.id, 1, world.now),
         lambda: world.catalog.packs.begin(world.tenant, upload.id, 1, world.id(), 1),
         lambda: world.catalog.chunks.claim(world.tenant, upload.id, 1, []),
         lambda: world.catalog.uploads.renew(world.tenant, upload.id, 1, now_ns=1, terms=TERMS),
@@ -429,9 +429,9 @@ def test_numbers_count_up_in_each_dataset(world):
 def test_an_aborted_upload_leaves_no_backup_and_no_claim(world):
     upload = world.begin().upload
     world.checkpoint(upload, world.pack(upload, world.digests(2)), missing_added=[MissingChunk(b"m" * 32, 1)])
-    aborted = world.catalog.uploads.abort(world.tenant, upload.id, 1)
+    aborted = world.catalog.uploads.abort(world.tenant, upload.id, 1, world.now)
     assert (aborted.state, aborted.durable) == (UploadState.ABORTED, b"")
-    assert world.catalog.uploads.abort(world.tenant, upload.id, 1) == aborted
+    assert world.catalog.uploads.abort(world.tenant, upload.id, 1, world.now) == aborted
     assert world.catalog.backups.list_page(world.tenant, "www", limit=10) == []
     assert world.catalog.uploads.missing(world.tenant, upload.id, b"", 9) == []
     with world.catalog.database.read() as connection:
@@ -442,7 +442,7 @@ def test_a_closed_upload_refuses_every_write_and_names_its_state(world):
     committed = world.begin().upload
     world.commit(committed)
     aborted = world.begin().upload
-    world.catalog.uploads.abort(world.tenant, aborted.id, 1)
+    world.catalog.uploads.abort(world.tenant, aborted.id, 1, world.now)
     for upload, state in ((committed, "committed"), (aborted, "aborted")):
         for call in (
             world.checkpoint,
@@ -456,7 +456,7 @@ def test_a_closed_upload_refuses_every_write_and_names_its_state(world):
     with pytest.raises(errors.Precondition):
         world.commit(aborted)
     with pytest.raises(errors.Precondition):
-        world.catalog.uploads.abort(world.tenant, committed.id, 1)
+        world.catalog.uploads.abort(world.tenant, committed.id, 1, world.now)
 
 
 def test_expired_uploads_are_ended_and_named(world):
@@ -481,7 +481,7 @@ def test_the_upload_of_another_tenant_is_not_found(world):
         lambda: uploads.get_by_request(theirs, "r1"),
         lambda: uploads.resume(theirs, upload.id, world.eve, upload.lease_expires_ns, TERMS),
         lambda: uploads.renew(theirs, upload.id, 1, now_ns=1, terms=TERMS),
-        lambda: uploads.abort(theirs, upload.id, 1),
+        lambda: uploads.abort(theirs, upload.id, 1, 1),
         lambda: uploads.missing(theirs, upload.id, b"", 1),
         lambda: world.catalog.packs.begin(theirs, upload.id, 1, world.id(), 1),
         lambda: world.catalog.chunks.claim(theirs, upload.id, 1, []),

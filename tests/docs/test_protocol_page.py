@@ -9,7 +9,7 @@ from blake3 import blake3
 from doc_pages import DOCS, Block, blocks
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
-from staddle_server.api import slots
+from staddle_server.api import convert_runs, slots
 from staddle_server.api.error_table import CODES
 from staddle_server.api.grpc import retention, server
 from staddle_server.base import errors, limits, memory_budget
@@ -127,7 +127,7 @@ def test_every_reason_says_what_to_do() -> None:
 
 
 def test_every_call_has_its_row_with_its_role_and_shape() -> None:
-    table = server.methods(*(Anything(),) * 4)
+    table = server.methods(*(Anything(),) * 5)
     seen = {}
     for names, role, shape in rows("All calls"):
         for name in re.findall(r"`(\w+)`", names):
@@ -166,6 +166,17 @@ def size(value: int) -> str:
         if value >= unit and value % unit == 0:
             return f"{value // unit} {name}"
     return f"{value:,} bytes"
+
+
+def run_limits() -> dict[str, str]:
+    return {
+        "the reason of a failed run": size(limits.RUN_REASON_BYTES_MAX),
+        "reported runs without an upload: of a dataset; of a tenant": f"{limits.REPORTS_DATASET_MAX}, then the oldest goes; "
+        f"{limits.REPORTS_TENANT_MAX:,}, then TOO_MANY",
+        "datasets without a backup, beyond which a report makes no further one": f"{limits.REPORTED_DATASETS_MAX:,}",
+        "an expectation: shortest period; longest period, longest grace": f"{convert_runs.EXPECT_S_MIN // 60} min; "
+        f"{limits.EXPECT_S_MAX // (366 * 86400)} years",
+    }
 
 
 def test_the_limits_are_those_of_the_server() -> None:
@@ -210,6 +221,7 @@ def test_the_limits_are_those_of_the_server() -> None:
             f"who needs more waits up to {memory_budget.WAIT_S:.0f} s"
         ),
         "a hold's reason": size(known.HOLD_REASON_BYTES_MAX),
+        **run_limits(),
         "minimum retention, and how far ahead a backup is retained": f"{known.RETENTION_S_MAX // (366 * 86400)} years",
         "a policy: each number; tags; as JSON": f"{known.RETENTION_COUNT_MAX:,}; {known.RETENTION_TAGS_MAX}; "
         f"{size(known.POLICY_BYTES_MAX)}",

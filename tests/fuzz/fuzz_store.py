@@ -28,6 +28,7 @@ from staddle_server.store.keys import (
 )
 from staddle_server.store.records import (
     CommittedRecord,
+    ExpectedRecord,
     HeldRecord,
     PolicyRecord,
     Record,
@@ -146,6 +147,7 @@ RECORDS: list[Record] = [
     HeldRecord(b"", "db", "law", NOW_NS),
     RetainedRecord(bytes(16), NOW_NS, NOW_NS),
     PolicyRecord("db", '{"last": 3}', 60, NOW_NS),
+    ExpectedRecord("db", 3600, 60, NOW_NS, 0, NOW_NS),
 ]  # fmt: skip
 
 

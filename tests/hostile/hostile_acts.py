@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,5 +86,11 @@ ACTS: dict[str, tuple[Callable[[Place], object], ...]] = {
     "SetRetention": (lambda place: place.client.set_retention("d", RetentionPolicy()),),
     "PlanRetention": (lambda place: place.client.plan_retention("d"),),
     "ApplyRetention": (lambda place: place.client.apply_retention("d", "token"),),
+    "ListRuns": (lambda place: sum(1 for _ in place.client.runs("d")),),
+    "ReportRun": (lambda place: place.client.report_run("d", "why"),),
+    "SetExpectation": (lambda place: place.client.set_expectation("d", timedelta(hours=1)),),
+    "DeleteExpectation": (lambda place: place.client.delete_expectation("d"),),
+    "ListExpectations": (lambda place: sum(1 for _ in place.client.expectations()),),
+    "GetStatus": (lambda place: place.client.status(),),
     "GetServerInfo": (lambda place: place.client.info(),),
 }

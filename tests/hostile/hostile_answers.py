@@ -34,6 +34,7 @@ from hostile_server import (
     file,
     header,
     parts,
+    run,
     upload,
 )
 from staddle import Client, StaddleError
@@ -107,6 +108,17 @@ BAD_BACKUPS: dict[str, pb.Backup] = {
     "counts at their limit": backup(entry_count=2**64 - 1),
     "a time beyond all": backup(begin_time={"seconds": 2**62}),
     "a negative time beyond all": backup(commit_time={"seconds": -(2**62)}),
+}
+
+
+BAD_RUNS: dict[str, pb.Run] = {
+    "none": pb.Run(),
+    "another dataset's": run(dataset="other"),
+    "an id that is a path": run(id="/etc/passwd"),
+    "an unknown outcome": run(outcome=99),
+    "a backup that is none": run(backup_id="x"),
+    "counts at their limit": run(data_bytes=2**64 - 1),
+    "a time beyond all": run(end_time={"seconds": 2**62}),
 }
 
 
@@ -302,6 +314,25 @@ HOSTILE: dict[str, dict[str, Answer]] = {
         "ids that are none": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=["x"]),
         "two-byte ids": lambda _: dense(sv.ApplyRetentionResponse, "deleted_backup_ids"),
         "a time beyond all": lambda _: sv.ApplyRetentionResponse(purge_time={"seconds": 2**62}),
+    },
+    "ListRuns": paged(sv.ListRunsResponse, "runs", lambda number: run(begin_time={"seconds": 10**9 - number})) | {
+        f"a run: {name}": lambda _, found=found: sv.ListRunsResponse(runs=[found]) for name, found in BAD_RUNS.items()
+    },
+    "ReportRun": {f"a run: {name}": lambda _, found=found: sv.ReportRunResponse(run=found) for name, found in BAD_RUNS.items()},
+    "SetExpectation": {
+        "another dataset's": lambda _: sv.SetExpectationResponse(expectation=pb.Expectation(dataset="other")),
+        "a duration beyond all": lambda _: sv.SetExpectationResponse(expectation=pb.Expectation(dataset="d", every={"seconds": 2**62})),
+    },
+    "DeleteExpectation": {"a field without its bytes": lambda _: b"\x0a\xff"},
+    "ListExpectations": paged(sv.ListExpectationsResponse, "expectations", lambda number: pb.Expectation(dataset=f"{number:06}")) | {
+        "a time beyond all": lambda _: sv.ListExpectationsResponse(expectations=[pb.Expectation(dataset="d", late_time={"seconds": 2**62})]),
+    },
+    "GetStatus": paged(sv.GetStatusResponse, "troubles", lambda number: pb.Trouble(dataset=f"{number:06}", late_since_time={"seconds": number})) | {
+        f"a run: {name}": lambda _, found=found: sv.GetStatusResponse(troubles=[pb.Trouble(dataset="d", run=found)]) for name, found in BAD_RUNS.items()
+    } | {
+        "no reason": lambda _: sv.GetStatusResponse(troubles=[pb.Trouble(dataset="d")]),
+        "a time beyond all": lambda _: sv.GetStatusResponse(oldest_success_time={"seconds": 2**62}),
+        "counts at their limit": lambda _: sv.GetStatusResponse(dataset_count=2**64 - 1),
     },
     "GetServerInfo": {
         "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),

@@ -34,6 +34,10 @@ def upload(**fields: Any) -> pb.Upload:
     return pb.Upload(**{**plain, **fields})
 
 
+def run(**fields: Any) -> pb.Run:
+    return pb.Run(**{"id": ID, "dataset": "d", "outcome": 4, "reason": "why", **fields})
+
+
 def parts(*made: sv.RestorePart) -> sv.RestoreResponse:
     return sv.RestoreResponse(parts=made)
 
@@ -92,6 +96,12 @@ HONEST: dict[str, Answer] = {
     "SetRetention": lambda _: sv.SetRetentionResponse(),
     "PlanRetention": lambda _: sv.PlanRetentionResponse(keep_count=1, backups=[sv.PlannedBackup(backup=backup())]),
     "ApplyRetention": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=[ID]),
+    "ListRuns": lambda _: sv.ListRunsResponse(),
+    "ReportRun": lambda asked: sv.ReportRunResponse(run=run(dataset=asked.dataset)),
+    "SetExpectation": lambda _: sv.SetExpectationResponse(expectation=pb.Expectation(dataset="d")),
+    "DeleteExpectation": lambda _: sv.DeleteExpectationResponse(),
+    "ListExpectations": lambda _: sv.ListExpectationsResponse(),
+    "GetStatus": lambda _: sv.GetStatusResponse(),
     "GetServerInfo": lambda _: sv.GetServerInfoResponse(chunker=CHUNKER),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from staddle_server.store.parity import Parity, parity_name
 from staddle_server.store.records import (
     CommittedRecord,
     DeletedRecord,
+    ExpectedRecord,
     ForgottenRecord,
     HeldRecord,
     NotedRecord,
@@ -77,6 +78,7 @@ RECORDS: dict[str, Record] = {
     "forgotten": ForgottenRecord([(3, 5), (9, 9)], COMMIT_NS + 9),
     "tenant_settings": TenantSettingsRecord(3_600, COMMIT_NS + 8),
     "noted": NotedRecord("a token was revoked"),
+    "expected": ExpectedRecord("orders-db", 86_400, 7_200, CREATED_NS, COMMIT_NS * 2, COMMIT_NS + 10),
 }
 
 

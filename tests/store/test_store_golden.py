@@ -272,5 +272,13 @@ def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> Non
             "forgotten": {"spans": [[3, 5], [9, 9]], "at_ns": COMMIT_NS + 9},
             "tenant_settings": {"grace_s": 3_600, "at_ns": COMMIT_NS + 8},
             "noted": {"what": "a token was revoked"},
+            "expected": {
+                "dataset": "orders-db",
+                "every_s": 86_400,
+                "grace_s": 7_200,
+                "since_ns": CREATED_NS,
+                "mute_until_ns": COMMIT_NS * 2,
+                "at_ns": COMMIT_NS + 10,
+            },
         }
         assert body == expected[kind]

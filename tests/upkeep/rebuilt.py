@@ -32,7 +32,7 @@ _QUERIES = {
     "tenants": "SELECT id, name, created_ns, grace_s FROM tenants",
     "datasets": (
         "SELECT t.id, d.name, d.created_ns, d.host, d.root, d.last_number, d.min_retention_s, d.hold_ns, d.hold_reason, "
-        "d.policy FROM datasets d JOIN tenants t ON d.tenant = t.row"
+        "d.policy, d.success_ns, d.expect_every_s, d.expect_grace_s, d.expect_ns, d.expect_mute_ns FROM datasets d JOIN tenants t ON d.tenant = t.row"
     ),
     "backups": (
         "SELECT b.id, t.id, d.name, b.number, b.kind, b.scope, b.base, b.upload, b.request_id, b.principal, b.authors, b.begin_ns, "

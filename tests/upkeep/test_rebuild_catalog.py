@@ -18,6 +18,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog.retention import Retentions
 from staddle_server.store.records import (
     DeletedRecord,
+    ExpectedRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -203,6 +204,7 @@ def test_decisions_about_tenants_datasets_and_backups_are_rebuilt(running, tmp_p
         PolicyRecord("www", '{"keep_last":3}', 86_400, 100),
         PolicyRecord("later", '{"keep_daily":7}', 0, 110),
         TenantSettingsRecord(3_600, 120),
+        ExpectedRecord("www", 86_400, 7_200, 125, 0, 130),
     ):
         catalog.tenants.keep_records(running.tenant, [as_pending(running.tenant, record)])
     finish_missing(Tenants(running.blobs, catalog, running.keys).get(running.tenant), catalog)
@@ -210,13 +212,16 @@ def test_decisions_about_tenants_datasets_and_backups_are_rebuilt(running, tmp_p
     assert (report.backups, report.deleted, report.purged, report.problems) == (2, 0, 1, [])
     found = facts_of(running.catalog)
     assert found["tenants"][(running.tenant,)][-1] == 3_600
-    assert found["datasets"][(running.tenant, "www")][3:] == (
+    assert found["datasets"][(running.tenant, "www")][3:8] == (
         3,
         86_400,
         90,
         "all",
         '{"keep_last":3}',
     )
+    success_ns = three.commit_time.seconds * 10**9 + three.commit_time.nanos
+    expected = (success_ns, 86_400, 7_200, 125, 0)
+    assert found["datasets"][(running.tenant, "www")][8:] == expected, "a purged backup was a success"
     assert found["datasets"][(running.tenant, "later")] == (
         110,
         "",
@@ -226,6 +231,7 @@ def test_decisions_about_tenants_datasets_and_backups_are_rebuilt(running, tmp_p
         None,
         "",
         '{"keep_daily":7}',
+        *(0, 0, 0, 0, 0),
     )
     assert found["backups"][(ids[0],)][-2:] == (50, "case 12")
     assert found["backups"][(ids[1],)][-3] == NOW_NS

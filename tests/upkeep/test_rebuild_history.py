@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server.base.limits import GRACE_S
 from staddle_server.base.types import Authors, ChangeCounts, Kind, Root, Scope
+from staddle_server.catalog import Expectation
 from staddle_server.store.records import (
     CommittedRecord,
     DeletedRecord,
+    ExpectedRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -162,6 +164,23 @@ def test_the_latest_policy_and_settings_count_even_for_a_dataset_without_backups
     assert state([])[0] == GRACE_S
 
 
+def test_the_latest_expectation_counts_and_of_two_at_once_the_one_that_expects():
+    first, other = ExpectedRecord("new", 60, 5, 9, 7, 100), ExpectedRecord("new", 0, 0, 0, 0, 100)
+    for records, expected in (
+        ([first, other], Expectation(60, 5, 9, 7)),
+        ([first, ExpectedRecord("new", 0, 0, 0, 0, 101)], None),
+        ([first, ExpectedRecord("new", 30, 0, 9, 0, 99)], Expectation(60, 5, 9, 7)),
+    ):
+        _, datasets, *_ = state(records)
+        ((dataset, backups),) = datasets.items()
+        assert (dataset.expectation, dataset.success_ns, backups) == (expected, 0, [])
+
+
+def test_a_dataset_has_the_time_of_its_newest_commit_also_of_a_purged_one():
+    _, datasets, *_ = state([committed(1, at=500), committed(2, at=400), PurgedRecord(backup_id(1), 600)])
+    assert [dataset.success_ns for dataset in datasets] == [500]
+
+
 def test_a_dataset_has_the_root_of_its_newest_backup_and_the_age_of_its_oldest():
     _, datasets, *_ = state(
         [
@@ -228,6 +247,7 @@ DECISIONS = st.one_of(
     ),
     st.builds(lambda n, until, at: RetainedRecord(backup_id(n), until, at), IDS, TIMES, TIMES),
     st.builds(lambda d, s, at: PolicyRecord(d, f"{s}", s, at), DATASETS, TIMES, TIMES),
+    st.builds(lambda d, s, at: ExpectedRecord(d, s % 3, s, at, 0, at), DATASETS, TIMES, TIMES),
     st.builds(TenantSettingsRecord, TIMES, TIMES),
 )
 COMMITS = st.lists(st.tuples(IDS, IDS, TIMES), unique_by=lambda one: one[0]).map(

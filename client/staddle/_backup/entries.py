@@ -48,6 +48,11 @@ class BackupTally:
     watch: Callable[[], None] = lambda: None
     """Called by who reads, often: between paths, and within a file as its bytes come."""
 
+    @property
+    def problem_count(self) -> int:
+        """Problems so far, also those beyond what is kept."""
+        return len(self.problems) + self.problems_dropped
+
     def unreadable(self, path: bytes, message: str) -> None:
         """Note a path that could not be read completely."""
         self._note(PathProblem(ProblemKind.UNREADABLE, path, message))

@@ -44,6 +44,7 @@ from staddle._protocol.convert import (
     backup_of,
     path_of,
 )
+from staddle._transport.failure_report import FailureReport
 from staddle._transport.pages import pages_of
 from staddle._transport.retry import Attempts, Retry, may_resume
 from staddle._types.backups import BackupKind
@@ -83,8 +84,9 @@ def backup_directory(
     """
     begun_s = time.monotonic()
     tally = BackupTally(options.profile)
-    run = BackupRun(calls, find_source(paths, options), options, tally, clock)
-    backup = run.to_end()
+    with FailureReport(calls, options.dataset, host_of(options)) as failure:
+        run = BackupRun(calls, find_source(paths, options), options, tally, clock, failure=failure)
+        backup = run.to_end()
     return BackupReport(
         backup=backup_of(backup),
         problems=tuple(tally.problems.values()),
@@ -103,7 +105,14 @@ class BackupRun:
     """One backup, over all its attempts."""
 
     def __init__(
-        self, calls: Calls, source: Source, options: BackupOptions, tally: BackupTally, clock: WallClock
+        self,
+        calls: Calls,
+        source: Source,
+        options: BackupOptions,
+        tally: BackupTally,
+        clock: WallClock,
+        *,
+        failure: FailureReport,
     ) -> None:
         progress = progress_of(tally, options)
         self._calls = calls
@@ -111,6 +120,7 @@ class BackupRun:
         self._options = options
         self._tally = tally
         self._clock = clock
+        self._failure = failure
         self._attempt = _attempt_of(calls, options)
         self._retry = Retry(budget_s=options.retry_s, notify=progress.report_retry)
         self._backups = DatasetBackups(calls, options.dataset, self._retry)
@@ -183,6 +193,7 @@ class BackupRun:
         )
         self.taken_over = self.taken_over or response.taken_over
         upload: pb.Upload = response.upload
+        self._failure.upload_id = upload.id
         distrusted = self._distrusted(response)
         self._durable_position = upload.durable.position
         rely = distrusted is not None and not options.new_root

@@ -61,7 +61,7 @@ class SourceAttempt:
                 raise MissingChunksError(
                     f"{counted(sender.incomplete, 'entry refers', 'entries refer')} to chunks that the server lost."
                 )
-            return self._commit(upload, sender)
+            return self._commit(upload, sender, tally.problem_count)
 
     def _cutter_for(self, chunker: pb.Chunker) -> Cutter:
         """Raises ProtocolError for parameters that cannot be, or that cut so small that every file becomes a list of digests."""
@@ -85,12 +85,13 @@ class SourceAttempt:
     def _renew(self, upload: pb.Upload) -> None:
         self._calls.call("RenewUpload", sv.RenewUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
-    def _commit(self, upload: pb.Upload, sender: Sender) -> pb.Backup:
+    def _commit(self, upload: pb.Upload, sender: Sender, problem_count: int) -> pb.Backup:
         request = sv.CommitUploadRequest(
             upload_id=upload.id,
             epoch=upload.epoch,
             entry_count=sender.entry_count,
             data_bytes=sender.data_bytes,
+            problem_count=problem_count,
         )
         backup: pb.Backup = self._calls.call("CommitUpload", request).backup
         return backup

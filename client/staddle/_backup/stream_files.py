@@ -108,7 +108,12 @@ class _Messages:
                 yield from self._changed(each)
             else:
                 yield self._counted(each, 0)
-        yield sv.BackupPart(finish=sv.Finish(entry_count=self._entry_count, data_bytes=self._data_bytes))
+        finish = sv.Finish(
+            entry_count=self._entry_count,
+            data_bytes=self._data_bytes,
+            problem_count=self._tally.problem_count,
+        )
+        yield sv.BackupPart(finish=finish)
 
     def _changed(self, changed: Changed) -> Iterator[sv.BackupPart]:
         try:

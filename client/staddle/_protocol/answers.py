@@ -23,6 +23,7 @@ from staddle._protocol.convert import (
     retention_of,
     server_info_of,
 )
+from staddle._protocol.convert_runs import expectation_of, run_of, trouble_of
 from staddle._protocol.encoding import field, tag
 from staddle._protocol.entry_rules import check_entry
 from staddle.v1 import resources_pb2 as pb
@@ -348,6 +349,53 @@ def _apply(_: sv.ApplyRetentionRequest, answer: sv.ApplyRetentionResponse) -> No
     datetime_of(answer.purge_time)
 
 
+# --- runs
+
+
+def _run(run: pb.Run, *, dataset: str) -> None:
+    check_id("the run id", run.id)
+    if dataset:
+        _same("a run of the dataset", run.dataset, dataset)
+    if run.backup_id:
+        check_id("the backup id", run.backup_id)
+    _counts(run.entry_count, run.data_bytes, run.stored_bytes, run.problem_count)
+    run_of(run)
+
+
+def _listed_run(request: sv.ListRunsRequest, run: pb.Run) -> None:
+    _run(run, dataset=request.dataset)
+    if request.outcomes and run.outcome not in request.outcomes:
+        raise ProtocolError(f"a run with the outcome {run.outcome}, which was not asked for")
+
+
+def _report_run(request: sv.ReportRunRequest, answer: sv.ReportRunResponse) -> None:
+    _run(answer.run, dataset=request.dataset)
+
+
+def _set_expectation(request: sv.SetExpectationRequest, answer: sv.SetExpectationResponse) -> None:
+    _same("an expectation of the dataset", answer.expectation.dataset, request.dataset)
+    expectation_of(answer.expectation)
+
+
+def _listed_expectation(_: sv.ListExpectationsRequest, expectation: pb.Expectation) -> None:
+    expectation_of(expectation)
+
+
+def _get_status(request: sv.GetStatusRequest, answer: sv.GetStatusResponse) -> None:
+    _page("troubles", PAGE_MAX, _trouble)(request, answer)
+    _counts(answer.dataset_count, answer.expected_count, answer.muted_count)
+    datetime_of(answer.oldest_success_time)
+
+
+def _trouble(_: sv.GetStatusRequest, trouble: pb.Trouble) -> None:
+    if trouble.HasField("run"):
+        _run(trouble.run, dataset=trouble.dataset)
+    if trouble_of(trouble).run is None and not trouble.HasField("late_since_time"):
+        raise ProtocolError(
+            f"the dataset {_shown(trouble.dataset)} as one that needs somebody, without a reason"
+        )
+
+
 def _info(_: sv.GetServerInfoRequest, answer: sv.GetServerInfoResponse) -> None:
     _at_most("servers", len(answer.servers), PAGE_MAX)
     _at_most("warnings", len(answer.condition.warnings), PAGE_MAX)
@@ -389,6 +437,14 @@ RULES: Final = {
     "SetRetention": Rule(sv.SetRetentionResponse, _retention),
     "PlanRetention": Rule(sv.PlanRetentionResponse, _page("backups", PAGE_MAX, _planned), PAGE_MAX),
     "ApplyRetention": Rule(sv.ApplyRetentionResponse, _apply, PAGE_MAX),
+    "ListRuns": Rule(sv.ListRunsResponse, _page("runs", PAGE_MAX, _listed_run), PAGE_MAX),
+    "ReportRun": Rule(sv.ReportRunResponse, _report_run),
+    "SetExpectation": Rule(sv.SetExpectationResponse, _set_expectation),
+    "DeleteExpectation": Rule(sv.DeleteExpectationResponse, _anything),
+    "ListExpectations": Rule(
+        sv.ListExpectationsResponse, _page("expectations", PAGE_MAX, _listed_expectation), PAGE_MAX
+    ),
+    "GetStatus": Rule(sv.GetStatusResponse, _get_status, PAGE_MAX),
     "GetServerInfo": Rule(sv.GetServerInfoResponse, _info, PAGE_MAX),
 }
 _TAGS: Final = {

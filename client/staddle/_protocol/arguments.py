@@ -1,8 +1,11 @@
 """What callers pass, checked before anything is sent."""
 
+import datetime
 import enum
 from collections.abc import Sequence
 from typing import TypeVar
+
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._errors import BadRequestError
 from staddle._protocol.convert import path_fault
@@ -32,3 +35,20 @@ def checked_path(path: PathLike) -> bytes:
     if wrong:
         raise BadRequestError(f"invalid path {raw!r}: {wrong}.", facts={"field": "path"})
     return raw
+
+
+def duration_to_wire(field: str, value: datetime.timedelta) -> duration_pb2.Duration:
+    """A length of time as a message. Raises BadRequestError for what is not whole seconds."""
+    if value < datetime.timedelta(0) or value.microseconds:
+        raise BadRequestError(f"{field} must be whole seconds, not {value}.", facts={"field": field})
+    return duration_pb2.Duration(seconds=value.days * 86_400 + value.seconds)
+
+
+def timestamp_to_wire(field: str, moment: datetime.datetime) -> timestamp_pb2.Timestamp:
+    """A moment (without a zone: local) as a message. Raises BadRequestError for one out of range."""
+    message = timestamp_pb2.Timestamp()
+    try:
+        message.FromDatetime(moment.astimezone(datetime.UTC))
+    except (OverflowError, ValueError, OSError) as error:
+        raise BadRequestError(f"{moment} is out of the range of times.", facts={"field": field}) from error
+    return message

@@ -332,7 +332,7 @@ def retention_of(message: pb.Retention) -> Retention:
     """A dataset's retention from the server's message."""
     return Retention(
         policy_of(message.policy) if message.HasField("policy") else None,
-        _timedelta(message.minimum),
+        timedelta_of(message.minimum),
         hold_of(message.hold) if message.HasField("hold") else None,
     )
 
@@ -340,7 +340,7 @@ def retention_of(message: pb.Retention) -> Retention:
 def policy_of(message: pb.RetentionPolicy) -> RetentionPolicy:
     """A policy from the server's message."""
     return RetentionPolicy(
-        keep_within=_timedelta(message.keep_within),
+        keep_within=timedelta_of(message.keep_within),
         keep_tags=tuple(
             RetentionTag(tag.key, tag.value if tag.HasField("value") else None) for tag in message.keep_tags
         ),
@@ -381,8 +381,8 @@ def _condition_of(message: sv.ServerCondition) -> ServerCondition:
     return ServerCondition(
         takes_backups=message.takes_backups,
         clock_in_doubt=message.clock_in_doubt,
-        clock_jump=_timedelta(message.clock_jump),
-        clock_wait=_timedelta(message.clock_wait),
+        clock_jump=timedelta_of(message.clock_jump),
+        clock_wait=timedelta_of(message.clock_wait),
         damaged_packs=message.damaged_packs,
         damaged_segments=message.damaged_segments,
         damaged_footers=message.damaged_footers,
@@ -396,7 +396,7 @@ def _condition_of(message: sv.ServerCondition) -> ServerCondition:
 
 def _lock_of(message: sv.StoreLock) -> StoreLock:
     return StoreLock(
-        promise=_timedelta(message.promise),
+        promise=timedelta_of(message.promise),
         packs_until=datetime_of(message.packs_until) if message.HasField("packs_until") else None,
         records_until=datetime_of(message.records_until) if message.HasField("records_until") else None,
         late=message.late,
@@ -405,13 +405,14 @@ def _lock_of(message: sv.StoreLock) -> StoreLock:
 
 def _second_site_of(message: sv.SecondSite) -> SecondSite:
     return SecondSite(
-        lag=_timedelta(message.lag) if message.HasField("lag") else None,
+        lag=timedelta_of(message.lag) if message.HasField("lag") else None,
         bytes_behind=message.bytes_behind,
         late=message.late,
     )
 
 
-def _timedelta(message: duration_pb2.Duration) -> datetime.timedelta:
+def timedelta_of(message: duration_pb2.Duration) -> datetime.timedelta:
+    """A Duration as a timedelta, cut to microseconds. Raises ProtocolError."""
     try:
         return datetime.timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
     except OverflowError:

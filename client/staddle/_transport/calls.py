@@ -85,6 +85,13 @@ METHODS: Final = {
     "ApplyRetention": Method(_BULK_S),
     # Reads the manifests of all the tenant's backups.
     "PlanRetention": Method(_COMMIT_S),
+    "ListRuns": Method(_QUICK_S),
+    "ReportRun": Method(_QUICK_S),
+    "SetExpectation": Method(_QUICK_S),
+    # As of a deletion: another caller may have set one since.
+    "DeleteExpectation": Method(_QUICK_S, was_not_done),
+    "ListExpectations": Method(_QUICK_S),
+    "GetStatus": Method(_QUICK_S),
     "GetServerInfo": Method(_QUICK_S),
 }
 STREAMS: Final = frozenset({"Restore"})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from staddle._base.figures import counted, size
 from staddle._errors import ProtocolError, named
-from staddle._protocol.convert import path_of, sort_key
+from staddle._protocol.convert import path_of, sort_key, time_ns_of
 
 if TYPE_CHECKING:
     from staddle._transport.retry import Retry
@@ -29,6 +29,7 @@ ORDERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "ListEntries": lambda entry: sort_key(path_of(entry)),
     "ListChanges": _changed_path,
     "PlanRetention": lambda planned: -planned.backup.number,
+    "ListRuns": lambda run: (-time_ns_of(run.begin_time), -int(run.id, 16)),
 }
 """A value that rises from one item of a list to the next. Datasets come in the catalog's order."""
 STREAMED: Final = frozenset({"ListEntries", "ListChanges"})

@@ -11,7 +11,7 @@ from typing import IO, Any, Final, Self, cast
 
 from blake3 import blake3
 
-from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
+from staddle._errors import BadRequestError, ProtocolError, StaddleError, UnfinishedError, UploadClosedError
 from staddle._protocol.arguments import choice
 from staddle._protocol.convert import (
     KINDS_TO_WIRE,
@@ -22,6 +22,7 @@ from staddle._protocol.convert import (
     split_path,
 )
 from staddle._transport.calls import Calls
+from staddle._transport.failure_report import FailureReport
 from staddle._transport.progress import ProgressReporter
 from staddle._types.backups import BackupKind, Profile, Scope
 from staddle._types.entries import PathLike, path_to_bytes, path_to_str
@@ -62,6 +63,7 @@ class Upload:
         self._options = options
         self._progress = ProgressReporter(options.progress, self._state)
         self._stream = UploadStream(calls, retry_s=options.retry_s, notify=self._progress.report_retry)
+        self._failure = FailureReport(calls, options.dataset, options.host)
         self._turn = threading.RLock()
         self._broken: BaseException | None = None
         self._begun_s = 0.0
@@ -75,18 +77,21 @@ class Upload:
             raise UploadClosedError("An upload can be opened only once: create another one.")
         self._begun_s = monotonic()
         options = self._options
-        self._stream.begin(
-            sv.BeginUploadRequest(
-                dataset=options.dataset,
-                request_id=uuid.uuid4().hex,
-                kind=KINDS_TO_WIRE[options.kind],
-                scope=SCOPES_TO_WIRE[options.scope],
-                tags=options.tags,
-                host=options.host,
-                root=options.root,
-                new_root=options.new_root,
-            )
+        request = sv.BeginUploadRequest(
+            dataset=options.dataset,
+            request_id=uuid.uuid4().hex,
+            kind=KINDS_TO_WIRE[options.kind],
+            scope=SCOPES_TO_WIRE[options.scope],
+            tags=options.tags,
+            host=options.host,
+            root=options.root,
+            new_root=options.new_root,
         )
+        try:
+            self._stream.begin(request)
+        except StaddleError as error:
+            self._tell(error)
+            raise
         return self
 
     def __exit__(
@@ -101,13 +106,19 @@ class Upload:
                 self._report = self._reported(self._stream.commit())
             except BaseException as failure:
                 self._stream.abort(failure)
+                self._tell(failure)
                 raise
             return
         self._stream.abort(failed)
+        self._tell(failed)
         if error is None:
             raise UnfinishedError(
                 f"Nothing was backed up: an earlier put failed with {failed!r}."
             ) from failed
+
+    def _tell(self, error: BaseException) -> None:
+        self._failure.upload_id = self.id
+        self._failure.tell(error)
 
     @property
     def id(self) -> str:

@@ -182,6 +182,42 @@ UPLOAD_STATE_EXPIRED: UploadState.ValueType  # 4
 """It was open longer than its life; its data is gone."""
 Global___UploadState: _TypeAlias = UploadState  # noqa: Y015
 
+class _RunOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_OUTCOME_UNSPECIFIED: _RunOutcome.ValueType  # 0
+    RUN_OUTCOME_RUNNING: _RunOutcome.ValueType  # 1
+    """It is in progress."""
+    RUN_OUTCOME_DONE: _RunOutcome.ValueType  # 2
+    RUN_OUTCOME_DONE_WITH_PROBLEMS: _RunOutcome.ValueType  # 3
+    """It made a backup, and its client could not read everything."""
+    RUN_OUTCOME_FAILED: _RunOutcome.ValueType  # 4
+    """Its client reported why."""
+    RUN_OUTCOME_ABANDONED: _RunOutcome.ValueType  # 5
+    """Its client or its server stopped without a word, or its client aborted the upload. An upload that is
+    still open can be resumed: then the run is RUNNING again.
+    """
+
+class RunOutcome(_RunOutcome, metaclass=_RunOutcomeEnumTypeWrapper):
+    """How an attempt to back up ended."""
+
+RUN_OUTCOME_UNSPECIFIED: RunOutcome.ValueType  # 0
+RUN_OUTCOME_RUNNING: RunOutcome.ValueType  # 1
+"""It is in progress."""
+RUN_OUTCOME_DONE: RunOutcome.ValueType  # 2
+RUN_OUTCOME_DONE_WITH_PROBLEMS: RunOutcome.ValueType  # 3
+"""It made a backup, and its client could not read everything."""
+RUN_OUTCOME_FAILED: RunOutcome.ValueType  # 4
+"""Its client reported why."""
+RUN_OUTCOME_ABANDONED: RunOutcome.ValueType  # 5
+"""Its client or its server stopped without a word, or its client aborted the upload. An upload that is
+still open can be resumed: then the run is RUNNING again.
+"""
+Global___RunOutcome: _TypeAlias = RunOutcome  # noqa: Y015
+
 @_typing.final
 class Chunker(_message.Message):
     """The parameters with which this tenant's data is cut. Cuts made with others are accepted, but share nothing
@@ -1076,6 +1112,185 @@ class Retention(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Retention: _TypeAlias = Retention  # noqa: Y015
+
+@_typing.final
+class Run(_message.Message):
+    """An attempt to back up. An upload that is resumed is one run, from its begin to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ENTRY_COUNT_FIELD_NUMBER: _builtins.int
+    DATA_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEM_COUNT_FIELD_NUMBER: _builtins.int
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """32 hexadecimal digits: the id of its upload, if it began one."""
+    dataset: _builtins.str
+    outcome: Global___RunOutcome.ValueType
+    reason: _builtins.str
+    """Why it has no backup, in words. Empty: it has one, or the reason is unknown."""
+    principal: _builtins.str
+    """The name of the token."""
+    host: _builtins.str
+    entry_count: _builtins.int
+    """Entries and bytes of its backup; without one, what was durable of its upload."""
+    data_bytes: _builtins.int
+    stored_bytes: _builtins.int
+    """What its backup added to the store, sealed."""
+    problem_count: _builtins.int
+    """What its client could not read."""
+    backup_id: _builtins.str
+    """Empty: none."""
+    reported: _builtins.bool
+    """It failed before it began an upload."""
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset while it is RUNNING."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        outcome: Global___RunOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        principal: _builtins.str = ...,
+        host: _builtins.str = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        entry_count: _builtins.int = ...,
+        data_bytes: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        problem_count: _builtins.int = ...,
+        backup_id: _builtins.str = ...,
+        reported: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "begin_time", b"begin_time", "data_bytes", b"data_bytes", "dataset", b"dataset", "end_time", b"end_time", "entry_count", b"entry_count", "host", b"host", "id", b"id", "outcome", b"outcome", "principal", b"principal", "problem_count", b"problem_count", "reason", b"reason", "reported", b"reported", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class Expectation(_message.Message):
+    """How often a dataset must have a new backup. Time passes from the commit of its newest backup, or, if it
+    never had one, from when the expectation was first set. The dataset is late once every and grace together
+    have passed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    MUTE_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    SET_TIME_FIELD_NUMBER: _builtins.int
+    SUCCESS_TIME_FIELD_NUMBER: _builtins.int
+    LATE_TIME_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    @_builtins.property
+    def every(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How much later a backup may be."""
+
+    @_builtins.property
+    def mute_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Until then the dataset needs nobody, whatever happens. Unset: it is not muted."""
+
+    @_builtins.property
+    def set_time(self) -> _timestamp_pb2.Timestamp:
+        """Out only. When it was first set; a change keeps that."""
+
+    @_builtins.property
+    def success_time(self) -> _timestamp_pb2.Timestamp:
+        """Out only. The commit of the newest backup, also of one that is deleted or purged by now. Unset: there
+        never was one.
+        """
+
+    @_builtins.property
+    def late_time(self) -> _timestamp_pb2.Timestamp:
+        """Out only. The dataset is late from then on."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        every: _duration_pb2.Duration | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        mute_until_time: _timestamp_pb2.Timestamp | None = ...,
+        set_time: _timestamp_pb2.Timestamp | None = ...,
+        success_time: _timestamp_pb2.Timestamp | None = ...,
+        late_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "grace", b"grace", "late_time", b"late_time", "mute_until_time", b"mute_until_time", "set_time", b"set_time", "success_time", b"success_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "every", b"every", "grace", b"grace", "late_time", b"late_time", "mute_until_time", b"mute_until_time", "set_time", b"set_time", "success_time", b"success_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Expectation: _TypeAlias = Expectation  # noqa: Y015
+
+@_typing.final
+class Trouble(_message.Message):
+    """A dataset that needs somebody."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    LATE_SINCE_TIME_FIELD_NUMBER: _builtins.int
+    SUCCESS_TIME_FIELD_NUMBER: _builtins.int
+    EXPECTATION_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    @_builtins.property
+    def late_since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is late. Unset: it is not."""
+
+    @_builtins.property
+    def success_time(self) -> _timestamp_pb2.Timestamp:
+        """The commit of its newest backup. Unset: it never had one."""
+
+    @_builtins.property
+    def expectation(self) -> Global___Expectation:
+        """Unset: it has none."""
+
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """Its latest run that failed or was abandoned, if no backup was committed since, or that made its newest
+        backup with problems. Unset: there is none.
+        """
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        late_since_time: _timestamp_pb2.Timestamp | None = ...,
+        success_time: _timestamp_pb2.Timestamp | None = ...,
+        expectation: Global___Expectation | None = ...,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expectation", b"expectation", "late_since_time", b"late_since_time", "run", b"run", "success_time", b"success_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "expectation", b"expectation", "late_since_time", b"late_since_time", "run", b"run", "success_time", b"success_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
 
 @_typing.final
 class Dataset(_message.Message):

@@ -175,6 +175,36 @@ class StaddleServiceStub(object):
                 request_serializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionRequest.SerializeToString,
                 response_deserializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionResponse.FromString,
                 _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/staddle.v1.StaddleService/ListRuns',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
+        self.ReportRun = channel.unary_unary(
+                '/staddle.v1.StaddleService/ReportRun',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ReportRunRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ReportRunResponse.FromString,
+                _registered_method=True)
+        self.SetExpectation = channel.unary_unary(
+                '/staddle.v1.StaddleService/SetExpectation',
+                request_serializer=staddle_dot_v1_dot_service__pb2.SetExpectationRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.SetExpectationResponse.FromString,
+                _registered_method=True)
+        self.DeleteExpectation = channel.unary_unary(
+                '/staddle.v1.StaddleService/DeleteExpectation',
+                request_serializer=staddle_dot_v1_dot_service__pb2.DeleteExpectationRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.DeleteExpectationResponse.FromString,
+                _registered_method=True)
+        self.ListExpectations = channel.unary_unary(
+                '/staddle.v1.StaddleService/ListExpectations',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ListExpectationsRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ListExpectationsResponse.FromString,
+                _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/staddle.v1.StaddleService/GetStatus',
+                request_serializer=staddle_dot_v1_dot_service__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/staddle.v1.StaddleService/GetServerInfo',
                 request_serializer=staddle_dot_v1_dot_service__pb2.GetServerInfoRequest.SerializeToString,
@@ -404,6 +434,51 @@ class StaddleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRuns(self, request, context):
+        """Attempts to back up, the latest first: of all datasets, or of one. Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportRun(self, request, context):
+        """Reports that an attempt to back up failed, and why: also one that began no upload. Role: writer. An upload
+        stays as it is, and can be resumed. A replay with the same request_id, or for the same upload, changes
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetExpectation(self, request, context):
+        """Sets how often a dataset must have a new backup. Role: admin. A dataset that does not exist is made: one
+        whose client never connects is late, too. A replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteExpectation(self, request, context):
+        """Removes a dataset's expectation. Role: admin. A replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExpectations(self, request, context):
+        """The datasets that have an expectation, by name. Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatus(self, request, context):
+        """The datasets that need somebody, the worst first. Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Version, limits and chunker parameters. Role: reader.
         """
@@ -553,6 +628,36 @@ def add_StaddleServiceServicer_to_server(servicer, server):
                     servicer.ApplyRetention,
                     request_deserializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionRequest.FromString,
                     response_serializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ListRunsRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'ReportRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRun,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ReportRunRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ReportRunResponse.SerializeToString,
+            ),
+            'SetExpectation': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetExpectation,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.SetExpectationRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.SetExpectationResponse.SerializeToString,
+            ),
+            'DeleteExpectation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteExpectation,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.DeleteExpectationRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.DeleteExpectationResponse.SerializeToString,
+            ),
+            'ListExpectations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExpectations,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ListExpectationsRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ListExpectationsResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.GetStatusRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.GetStatusResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -1317,6 +1422,168 @@ class StaddleService(object):
             '/staddle.v1.StaddleService/ApplyRetention',
             staddle_dot_v1_dot_service__pb2.ApplyRetentionRequest.SerializeToString,
             staddle_dot_v1_dot_service__pb2.ApplyRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ListRuns',
+            staddle_dot_v1_dot_service__pb2.ListRunsRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ReportRun',
+            staddle_dot_v1_dot_service__pb2.ReportRunRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ReportRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetExpectation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/SetExpectation',
+            staddle_dot_v1_dot_service__pb2.SetExpectationRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.SetExpectationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteExpectation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/DeleteExpectation',
+            staddle_dot_v1_dot_service__pb2.DeleteExpectationRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.DeleteExpectationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExpectations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ListExpectations',
+            staddle_dot_v1_dot_service__pb2.ListExpectationsRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ListExpectationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/GetStatus',
+            staddle_dot_v1_dot_service__pb2.GetStatusRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -134,6 +134,23 @@ class StaddleServiceStub:
     """Deletes exactly what a plan listed, all or nothing; if the state behind the plan has changed, it is
     PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first call did.
     """
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListRunsRequest, _service_pb2.ListRunsResponse]
+    """Attempts to back up, the latest first: of all datasets, or of one. Role: reader."""
+    ReportRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReportRunRequest, _service_pb2.ReportRunResponse]
+    """Reports that an attempt to back up failed, and why: also one that began no upload. Role: writer. An upload
+    stays as it is, and can be resumed. A replay with the same request_id, or for the same upload, changes
+    nothing.
+    """
+    SetExpectation: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetExpectationRequest, _service_pb2.SetExpectationResponse]
+    """Sets how often a dataset must have a new backup. Role: admin. A dataset that does not exist is made: one
+    whose client never connects is late, too. A replay changes nothing.
+    """
+    DeleteExpectation: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteExpectationRequest, _service_pb2.DeleteExpectationResponse]
+    """Removes a dataset's expectation. Role: admin. A replay changes nothing."""
+    ListExpectations: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListExpectationsRequest, _service_pb2.ListExpectationsResponse]
+    """The datasets that have an expectation, by name. Role: reader."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetStatusRequest, _service_pb2.GetStatusResponse]
+    """The datasets that need somebody, the worst first. Role: reader."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]
     """Version, limits and chunker parameters. Role: reader."""
 
@@ -232,6 +249,23 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     """Deletes exactly what a plan listed, all or nothing; if the state behind the plan has changed, it is
     PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first call did.
     """
+    ListRuns: _aio.UnaryUnaryMultiCallable[_service_pb2.ListRunsRequest, _service_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """Attempts to back up, the latest first: of all datasets, or of one. Role: reader."""
+    ReportRun: _aio.UnaryUnaryMultiCallable[_service_pb2.ReportRunRequest, _service_pb2.ReportRunResponse]  # type: ignore[assignment]
+    """Reports that an attempt to back up failed, and why: also one that began no upload. Role: writer. An upload
+    stays as it is, and can be resumed. A replay with the same request_id, or for the same upload, changes
+    nothing.
+    """
+    SetExpectation: _aio.UnaryUnaryMultiCallable[_service_pb2.SetExpectationRequest, _service_pb2.SetExpectationResponse]  # type: ignore[assignment]
+    """Sets how often a dataset must have a new backup. Role: admin. A dataset that does not exist is made: one
+    whose client never connects is late, too. A replay changes nothing.
+    """
+    DeleteExpectation: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteExpectationRequest, _service_pb2.DeleteExpectationResponse]  # type: ignore[assignment]
+    """Removes a dataset's expectation. Role: admin. A replay changes nothing."""
+    ListExpectations: _aio.UnaryUnaryMultiCallable[_service_pb2.ListExpectationsRequest, _service_pb2.ListExpectationsResponse]  # type: ignore[assignment]
+    """The datasets that have an expectation, by name. Role: reader."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_service_pb2.GetStatusRequest, _service_pb2.GetStatusResponse]  # type: ignore[assignment]
+    """The datasets that need somebody, the worst first. Role: reader."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Version, limits and chunker parameters. Role: reader."""
 
@@ -495,6 +529,59 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes exactly what a plan listed, all or nothing; if the state behind the plan has changed, it is
         PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first call did.
         """
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _service_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListRunsResponse, _abc.Awaitable[_service_pb2.ListRunsResponse]]:
+        """Attempts to back up, the latest first: of all datasets, or of one. Role: reader."""
+
+    @_abc_1.abstractmethod
+    def ReportRun(
+        self,
+        request: _service_pb2.ReportRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ReportRunResponse, _abc.Awaitable[_service_pb2.ReportRunResponse]]:
+        """Reports that an attempt to back up failed, and why: also one that began no upload. Role: writer. An upload
+        stays as it is, and can be resumed. A replay with the same request_id, or for the same upload, changes
+        nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def SetExpectation(
+        self,
+        request: _service_pb2.SetExpectationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SetExpectationResponse, _abc.Awaitable[_service_pb2.SetExpectationResponse]]:
+        """Sets how often a dataset must have a new backup. Role: admin. A dataset that does not exist is made: one
+        whose client never connects is late, too. A replay changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteExpectation(
+        self,
+        request: _service_pb2.DeleteExpectationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.DeleteExpectationResponse, _abc.Awaitable[_service_pb2.DeleteExpectationResponse]]:
+        """Removes a dataset's expectation. Role: admin. A replay changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ListExpectations(
+        self,
+        request: _service_pb2.ListExpectationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListExpectationsResponse, _abc.Awaitable[_service_pb2.ListExpectationsResponse]]:
+        """The datasets that have an expectation, by name. Role: reader."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _service_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetStatusResponse, _abc.Awaitable[_service_pb2.GetStatusResponse]]:
+        """The datasets that need somebody, the worst first. Role: reader."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -15,6 +15,7 @@ from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
+from staddle_server.api.grpc.runs import RunCalls
 from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
@@ -34,7 +35,7 @@ from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
 from staddle_server.base.limits import INTEGRITY_EVERY_S, SERVER_BEAT_S
 from staddle_server.base.threads import Threads
-from staddle_server.catalog import Catalog, ServerIdentity
+from staddle_server.catalog import Catalog, ServerIdentity, Terms
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
@@ -46,6 +47,7 @@ from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions, Watches
+from staddle_server.upkeep.events.datasets import TroubledDatasets
 from staddle_server.upkeep.events.own import CertificateDates, OwnState
 from staddle_server.upkeep.events.sources import EndingTokens, FailingTargets, FillingDisks, Source
 from staddle_server.upkeep.events.watch import EventWatch
@@ -62,6 +64,7 @@ from staddle_server.upkeep.lifecycle.deletion import Deletion
 from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
+from staddle_server.upkeep.lifecycle.runs import RunHistory
 from staddle_server.upkeep.notify.delivery import Notifier
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
@@ -115,7 +118,9 @@ class Service:
         watches = Watches(self.clock_watch, self._integrity, self.store_watch)
         own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
         self.notifier = Notifier(catalog, guard, clock)
-        self._events = _event_watch(kept, guard, own, space, self.notifier)
+        runs = _runs(kept, settings)
+        found: list[Source] = [own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space)]
+        self._events = _event_watch(kept, guard, found, self.notifier)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
@@ -123,11 +128,12 @@ class Service:
             UploadCalls(self._uploads, tenants),
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
+            RunCalls(runs, tenants),
             _info(kept, Conditions(watches, own.takes_backups, self._events.failing_targets), settings),
         )
         self._wire = WireServer(self._gate, table, threads, _parts(own, self._events))
         self._schedule = _schedule(
-            kept, settings, policies, self._integrity, self._gate.is_busy, second=second
+            kept, settings, policies, self._integrity, self._gate.is_busy, runs=runs, second=second
         )
 
     def start(
@@ -240,6 +246,12 @@ def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
     )
 
 
+def _runs(kept: Kept, settings: ServiceSettings) -> RunHistory:
+    """Return the attempts to back up, and the expectations of datasets."""
+    terms = Terms(settings.lease_s, settings.upload_life_s)
+    return RunHistory(kept.catalog, kept.tenants, kept.clock, terms, settings.runs_kept_s)
+
+
 def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> InfoCalls:
     """Return what informs clients about the server."""
     return InfoCalls(
@@ -253,13 +265,11 @@ def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> Info
     )
 
 
-def _event_watch(
-    kept: Kept, guard: ClockGuard, own: OwnState, space: Space | None, notifier: Notifier
-) -> EventWatch:
+def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier: Notifier) -> EventWatch:
     """Return what finds events, with all that it asks."""
     catalog = kept.catalog
     targets = FailingTargets(catalog, lambda: notifier.names)
-    sources: list[Source] = [own, targets, EndingTokens(catalog), FillingDisks(catalog, space)]
+    sources = [*own, targets, EndingTokens(catalog)]
     return EventWatch(catalog, guard, sources, notifier.wanting)
 
 
@@ -270,6 +280,7 @@ def _schedule(
     integrity: Integrity,
     busy: Callable[[], bool],
     *,
+    runs: RunHistory,
     second: SitePlace | None,
 ) -> Schedule:
     """Return the upkeep that runs beside the calls."""
@@ -279,6 +290,7 @@ def _schedule(
     plan = ReplicationPlan(settings.replicate_bytes_per_s, settings.replicate_grace_s)
     tasks = [
         Task(RETENTION, settings.retention_every_s, policies.run),
+        runs.task(),
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),

@@ -58,6 +58,7 @@ class ServiceSettings:
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
+    runs_kept_s: float = limits.RUNS_KEPT_S
     replicate_every_s: float = limits.REPLICATE_EVERY_S
     replicate_bytes_per_s: float = 0.0
     replicate_grace_s: float = limits.REPLICA_GRACE_S
@@ -323,6 +324,14 @@ OPTIONS: Final = (
         _duration(0, 365 * 86_400),
         duration(limits.GC_EVERY_S),
         "How often to collect garbage; 0: never.",
+    ),
+    Option(
+        "runs_kept_s",
+        "keep-runs",
+        "DURATION",
+        _duration(86_400, 3650 * 86_400),
+        duration(limits.RUNS_KEPT_S),
+        "How long to keep the list of attempts to back up.",
     ),
     Option(
         "min_free",

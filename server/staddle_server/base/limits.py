@@ -178,6 +178,19 @@ REPLICATE_EVERY_S: Final = 60
 REMOVED_RECORDS_S: Final = 90 * 24 * 3600
 """How long the catalog keeps the ids of removed records: longer than a server can stall in writing one."""
 HOLD_REASON_BYTES_MAX: Final = 1024
+RUN_REASON_BYTES_MAX: Final = 1024
+RUNS_DATASET_MAX: Final = 5_000
+"""Runs kept of one dataset: one every half an hour for 90 days, and some."""
+RUNS_KEPT_S: Final = 90 * 24 * 3600
+RUNS_EVERY_S: Final = 3600
+REPORTS_DATASET_MAX: Final = 100
+"""Runs kept of one dataset that a client reported without an upload: a newer one replaces the oldest."""
+REPORTS_TENANT_MAX: Final = 20_000
+"""All of a tenant: about 20 MiB of the catalog, whatever its clients report."""
+REPORTED_DATASETS_MAX: Final = 1_000
+"""Datasets of a tenant without a backup, beyond which no report of a failed run makes another."""
+EXPECT_S_MAX: Final = 10 * 366 * 24 * 3600
+"""The longest period and the longest patience of an expectation."""
 RETENTION_S_MAX: Final = 100 * 366 * 24 * 3600
 """The longest minimum retention, and how far ahead a backup can be retained."""
 RETENTION_DELETIONS_MAX: Final = 1_000

@@ -67,6 +67,16 @@ class UploadState(enum.IntEnum):
     EXPIRED = 4
 
 
+class RunOutcome(enum.IntEnum):
+    """How an attempt to back up ended. An abandoned one has no result: its client or its server is gone."""
+
+    RUNNING = 1
+    DONE = 2
+    PROBLEMS = 3
+    FAILED = 4
+    ABANDONED = 5
+
+
 class TokenRole(enum.IntEnum):
     """Each includes those below it."""
 

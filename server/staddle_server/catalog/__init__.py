@@ -33,6 +33,16 @@ from staddle_server.catalog.pack_values import (
     Waiting,
 )
 from staddle_server.catalog.rows import Page, lease_held
+from staddle_server.catalog.run_values import (
+    BackupRun,
+    Concern,
+    DatasetTotals,
+    Expectation,
+    ExpectedDataset,
+    RunFilter,
+    RunReport,
+    Troubled,
+)
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.servers import Server, ServerIdentity, Servers, ServerState, Working
 from staddle_server.catalog.values import (
@@ -70,19 +80,24 @@ __all__ = [
     "Applied",
     "Backup",
     "BackupFacts",
+    "BackupRun",
     "BeginUpload",
     "Begun",
     "Catalog",
     "Claimed",
     "ClockSeen",
+    "Concern",
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DatasetTotals",
     "DeletionRefusal",
     "Delivery",
     "DurableUpdate",
     "Event",
     "EventChanges",
+    "Expectation",
+    "ExpectedDataset",
     "ExpiredUpload",
     "Facts",
     "Generation",
@@ -111,6 +126,8 @@ __all__ = [
     "Replacement",
     "Retention",
     "RetentionState",
+    "RunFilter",
+    "RunReport",
     "Server",
     "ServerIdentity",
     "ServerState",
@@ -120,6 +137,7 @@ __all__ = [
     "TenantRow",
     "Terms",
     "Token",
+    "Troubled",
     "Upload",
     "UploadRequest",
     "Waiting",

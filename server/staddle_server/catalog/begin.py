@@ -14,8 +14,9 @@ from sqlalchemy import Connection, Select, insert, select, update
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
-from staddle_server.catalog import schema
-from staddle_server.catalog.database import Query, insert_or_ignore, later, locking, together
+from staddle_server.catalog import runs, schema
+from staddle_server.catalog.database import Query, later, locking, together
+from staddle_server.catalog.datasets import make_dataset
 from staddle_server.catalog.rows import dataset_number, root_columns, upload_of, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun, Upload
@@ -57,7 +58,7 @@ def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
 
     IntegrityError, also at the commit, if the same request began an upload meanwhile.
     """
-    _make_dataset(connection, tenant_row, spec)
+    make_dataset(connection, tenant_row, spec.dataset, _begins_ns(spec))
     found = _Found(
         *together(
             connection,
@@ -151,21 +152,6 @@ def _begins_ns(spec: BeginUpload) -> int:
 # --- the dataset and its root
 
 
-def _make_dataset(connection: Connection, tenant_row: int, spec: BeginUpload) -> None:
-    later(
-        connection,
-        insert_or_ignore(connection, schema.datasets),
-        {
-            "tenant": tenant_row,
-            "name": spec.dataset,
-            "created_ns": _begins_ns(spec),
-            "host": "",
-            "root": "",
-            "last_number": 0,
-        },
-    )
-
-
 def _dataset(tenant_row: int, spec: BeginUpload) -> Query:
     """Return the query for the dataset with what an upload's value has of its tenant."""
     return Query(
@@ -230,6 +216,7 @@ def _take_over(connection: Connection, tenant_row: int, spec: BeginUpload, found
             **spec.terms.expiries(spec.now_ns),
         ),
     )
+    runs.taken_over(connection, taken.id, spec.principal.name)
     return upload_value(connection, tenant_row, taken.id)
 
 
@@ -269,6 +256,7 @@ def _open(connection: Connection, tenant_row: int, spec: BeginUpload, found: _Fo
         "server": spec.server,
     }
     later(connection, insert(schema.uploads), row)
+    runs.begun(connection, row)
     return upload_of(
         SimpleNamespace(
             **row,

@@ -11,7 +11,7 @@ from msgspec import structs
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from staddle_server.base.types import PackSummary
-from staddle_server.catalog import schema
+from staddle_server.catalog import runs, schema
 from staddle_server.catalog.database import Query, later, locking, together
 from staddle_server.catalog.decisions import locked_chain
 from staddle_server.catalog.packs import locked_packs
@@ -99,9 +99,9 @@ def insert_backup(
         connection,
         update(schema.datasets)
         .where(_d.row == upload.dataset)
-        .values(last_number=number, host=host, root=root),
+        .values(last_number=number, host=host, root=root, success_ns=now_ns),
     )
-    return backup_of(
+    made = backup_of(
         SimpleNamespace(
             **row,
             dataset_name=dataset.name,
@@ -111,6 +111,8 @@ def insert_backup(
             grace_s=tenant.grace_s,
         )
     )
+    runs.done(connection, made, new.problem_count)
+    return made
 
 
 def _remembered_root(dataset: Any, upload: Any) -> tuple[str, str]:

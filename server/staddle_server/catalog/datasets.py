@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, insert_or_ignore, later
 from staddle_server.catalog.rows import Page, backup_of, dataset_row, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import Backup, Dataset
@@ -15,7 +15,7 @@ _b = schema.backups.c
 
 
 class Datasets:
-    """The datasets of all tenants. A dataset's first upload creates it."""
+    """The datasets of all tenants. A dataset's first upload, failed run or expectation creates it."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -42,6 +42,19 @@ class Datasets:
         page = Page(_dataset(row, by_name.get(row.name)) for row in rows[:known])
         page.more = rows.more or newest.more
         return page
+
+
+def make_dataset(connection: Connection, tenant_row: int, name: str, created_ns: int) -> None:
+    """Make the dataset if it does not exist, no later than the next statement."""
+    row = {
+        "tenant": tenant_row,
+        "name": name,
+        "created_ns": created_ns,
+        "host": "",
+        "root": "",
+        "last_number": 0,
+    }
+    later(connection, insert_or_ignore(connection, schema.datasets), row)
 
 
 def _described() -> Select[Any]:

@@ -16,6 +16,7 @@ from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schem
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.deliveries import Deliveries
 from staddle_server.catalog.events import Events
+from staddle_server.catalog.expectations import Expectations
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
@@ -23,6 +24,7 @@ from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.replicas import Replicas
 from staddle_server.catalog.retention import Retentions
+from staddle_server.catalog.runs import Runs
 from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.servers import Server, Servers
 from staddle_server.catalog.settings import SharedSettings
@@ -52,6 +54,8 @@ class Catalog:
         self.packs = Packs(database, self.tenants)
         self.uploads = UploadRows(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
+        self.runs = Runs(database, self.tenants)
+        self.expectations = Expectations(database, self.tenants)
         self.servers = Servers(database)
         self.tasks = Tasks(database)
         self.settings = SharedSettings(database)

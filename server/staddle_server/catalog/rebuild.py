@@ -11,8 +11,10 @@ from staddle_server.base.types import Authors, ChangeCounts, Kind, PackSummary, 
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
+from staddle_server.catalog.expectations import expectation_columns
 from staddle_server.catalog.packs import raise_damage_epoch
 from staddle_server.catalog.rows import dataset_row
+from staddle_server.catalog.run_values import Expectation
 from staddle_server.catalog.validation import ID_BYTES, pack_authors, pack_tags
 from staddle_server.catalog.values import TenantRow
 
@@ -34,7 +36,8 @@ class RebuiltPack:
 class RebuiltDataset:
     """A dataset according to its records.
 
-    `hold_ns` is None without a hold; `policy` is JSON, empty for none.
+    `hold_ns` is None without a hold; `policy` is JSON, empty for none; `success_ns` is the newest commit, 0 for
+    none known.
     """
 
     name: str
@@ -47,6 +50,8 @@ class RebuiltDataset:
     hold_reason: str
     policy: str
     policy_ns: int
+    success_ns: int
+    expectation: Expectation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,8 @@ class Rebuild:
                 "hold_reason": dataset.hold_reason,
                 "policy": dataset.policy,
                 "policy_ns": dataset.policy_ns,
+                "success_ns": dataset.success_ns,
+                **expectation_columns(dataset.expectation),
             }
             connection.execute(insert(schema.datasets), columns)
 

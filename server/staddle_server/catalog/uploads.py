@@ -9,7 +9,7 @@ from staddle._base.figures import counted
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
-from staddle_server.catalog import begin, commit, schema
+from staddle_server.catalog import begin, commit, runs, schema
 from staddle_server.catalog.database import (
     Database,
     insert_or_ignore,
@@ -164,6 +164,7 @@ class UploadRows:
                     **terms.expiries(now_ns),
                 ),
             )
+            runs.taken_over(connection, upload, principal.name)
             return upload_value(connection, tenant_row, upload)
 
     def renew(self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, terms: Terms) -> Upload:
@@ -309,7 +310,7 @@ class UploadRows:
             append_pending(connection, found.chains[0], [pending], damage_epoch=backup.damage_epoch)
             return made
 
-    def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
+    def abort(self, tenant: bytes, upload: bytes, epoch: int, now_ns: int) -> Upload:
         """Abort the upload and end its claims. A replay changes nothing."""
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
@@ -319,6 +320,7 @@ class UploadRows:
             else:
                 open_upload_row(connection, tenant_row, upload, epoch)
                 _close(connection, upload, UploadState.ABORTED)
+                runs.ended(connection, upload, runs.ABORTED, now_ns)
             return upload_value(connection, tenant_row, upload)
 
     def shorten(self, now_ns: int, life_s: float) -> None:
@@ -349,6 +351,7 @@ class UploadRows:
             over = connection.execute(locking(query, of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
+                runs.ended(connection, row.id, runs.EXPIRED, now_ns)
             return [ExpiredUpload(row.tenant_id, row.id) for row in over]
 
 

@@ -16,6 +16,7 @@ from staddle_server.base.types import (
     TokenRole,
     UploadState,
 )
+from staddle_server.catalog.run_values import Expectation
 from staddle_server.catalog.validation import NS
 
 
@@ -206,6 +207,7 @@ class MissingChunk(NamedTuple):
 class NewBackup:
     """What a commit adds to the upload's own data: `stored_bytes` in the store, sealed. `damage_epoch` is the
     tenant's from before all that the backup needs was looked up; None: it relies on nothing older.
+    `problem_count`: what the client could not read, for the run.
     """
 
     id: bytes
@@ -213,6 +215,7 @@ class NewBackup:
     stored_bytes: int
     changes: ChangeCounts
     damage_epoch: int | None = None
+    problem_count: int = 0
 
 
 class Hold(NamedTuple):
@@ -354,6 +357,7 @@ class DatasetFacts(NamedTuple):
     policy: str
     min_retention_s: int
     hold: str | None
+    expectation: Expectation | None
 
 
 class Facts(NamedTuple):

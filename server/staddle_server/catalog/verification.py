@@ -11,6 +11,7 @@ from staddle_server.base.types import ChunkPlace, SegmentRef
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import IndexedChunk, IndexedId
 from staddle_server.catalog.database import Database, locking
+from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.pack_values import LivePack
 from staddle_server.catalog.rows import Page, backup_of, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
@@ -184,11 +185,8 @@ class Verification:
                 each.id: BackupFacts(*each[:6], None if each.hold_ns is None else each.hold_reason)
                 for each in connection.execute(query.where(_b.tenant == row))
             }
-            settings = select(_s.name, _s.policy, _s.min_retention_s, _s.hold_ns, _s.hold_reason)
-            datasets = {
-                each.name: DatasetFacts(*each[:3], None if each.hold_ns is None else each.hold_reason)
-                for each in connection.execute(settings.where(_s.tenant == row))
-            }
+            settings = select(schema.datasets).where(_s.tenant == row)
+            datasets = {each.name: _dataset_facts(each) for each in connection.execute(settings)}
             pending = frozenset(connection.execute(select(_r.id).where(_r.tenant == row)).scalars())
             recorded = _recorded(connection, row)
         return Facts(backups, datasets, own.grace_s, pending, recorded, own.records_rebuilt)
@@ -213,6 +211,11 @@ def _waits(before_ns: int, ahead_ns: int | None) -> ColumnElement[bool]:
 
 def _not_tried(span: Span) -> ColumnElement[bool]:
     return or_(_p.tried_ns.is_(None), _p.tried_ns <= span[0], _p.tried_ns > span[1])
+
+
+def _dataset_facts(row: Row[Any]) -> DatasetFacts:
+    hold = None if row.hold_ns is None else row.hold_reason
+    return DatasetFacts(row.name, row.policy, row.min_retention_s, hold, expectation_of(row))
 
 
 def _packs() -> Any:

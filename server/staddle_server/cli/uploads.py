@@ -8,6 +8,7 @@ from staddle._base.figures import size
 
 from staddle_server.app.bootstrap import Rooms, open_rooms, tenant_named
 from staddle_server.app.data_directory import DataDirectory
+from staddle_server.base.clock import SystemClock
 from staddle_server.catalog import Upload
 from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, json_option, print_rows
@@ -35,7 +36,7 @@ def uploads(*, tenant: str | None, abort: tuple[str, ...], data: DataDirectory, 
         listed = list(_open(rooms, tenant))
         chosen = [_picked(listed, prefix) for prefix in dict.fromkeys(abort)]
         for _, each in chosen:
-            rooms.catalog.uploads.abort(each.tenant, each.id, each.epoch)
+            rooms.catalog.uploads.abort(each.tenant, each.id, each.epoch, SystemClock().now_ns())
     if abort:
         for name, each in chosen:
             click.echo(

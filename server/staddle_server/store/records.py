@@ -162,6 +162,20 @@ class PolicyRecord(msgspec.Struct, frozen=True, tag_field="type", tag="policy"):
     at_ns: Count
 
 
+class ExpectedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="expected"):
+    """How often a dataset must have a new backup from now on (`every_s` 0: no expectation), plus `grace_s`.
+
+    `since_ns`: when it was first expected. Until `mute_until_ns` nobody is told; 0: not muted.
+    """
+
+    dataset: Name
+    every_s: Count
+    grace_s: Count
+    since_ns: Count
+    mute_until_ns: Count
+    at_ns: Count
+
+
 class ForgottenRecord(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
     """Records with these sequence numbers (first and last of each span) may be missing: later records say all
     that still counts.
@@ -199,6 +213,7 @@ Decision: TypeAlias = (
     | ReleasedRecord
     | RetainedRecord
     | PolicyRecord
+    | ExpectedRecord
     | TenantSettingsRecord
     | ForgottenRecord
 )

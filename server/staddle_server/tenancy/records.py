@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from staddle_server.base.errors import StaddleError
-from staddle_server.catalog import Backup, Catalog, PendingRecord
+from staddle_server.catalog import Backup, Catalog, Expectation, PendingRecord
 from staddle_server.catalog.validation import batches
 from staddle_server.store.records import (
     CommittedRecord,
+    ExpectedRecord,
     NotedRecord,
     Record,
     encode_record,
@@ -135,6 +136,19 @@ def committed_record(backup: Backup) -> CommittedRecord:
         upload=backup.upload,
         request_id=backup.request_id,
         retain_until_ns=backup.retain_until_ns,
+    )
+
+
+def expected_record(dataset: str, expectation: Expectation | None, at_ns: int) -> ExpectedRecord:
+    """Return the record that a dataset has this expectation from now on; None: none any more."""
+    said = expectation or Expectation(0, 0, 0)
+    return ExpectedRecord(
+        dataset=dataset,
+        every_s=said.every_s,
+        grace_s=said.grace_s,
+        since_ns=said.since_ns,
+        mute_until_ns=said.mute_until_ns,
+        at_ns=at_ns,
     )
 
 

@@ -9,10 +9,12 @@ from typing import Generic, NamedTuple, TypeVar
 
 from staddle_server.base.limits import GRACE_S
 from staddle_server.base.types import Authors
+from staddle_server.catalog import Expectation
 from staddle_server.catalog.rebuild import RebuiltBackup, RebuiltDataset
 from staddle_server.store.records import (
     CommittedRecord,
     DeletedRecord,
+    ExpectedRecord,
     ForgottenRecord,
     HeldRecord,
     NotedRecord,
@@ -85,6 +87,7 @@ class History:
     _held: dict[bytes, _Latest[_HoldDecision]] = field(default_factory=dict)
     _datasets_held: dict[str, _Latest[_HoldDecision]] = field(default_factory=dict)
     _policies: dict[str, _Latest[PolicyRecord]] = field(default_factory=dict)
+    _expected: dict[str, _Latest[ExpectedRecord]] = field(default_factory=dict)
     _decided_ns: dict[str, int] = field(default_factory=dict)
     """When something was first decided about a dataset itself."""
 
@@ -113,9 +116,8 @@ class History:
                 key = (record.at_ns, True, name)
                 if self._grace is None or key > self._grace.key:
                     self._grace = _Latest(key, record.grace_s)
-            case PolicyRecord():
-                self._decided(record.dataset, record.at_ns)
-                _decide(self._policies, record.dataset, (record.at_ns, True, name), record)
+            case PolicyRecord() | ExpectedRecord():
+                self._add_of_dataset(record, name)
             case HeldRecord():
                 self._hold(record, (record.at_ns, True, name), _HoldDecision(record.at_ns, record.reason))
             case ReleasedRecord():
@@ -161,6 +163,14 @@ class History:
         policy = self._policies.get(dataset)
         return ("", 0) if policy is None else (policy.value.policy, policy.value.min_retention_s)
 
+    def expectation(self, dataset: str) -> Expectation | None:
+        """Return how often a dataset must have a new backup; None for no expectation."""
+        found = self._expected.get(dataset)
+        if found is None or not found.value.every_s:
+            return None
+        said = found.value
+        return Expectation(said.every_s, said.grace_s, said.since_ns, said.mute_until_ns)
+
     def orphans(self) -> set[bytes]:
         """Return backups with decisions, but without a record of their commit."""
         decided = self._deleted.keys() | self._retained_ns.keys() | self._held.keys()
@@ -179,6 +189,8 @@ class History:
                 created_ns=min(dataset.created_ns, now_ns),
                 hold_ns=None if dataset.hold_ns is None else min(dataset.hold_ns, now_ns),
                 policy_ns=min(dataset.policy_ns, now_ns),
+                success_ns=min(dataset.success_ns, now_ns),
+                expectation=dataset.expectation and dataset.expectation.begun_by(now_ns),
             )
 
     def backups(
@@ -201,6 +213,14 @@ class History:
             yield self._backup(record, upload, number, now_ns)
 
     # --- parts
+
+    def _add_of_dataset(self, record: PolicyRecord | ExpectedRecord, name: str) -> None:
+        self._decided(record.dataset, record.at_ns)
+        if isinstance(record, PolicyRecord):
+            _decide(self._policies, record.dataset, (record.at_ns, True, name), record)
+        else:
+            key = (record.at_ns, record.every_s > 0, name)
+            _decide(self._expected, record.dataset, key, record)
 
     def _add_of_backup(
         self,
@@ -265,6 +285,8 @@ class History:
             hold_reason=hold.reason,
             policy=policy,
             policy_ns=self._policies[name].value.at_ns if name in self._policies else 0,
+            success_ns=max((commit.commit_ns for commit in self._commits.get(name, {}).values()), default=0),
+            expectation=self.expectation(name),
         )
 
     def _backup(self, record: CommittedRecord, upload: bytes, number: int, now_ns: int) -> RebuiltBackup:

@@ -55,10 +55,10 @@ class Finishing:
         self._damage_epoch = accepted.chunks.damage_epoch
         """The damage known when this writer began; 0 if none was ever found."""
 
-    def new_backup(self, checkpoint: Callable[[], None]) -> NewBackup:
+    def new_backup(self, checkpoint: Callable[[], None], problem_count: int) -> NewBackup:
         """Return the backup, with its manifest durable, and nothing of it missing by its damage epoch.
 
-        `checkpoint` makes accepted data durable.
+        `checkpoint` makes accepted data durable; `problem_count` is what the client could not read.
 
         Raises:
             Precondition: MISSING_CHUNKS, with all that is missing listed for GetUpload; the upload stays
@@ -75,7 +75,7 @@ class Finishing:
         new = self._compared(epoch, rewrite=suspected)
         if suspected or self._accepted.missing:
             self._check_whole(new.root, checkpoint)
-        return new
+        return replace(new, problem_count=problem_count)
 
     def committed(self, backup: Backup, entry_count: int, data_bytes: int) -> Upload:
         """Return the upload as the commit of this backup left it in the catalog."""

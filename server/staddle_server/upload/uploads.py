@@ -321,7 +321,14 @@ class Uploads:
         )
 
     def commit(
-        self, principal: Principal, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int
+        self,
+        principal: Principal,
+        upload_id: bytes,
+        epoch: int,
+        entry_count: int,
+        data_bytes: int,
+        *,
+        problem_count: int = 0,
     ) -> Backup:
         """Commit; a replay finishes what the first attempt left, and returns the same answer.
 
@@ -332,7 +339,7 @@ class Uploads:
         try:
             writer = self.writer(principal, upload_id, epoch)
             try:
-                return writer.commit(entry_count, data_bytes)
+                return writer.commit(entry_count, data_bytes, problem_count)
             finally:
                 self._forget(writer)
         except Precondition as e:
@@ -370,7 +377,7 @@ class Uploads:
         upload = self._catalog.uploads.get(principal.tenant, upload_id)
         if upload.epoch == epoch and principal.role is not TokenRole.ADMIN:
             refusals.check_held(upload, principal.token, self._clock.now_ns(), self._terms)
-        upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
+        upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch, self._clock.now_ns())
         self._end(upload_id, UploadState.ABORTED)
         return upload
 

@@ -447,8 +447,8 @@ class UploadWriter:
 
     # ------------------------------------------------------------------ commit
 
-    def commit(self, entry_count: int, data_bytes: int) -> Backup:
-        """Make the upload a backup: durable, visible, complete.
+    def commit(self, entry_count: int, data_bytes: int, problem_count: int = 0) -> Backup:
+        """Make the upload a backup: durable, visible, complete; `problem_count` is what its client states.
 
         Raises:
             Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
@@ -462,7 +462,7 @@ class UploadWriter:
             self._accepted.note_author()
             self._accepted.reap(wait=True)
             self._chunks.look_for_packs()
-            while (backup := self._committed((entry_count, data_bytes))) is None:
+            while (backup := self._committed((entry_count, data_bytes), problem_count)) is None:
                 self._chunks.heed_damage()
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
@@ -473,9 +473,9 @@ class UploadWriter:
         """Return the upload as `commit` left it in the catalog."""
         return self._finishing.committed(backup, entry_count, data_bytes)
 
-    def _committed(self, counts: tuple[int, int]) -> Backup | None:
+    def _committed(self, counts: tuple[int, int], problem_count: int) -> Backup | None:
         """Commit once; None if damage was found meanwhile. Raises as `commit` does."""
-        new = self._finishing.new_backup(self._checkpoint)
+        new = self._finishing.new_backup(self._checkpoint, problem_count)
         self._tenant.blobs.check_writable()  # otherwise a backup could exist that cannot be recorded
         standing = self._look_at_clock()
         with suppress(NewDamageError):

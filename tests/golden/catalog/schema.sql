@@ -2,7 +2,7 @@ CREATE TABLE backups ( id BLOB NOT NULL, tenant INTEGER NOT NULL, dataset INTEGE
 CREATE TABLE chunks ( id_head BIGINT NOT NULL, id_tail BIGINT NOT NULL, pack BIGINT NOT NULL, segment_offset INTEGER NOT NULL, segment_length INTEGER NOT NULL, "offset" INTEGER NOT NULL, length INTEGER NOT NULL );
 CREATE TABLE claims ( upload BLOB NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (upload, pack), FOREIGN KEY(pack) REFERENCES packs ("row"), FOREIGN KEY(upload) REFERENCES uploads (id) ) WITHOUT ROWID;
 CREATE TABLE clock ( boot VARCHAR NOT NULL, number BIGINT NOT NULL, offset_ns BIGINT NOT NULL, uptime_ns BIGINT NOT NULL, seen_ns BIGINT NOT NULL, jump_ns BIGINT NOT NULL, waited_ns BIGINT NOT NULL, PRIMARY KEY (boot) );
-CREATE TABLE datasets ( "row" INTEGER NOT NULL, tenant INTEGER NOT NULL, name VARCHAR NOT NULL, created_ns BIGINT NOT NULL, host TEXT NOT NULL, root TEXT NOT NULL, last_number BIGINT NOT NULL, min_retention_s BIGINT DEFAULT 0 NOT NULL, hold_ns BIGINT, hold_reason TEXT DEFAULT '' NOT NULL, policy TEXT DEFAULT '' NOT NULL, policy_ns BIGINT DEFAULT 0 NOT NULL, applied_plan TEXT DEFAULT '' NOT NULL, applied_ns BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY ("row"), FOREIGN KEY(tenant) REFERENCES tenants ("row"), UNIQUE (tenant, name) );
+CREATE TABLE datasets ( "row" INTEGER NOT NULL, tenant INTEGER NOT NULL, name VARCHAR NOT NULL, created_ns BIGINT NOT NULL, host TEXT NOT NULL, root TEXT NOT NULL, last_number BIGINT NOT NULL, min_retention_s BIGINT DEFAULT 0 NOT NULL, hold_ns BIGINT, hold_reason TEXT DEFAULT '' NOT NULL, policy TEXT DEFAULT '' NOT NULL, policy_ns BIGINT DEFAULT 0 NOT NULL, applied_plan TEXT DEFAULT '' NOT NULL, applied_ns BIGINT DEFAULT 0 NOT NULL, success_ns BIGINT DEFAULT 0 NOT NULL, expect_every_s BIGINT DEFAULT 0 NOT NULL, expect_grace_s BIGINT DEFAULT 0 NOT NULL, expect_ns BIGINT DEFAULT 0 NOT NULL, expect_mute_ns BIGINT DEFAULT 0 NOT NULL, PRIMARY KEY ("row"), FOREIGN KEY(tenant) REFERENCES tenants ("row"), UNIQUE (tenant, name) );
 CREATE TABLE deliveries ( event INTEGER NOT NULL, over BOOLEAN NOT NULL, target VARCHAR NOT NULL, state SMALLINT NOT NULL, created_ns BIGINT NOT NULL, tries INTEGER NOT NULL, next_ns BIGINT NOT NULL, error TEXT NOT NULL, PRIMARY KEY (event, over, target), FOREIGN KEY(event) REFERENCES events ("row") );
 CREATE TABLE events ( "row" INTEGER NOT NULL, id BLOB NOT NULL, kind VARCHAR NOT NULL, tenant VARCHAR NOT NULL, server VARCHAR NOT NULL, subject VARCHAR NOT NULL, severity VARCHAR NOT NULL, text TEXT NOT NULL, advice TEXT NOT NULL, since_ns BIGINT NOT NULL, began_ns BIGINT NOT NULL, absent_ns BIGINT, over_ns BIGINT, PRIMARY KEY ("row"), UNIQUE (id) );
 CREATE TABLE generation ( "row" INTEGER NOT NULL, current TEXT NOT NULL, birth_ns BIGINT, intended TEXT NOT NULL, PRIMARY KEY ("row") );
@@ -18,6 +18,7 @@ CREATE TABLE replica_gone ( replica INTEGER NOT NULL, name VARCHAR NOT NULL, see
 CREATE TABLE replica_packs ( replica INTEGER NOT NULL, pack INTEGER NOT NULL, parity_bytes BIGINT NOT NULL, PRIMARY KEY (replica, pack), FOREIGN KEY(replica) REFERENCES replicas ("row") ) WITHOUT ROWID;
 CREATE TABLE replica_tenants ( replica INTEGER NOT NULL, tenant INTEGER NOT NULL, keys_version INTEGER NOT NULL, sequence BIGINT NOT NULL, PRIMARY KEY (replica, tenant), FOREIGN KEY(tenant) REFERENCES tenants ("row"), FOREIGN KEY(replica) REFERENCES replicas ("row") ) WITHOUT ROWID;
 CREATE TABLE replicas ( "row" INTEGER NOT NULL, place VARCHAR NOT NULL, begun_ns BIGINT, whole_ns BIGINT, compared_ns BIGINT, outcome TEXT NOT NULL, PRIMARY KEY ("row"), UNIQUE (place) );
+CREATE TABLE runs ( id BLOB NOT NULL, tenant INTEGER NOT NULL, dataset INTEGER NOT NULL, outcome SMALLINT NOT NULL, reported BOOLEAN NOT NULL, principal TEXT NOT NULL, host TEXT NOT NULL, begin_ns BIGINT NOT NULL, end_ns BIGINT, entry_count BIGINT NOT NULL, data_bytes BIGINT NOT NULL, stored_bytes BIGINT NOT NULL, problem_count BIGINT NOT NULL, backup BLOB NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (id), FOREIGN KEY(tenant) REFERENCES tenants ("row"), FOREIGN KEY(dataset) REFERENCES datasets ("row") );
 CREATE TABLE servers ( id BLOB NOT NULL, place TEXT NOT NULL, name TEXT NOT NULL, endpoint TEXT NOT NULL, version TEXT NOT NULL, process TEXT NOT NULL, started_ns BIGINT NOT NULL, beat_ns BIGINT NOT NULL, draining BOOLEAN NOT NULL, PRIMARY KEY (id) );
 CREATE TABLE settings ( name VARCHAR NOT NULL, value BIGINT NOT NULL, since_ns BIGINT NOT NULL, holder TEXT NOT NULL, PRIMARY KEY (name) );
 CREATE TABLE space_samples ( server VARCHAR NOT NULL, path VARCHAR NOT NULL, taken_ns BIGINT NOT NULL, free_bytes BIGINT NOT NULL, PRIMARY KEY (server, path, taken_ns) );
@@ -39,6 +40,10 @@ CREATE INDEX packs_condemned ON packs (condemned_ns) WHERE state = 3;
 CREATE INDEX packs_locked ON packs (locked_until_ns) WHERE state = 2;
 CREATE INDEX packs_without_parity ON packs ("row") WHERE state = 2 AND parity_bytes = 0;
 CREATE INDEX packs_writing ON packs (upload) WHERE state = 1;
+CREATE INDEX runs_dataset ON runs (dataset, begin_ns, id);
+CREATE INDEX runs_reported ON runs (tenant, dataset, begin_ns) WHERE reported;
+CREATE INDEX runs_tenant ON runs (tenant, begin_ns, id);
+CREATE INDEX runs_undone ON runs (dataset, begin_ns, id) WHERE outcome != 2;
 CREATE UNIQUE INDEX tokens_name ON tokens (tenant, name) WHERE revoked_ns IS NULL;
 CREATE INDEX uploads_open ON uploads (dataset) WHERE state = 1;
 CREATE INDEX uploads_open_expires ON uploads (expires_ns) WHERE state = 1;

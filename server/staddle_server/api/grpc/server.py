@@ -27,6 +27,7 @@ from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.messages import backup_parts, decoder, put_chunks, put_entries, weigher
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
+from staddle_server.api.grpc.runs import RunCalls
 from staddle_server.api.grpc.status import abort_with
 from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.base.errors import StaddleError
@@ -110,7 +111,7 @@ def connections_max() -> int:
 
 
 def methods(
-    uploads: UploadCalls, reads: ReadCalls, retention: RetentionCalls, info: InfoCalls
+    uploads: UploadCalls, reads: ReadCalls, retention: RetentionCalls, runs: RunCalls, info: InfoCalls
 ) -> dict[str, Method]:
     """Return every method with its role and handler. Methods that are not listed are not served."""
     reader, writer, admin = TokenRole.READER, TokenRole.WRITER, TokenRole.ADMIN
@@ -143,6 +144,12 @@ def methods(
         "SetRetention": Method(admin, retention.set_retention),
         "PlanRetention": Method(reader, retention.plan_retention),
         "ApplyRetention": Method(admin, retention.apply_retention),
+        "ListRuns": Method(reader, runs.list_runs),
+        "ReportRun": Method(writer, runs.report_run),
+        "SetExpectation": Method(admin, runs.set_expectation),
+        "DeleteExpectation": Method(admin, runs.delete_expectation),
+        "ListExpectations": Method(reader, runs.list_expectations),
+        "GetStatus": Method(reader, runs.get_status),
         "GetServerInfo": Method(reader, info.get_server_info),
     }
 

@@ -139,11 +139,20 @@ class UploadCalls:
     def commit_upload(self, request: sv.CommitUploadRequest, call: Call) -> sv.CommitUploadResponse:
         call.facts["upload"] = request.upload_id
         upload_id = identifier(request.upload_id, "upload_id")
-        backup = self._commit(upload_id, request.epoch, request.entry_count, request.data_bytes, call)
+        backup = self._commit(upload_id, request.epoch, request, call)
         return sv.CommitUploadResponse(backup=convert.backup_out(backup))
 
-    def _commit(self, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int, call: Call) -> Backup:
-        backup = self._uploads.commit(call.principal, upload_id, epoch, entry_count, data_bytes)
+    def _commit(
+        self, upload_id: bytes, epoch: int, stated: sv.CommitUploadRequest | sv.Finish, call: Call
+    ) -> Backup:
+        backup = self._uploads.commit(
+            call.principal,
+            upload_id,
+            epoch,
+            stated.entry_count,
+            stated.data_bytes,
+            problem_count=stated.problem_count,
+        )
         call.facts.update(
             dataset=backup.dataset,
             backup=backup.id.hex(),
@@ -341,9 +350,8 @@ class UploadCalls:
         upload = writer.upload
         if which == "finish":
             stream.end()
-            counts = part.finish.entry_count, part.finish.data_bytes
-            backup = self._commit(upload.id, upload.epoch, *counts, call)
-            now = writer.committed(backup, *counts)
+            backup = self._commit(upload.id, upload.epoch, part.finish, call)
+            now = writer.committed(backup, part.finish.entry_count, part.finish.data_bytes)
             return sv.BackupResponse(upload=self._upload(now), backup=convert.backup_out(backup))
         writer.checkpoint()
         now = self._uploads.get(call.principal, upload_id=upload.id)

@@ -54,6 +54,7 @@ from staddle_server.catalog.schema.packs import (
     removed_records,
 )
 from staddle_server.catalog.schema.replicas import replica_gone, replica_packs, replica_tenants, replicas
+from staddle_server.catalog.schema.runs import IS_REPORTED, runs
 from staddle_server.catalog.schema.servers import clock, generation, servers, settings, tasks
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "IS_HAPPENING",
     "IS_OPEN",
     "IS_PENDING",
+    "IS_REPORTED",
     "IS_WRITING",
     "LIVE_WITHOUT_PARITY",
     "MARK_DONE",
@@ -101,6 +103,7 @@ __all__ = [
     "replica_packs",
     "replica_tenants",
     "replicas",
+    "runs",
     "servers",
     "settings",
     "space_samples",

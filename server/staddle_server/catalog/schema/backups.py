@@ -90,6 +90,14 @@ datasets = Table(
     # The last plan applied, and when it deleted backups: a replay gets the original answer.
     Column("applied_plan", Text, nullable=False, server_default=text("''")),
     Column("applied_ns", BigInteger, nullable=False, server_default=text("0")),
+    # The newest commit; 0 for none. Not of the backups: a deleted or purged one was a success, too.
+    Column("success_ns", BigInteger, nullable=False, server_default=text("0")),
+    # How often a backup is expected (0: no expectation), with how much patience; since when; and until when no
+    # one is told of it (0: not muted).
+    Column("expect_every_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("expect_grace_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("expect_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("expect_mute_ns", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("tenant", "name"),
 )
 

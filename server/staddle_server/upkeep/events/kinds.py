@@ -30,6 +30,9 @@ class AlarmKind(NamedTuple):
     ends: str
 
 
+LATE: Final = AlarmKind("late", "A backup is late", "A late dataset has a new backup")
+FAILED: Final = AlarmKind("failed", "A backup failed", "A dataset whose backup failed has a new one")
+PROBLEMS: Final = AlarmKind("problems", "A backup is incomplete", "A dataset has a complete backup again")
 DAMAGE: Final = AlarmKind("damage", "Stored data is damaged", "No damage is left")
 RESTORE_ONLY: Final = AlarmKind("restore-only", "A server refuses backups", "A server takes backups again")
 STORE: Final = AlarmKind("store", "The store cannot be used", "The store can be used again")
@@ -42,7 +45,21 @@ TOKEN: Final = AlarmKind("token", "A token ends", "A token no longer ends soon")
 TARGET: Final = AlarmKind("target", "A notification target fails", "A notification target works again")
 KINDS: Final = {
     kind.name: kind
-    for kind in (DAMAGE, RESTORE_ONLY, STORE, DISK, LOCK, SECOND_SITE, CLOCK, CERTIFICATE, TOKEN, TARGET)
+    for kind in (
+        LATE,
+        FAILED,
+        PROBLEMS,
+        DAMAGE,
+        RESTORE_ONLY,
+        STORE,
+        DISK,
+        LOCK,
+        SECOND_SITE,
+        CLOCK,
+        CERTIFICATE,
+        TOKEN,
+        TARGET,
+    )
 }
 
 

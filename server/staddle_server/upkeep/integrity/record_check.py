@@ -25,7 +25,7 @@ from staddle_server.store.records import (
     UndeletedRecord,
     is_forgotten_name,
 )
-from staddle_server.tenancy.records import committed_record
+from staddle_server.tenancy.records import committed_record, expected_record
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.record_chain import Chain, Span
 from staddle_server.upkeep.record_history import History
@@ -148,6 +148,9 @@ def _of_dataset(dataset: DatasetFacts, said: History, at_ns: int) -> list[Wanted
             dataset=dataset.name, policy=dataset.policy, min_retention_s=dataset.min_retention_s, at_ns=at_ns
         )
         wanted.append(Wanted(f"the retention of dataset {dataset.name}", policy))
+    if dataset.expectation != said.expectation(dataset.name):
+        expected = expected_record(dataset.name, dataset.expectation, at_ns)
+        wanted.append(Wanted(f"the expectation of dataset {dataset.name}", expected))
     wanted += _hold(b"", dataset.name, dataset.hold, said, at_ns)
     return wanted
 

@@ -1,4 +1,4 @@
-"""The time of the newest decision, so that each is later than the one before it; replication; and events."""
+"""The time of the newest decision, so that each is later than the one before it; replication, runs, events."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,6 +7,7 @@ revision = "r0003"
 down_revision = "r0002"
 
 ROW = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+ID = sa.LargeBinary(16)
 NAME = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 
@@ -45,7 +46,54 @@ def upgrade() -> None:
         sa.Column("seen_ns", sa.BigInteger(), nullable=False),
         sa.Column("listed", sa.Boolean(), nullable=False),
     )
-    _events()
+    _add_runs()
+    _add_events()
+
+
+def _add_runs() -> None:
+    for name in ("success_ns", "expect_every_s", "expect_grace_s", "expect_ns", "expect_mute_ns"):
+        op.add_column(
+            "datasets", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
+        )
+    op.create_table(
+        "runs",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("tenant", ROW, nullable=False),
+        sa.Column("dataset", ROW, nullable=False),
+        sa.Column("outcome", sa.SmallInteger(), nullable=False),
+        sa.Column("reported", sa.Boolean(), nullable=False),
+        sa.Column("principal", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("begin_ns", sa.BigInteger(), nullable=False),
+        sa.Column("end_ns", sa.BigInteger()),
+        *(
+            sa.Column(name, sa.BigInteger(), nullable=False)
+            for name in ("entry_count", "data_bytes", "stored_bytes", "problem_count")
+        ),
+        sa.Column("backup", ID, nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.row"]),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.row"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("runs_dataset", "runs", ["dataset", "begin_ns", "id"])
+    op.create_index("runs_tenant", "runs", ["tenant", "begin_ns", "id"])
+    undone = sa.text("outcome != 2")
+    op.create_index(
+        "runs_undone",
+        "runs",
+        ["dataset", "begin_ns", "id"],
+        sqlite_where=undone,
+        postgresql_where=undone,
+    )
+    reported = sa.text("reported")
+    op.create_index(
+        "runs_reported",
+        "runs",
+        ["tenant", "dataset", "begin_ns"],
+        sqlite_where=reported,
+        postgresql_where=reported,
+    )
 
 
 def _of_a_replica(table: str, key: str, *rest: sa.Column[object] | sa.Constraint) -> None:
@@ -59,7 +107,7 @@ def _of_a_replica(table: str, key: str, *rest: sa.Column[object] | sa.Constraint
     )
 
 
-def _events() -> None:
+def _add_events() -> None:
     op.create_table(
         "events",
         sa.Column("row", ROW, autoincrement=True, nullable=False),

@@ -1,0 +1,182 @@
+"""Expectations: how often each dataset must have a new backup; and which datasets need somebody."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select, update
+
+from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, locking
+from staddle_server.catalog.datasets import make_dataset
+from staddle_server.catalog.decisions import keep_pending
+from staddle_server.catalog.rows import Page, dataset_row, page_of
+from staddle_server.catalog.run_values import (
+    DatasetTotals,
+    Expectation,
+    ExpectedDataset,
+    Troubled,
+)
+from staddle_server.catalog.runs import newest_bad, run_columns, run_of
+from staddle_server.catalog.tenants import TenantRows
+from staddle_server.catalog.validation import NS, check_dataset
+from staddle_server.catalog.values import PendingRecord, Terms
+
+_d = schema.datasets.c
+_t = schema.tenants.c
+_r = schema.runs.c
+_u = schema.uploads.c
+_EXPECTED = _d.expect_every_s > 0
+
+
+class Expectations:
+    """The expectations of all tenants' datasets."""
+
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def set(
+        self,
+        tenant: bytes,
+        dataset: str,
+        asked: Expectation,
+        record: Callable[[Expectation], PendingRecord],
+    ) -> ExpectedDataset:
+        """Set a dataset's expectation; make the dataset if necessary: one that never had a backup is late, too.
+
+        An earlier expectation's `since_ns` stays. `record` is called only for a change. BAD_FIELD.
+        """
+        check_dataset(dataset)
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            make_dataset(connection, tenant_row, dataset, asked.since_ns)
+            row = _locked(connection, tenant_row, dataset)
+            before = expectation_of(row)
+            after = asked if before is None else asked._replace(since_ns=before.since_ns)
+            if after != before:
+                _put(connection, row, after)
+                keep_pending(connection, tenant_row, [record(after)])
+            return ExpectedDataset(dataset, after, row.success_ns)
+
+    def remove(self, tenant: bytes, dataset: str, record: PendingRecord) -> None:
+        """Remove a dataset's expectation. Without one, `record` is not kept. DATASET_NOT_FOUND."""
+        with self._database.write() as connection:
+            row = _locked(connection, self._tenants.row(connection, tenant), dataset)
+            if expectation_of(row) is not None:
+                _put(connection, row, None)
+                keep_pending(connection, row.tenant, [record])
+
+    def list_page(self, tenant: bytes, after_name: str, limit: int) -> Page[ExpectedDataset]:
+        """Return at most `limit` datasets with an expectation in name order, after `after_name`."""
+        with self._database.read() as connection:
+            mine = (_d.tenant == self._tenants.row(connection, tenant), _EXPECTED, _d.name > after_name)
+            query = select(schema.datasets).where(*mine).order_by(_d.name)
+            return page_of(connection, query, limit, _expected)
+
+    def troubled(self, now_ns: int, terms: Terms, tenant: bytes | None = None) -> Iterator[Troubled]:
+        """Yield the datasets that need somebody now, of one tenant or of all, each once, in no order.
+
+        One query. A dataset needs somebody if it is late by its expectation, or if a run failed or was abandoned
+        and no backup was committed since, or if its newest backup was made with problems. A muted one does not.
+        `now_ns` must be the earliest possible time while the clock is in doubt: a jump must not make all of them late.
+        """
+        query = _troubled(now_ns, terms)
+        with self._database.read() as connection:
+            if tenant is not None:
+                query = query.where(_d.tenant == self._tenants.row(connection, tenant))
+            rows = connection.execute(query).all()
+        for row in rows:
+            yield _trouble(row, now_ns)
+
+    def totals(self, tenant: bytes, now_ns: int) -> DatasetTotals:
+        """Return how many datasets the tenant has, and how they are."""
+        with self._database.read() as connection:
+            mine = _d.tenant == self._tenants.row(connection, tenant)
+            totals = select(
+                func.count(),
+                func.count().filter(_EXPECTED),
+                func.count().filter(_EXPECTED, _d.expect_mute_ns > now_ns),
+                func.coalesce(func.min(_d.success_ns).filter(_d.success_ns > 0), 0),
+            )
+            return DatasetTotals(*map(int, connection.execute(totals.where(mine)).one()))
+
+    def clamp(self, now_ns: int, ahead_ns: int) -> None:
+        """Let successes and expectations later than `ahead_ns` count as of now: a clock that was ahead noted them."""
+        with self._database.read() as connection:
+            ahead = or_(_d.success_ns > ahead_ns, _d.expect_ns > ahead_ns)
+            if connection.execute(select(_d.row).where(ahead).limit(1)).first() is None:
+                return
+        with self._database.write() as connection:
+            for column in (_d.success_ns, _d.expect_ns):
+                late = update(schema.datasets).where(column > ahead_ns)
+                connection.execute(late.values({column.name: now_ns}))
+
+
+def expectation_of(row: Any) -> Expectation | None:
+    """Return the expectation in a dataset's row; None for none."""
+    if not row.expect_every_s:
+        return None
+    return Expectation(row.expect_every_s, row.expect_grace_s, row.expect_ns, row.expect_mute_ns)
+
+
+def _locked(connection: Connection, tenant_row: int, dataset: str) -> Row[Any]:
+    connection.execute(locking(select(_d.row).where(_d.tenant == tenant_row, _d.name == dataset)))
+    return dataset_row(connection, tenant_row, dataset)
+
+
+def expectation_columns(expectation: Expectation | None) -> dict[str, int]:
+    """Return an expectation as columns of a dataset's row."""
+    names = ("expect_every_s", "expect_grace_s", "expect_ns", "expect_mute_ns")
+    return dict(zip(names, expectation or (0, 0, 0, 0), strict=True))
+
+
+def _put(connection: Connection, row: Row[Any], expectation: Expectation | None) -> None:
+    values = expectation_columns(expectation)
+    connection.execute(update(schema.datasets).where(_d.row == row.row).values(**values))
+
+
+def _expected(row: Row[Any]) -> ExpectedDataset:
+    expectation = expectation_of(row)
+    assert expectation is not None
+    return ExpectedDataset(row.name, expectation, row.success_ns)
+
+
+def _troubled(now_ns: int, terms: Terms) -> Select[Any]:
+    """Return the query for the datasets that need somebody, each with the run because of which."""
+    late = and_(
+        _EXPECTED,
+        now_ns
+        > func.coalesce(func.nullif(_d.success_ns, 0), _d.expect_ns)
+        + (_d.expect_every_s + _d.expect_grace_s) * NS,
+    )
+    return (
+        select(
+            _t.id.label("tenant_id"),
+            _t.name.label("tenant_name"),
+            _d.name.label("dataset_name"),
+            _d.success_ns,
+            _d.expect_every_s,
+            _d.expect_grace_s,
+            _d.expect_ns,
+            _d.expect_mute_ns,
+            *run_columns(now_ns, terms),
+        )
+        .join_from(schema.datasets, schema.tenants, _d.tenant == _t.row)
+        .join(schema.runs, _r.id == newest_bad(_d.row, _d.success_ns, now_ns, terms), isouter=True)
+        .join(schema.uploads, _u.id == _r.id, isouter=True)
+        .where(or_(late, _r.id.is_not(None)), _d.expect_mute_ns <= now_ns)
+    )
+
+
+def _trouble(row: Row[Any], now_ns: int) -> Troubled:
+    expectation = expectation_of(row)
+    late_ns = None if expectation is None else expectation.late_ns(row.success_ns)
+    return Troubled(
+        row.tenant_id,
+        row.tenant_name,
+        row.dataset_name,
+        late_ns if late_ns is not None and now_ns > late_ns else None,
+        row.success_ns,
+        expectation,
+        None if row.run is None else run_of(row),
+    )
