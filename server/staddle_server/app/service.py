@@ -189,20 +189,6 @@ class Service:
         self._heartbeat.stop()
 
 
-def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
-    """Return the uploads that this server writes."""
-    return Uploads(
-        kept.catalog,
-        kept.tenants,
-        kept.clock,
-        lease_s=settings.lease_s,
-        life_s=settings.upload_life_s,
-        space=space,
-        server=server,
-        endpoint=str(settings.endpoint or ""),
-    )
-
-
 def _parts(own: OwnState, events: EventWatch) -> dict[str, Callable[[], bool]]:
     """Return whether each part of the service with a health name works."""
     return {
@@ -221,6 +207,20 @@ def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings
     """Return the watch over object lock and second site."""
     place = "" if second is None else second.name
     return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
+
+
+def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
+    """Return the open uploads that this server writes."""
+    return Uploads(
+        kept.catalog,
+        kept.tenants,
+        kept.clock,
+        lease_s=settings.lease_s,
+        life_s=settings.upload_life_s,
+        space=space,
+        server=server,
+        endpoint=str(settings.endpoint or ""),
+    )
 
 
 def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
