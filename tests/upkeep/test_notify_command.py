@@ -103,7 +103,7 @@ def test_a_command_that_does_not_read_its_input_succeeds() -> None:
 
 def test_a_stop_of_the_server_ends_a_command_at_once() -> None:
     with Watchdog() as watchdog, watchdog.attempt(60) as attempt:
-        stopper = threading.Timer(0.3, watchdog.stop)
+        stopper = threading.Timer(0.3, watchdog.cut_all)
         stopper.start()
         begun_s = time.monotonic()
         with pytest.raises(TargetError, match="the server stopped"):

@@ -268,7 +268,7 @@ def test_a_success_counts_whatever_body_follows(behave: Behave) -> None:
 def test_a_stop_of_the_server_cuts_a_try_at_once() -> None:
     with misbehaving(silent) as port, Watchdog() as watchdog:
         begun_s = time.monotonic()
-        stopper = threading.Timer(0.3, watchdog.stop)
+        stopper = threading.Timer(0.3, watchdog.cut_all)
         stopper.start()
         url = parse_http_url(f"http://127.0.0.1:{port}/")
         with watchdog.attempt(60) as attempt, pytest.raises(TargetError, match="the server stopped"):

@@ -92,16 +92,24 @@ class Watchdog:
         self._stopping = False
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._thread.stop()
 
-    def stop(self) -> None:
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def cut_all(self) -> None:
         """Cut all tries, and those to come."""
         self._stopping = True
+
+    def stop(self) -> None:
+        """Cut all tries, and stop the thread."""
+        self.cut_all()
+        self._thread.stop()
 
     @contextmanager
     def attempt(self, timeout_s: float) -> Iterator[Attempt]:

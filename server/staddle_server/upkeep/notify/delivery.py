@@ -75,7 +75,7 @@ class Notifier:
     def start(self) -> None:
         """Start sending."""
         self._running = True
-        self._watchdog.__enter__()
+        self._watchdog.start()
         self._start_threads()
 
     def stop(self) -> None:
@@ -83,10 +83,10 @@ class Notifier:
         if not self._running:
             return
         self._running = False
-        self._watchdog.stop()
+        self._watchdog.cut_all()
         for thread in self._threads.values():
             thread.stop()
-        self._watchdog.__exit__()
+        self._watchdog.stop()
 
     def _start_threads(self) -> None:
         """Start a thread for each name that has none. One whose target is gone idles until it is back."""
