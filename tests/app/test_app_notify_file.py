@@ -10,6 +10,7 @@ from staddle_server.app.notify_file import targets_of
 from staddle_server.app.settings import SettingsError
 from staddle_server.catalog import Alarm, AlarmKey
 from staddle_server.upkeep.events.kinds import KINDS
+from staddle_server.upkeep.notify.apprise import Apprise
 from staddle_server.upkeep.notify.command import Command
 from staddle_server.upkeep.notify.delivery import AnyTarget
 from staddle_server.upkeep.notify.ping import Ping
@@ -107,6 +108,22 @@ def test_what_is_wrong_is_named_with_the_target(tmp_path: Path, text: str, says:
     with pytest.raises(SettingsError, match=says) as caught:
         one(tmp_path, text)
     assert "notify.toml" in str(caught.value)
+
+
+def test_a_url_of_apprise_is_as_the_library_has_it_and_the_extra_is_named_where_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    found = one(tmp_path, 'kind = "apprise"\nurl = "ntfy://topic"')
+    assert isinstance(found, Apprise)
+    assert found.url == "ntfy://topic"
+    secret = one(tmp_path, 'kind = "apprise"\nurl = "env:URL"', {"URL": f"tgram://{SECRET}"})
+    assert isinstance(secret, Apprise)
+    assert secret.url == f"tgram://{SECRET}"
+    assert SECRET not in repr(secret)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(SettingsError, match=r"not installed: pip install 'staddle\[server,apprise\]'"):
+        one(tmp_path, 'kind = "apprise"\nurl = "ntfy://topic"')
 
 
 def test_no_error_repeats_a_secret(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import email.utils
+import importlib.util
 import os
 import re
 import ssl
@@ -17,6 +18,7 @@ from staddle._base.given_files import GivenError, read, text_of, unquoted
 
 from staddle_server.app.settings import KEY_OF_VARIABLE, SettingsError
 from staddle_server.upkeep.events.kinds import KINDS, SEVERITIES, WARNING
+from staddle_server.upkeep.notify.apprise import Apprise
 from staddle_server.upkeep.notify.command import Command
 from staddle_server.upkeep.notify.delivery import AnyTarget
 from staddle_server.upkeep.notify.http_post import HttpUrl, parse_http_url
@@ -81,7 +83,13 @@ class _Table:
         name, kind = self._text("name"), self._text("kind")
         if _NAME.fullmatch(name) is None:
             raise self._wrong("name", "use 1 to 64 of a-z 0-9 . _ -")
-        make = {"webhook": self._webhook, "ping": self._ping, "smtp": self._smtp, "command": self._command}
+        make = {
+            "webhook": self._webhook,
+            "ping": self._ping,
+            "smtp": self._smtp,
+            "command": self._command,
+            "apprise": self._apprise,
+        }
         if kind not in make:
             raise self._wrong("kind", "use " + " or ".join(make))
         made = make[kind](name, self._filter())
@@ -128,6 +136,16 @@ class _Table:
                 "command", 'expected a list of words, the first an absolute path: ["/usr/local/bin/page"]'
             )
         return Command(name, of, words, self._timeout_s())
+
+    def _apprise(self, name: str, of: Filter) -> AnyTarget:
+        if importlib.util.find_spec("apprise") is None:
+            raise SettingsError(
+                f"{self._where}: apprise needs an extra, which is not installed: pip install 'staddle[server,apprise]'"
+            )
+        text = self._text("url")
+        # Apprise has URLs of its own, such as ntfy://TOPIC.
+        url = text if "://" in text else self._secret_at("url", text)
+        return Apprise(name, of, url, self._timeout_s())
 
     # --- values
 

@@ -36,7 +36,7 @@ class Command:
     def send(self, notices: Sequence[Notice], attempt: Attempt, now_ns: int) -> None:  # noqa: ARG002 - a target's
         """Run it for each message. TargetError: it failed, or took too long and was killed."""
         for notice in notices:
-            run_child(self.words, notice.as_json(), environment(), attempt)
+            run_child(self.words[0], self.words, notice.as_json(), environment(), attempt)
 
 
 def environment() -> dict[str, str]:
@@ -44,8 +44,11 @@ def environment() -> dict[str, str]:
     return {"PATH": PATH, "LANG": "C.UTF-8"}
 
 
-def run_child(words: Sequence[str], given: bytes, environ: Mapping[str, str], attempt: Attempt) -> None:
-    """Run a program that gets `given` on its standard input; its exit code 0 is success.
+def run_child(
+    name: str, words: Sequence[str], given: bytes, environ: Mapping[str, str], attempt: Attempt
+) -> None:
+    """Run a program that gets `given` on its standard input; its exit code 0 is success. Messages call it
+    `name`.
 
     Whatever it started in its session is killed when it ends, or when the time is over. TargetError.
     """
@@ -60,7 +63,7 @@ def run_child(words: Sequence[str], given: bytes, environ: Mapping[str, str], at
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise TargetError(f"cannot run {words[0]}: {getattr(error, 'strerror', None) or error}") from error
+        raise TargetError(f"cannot run {name}: {getattr(error, 'strerror', None) or error}") from error
     output = bytearray()
     try:
         _feed(process, given, output, attempt)
@@ -77,7 +80,7 @@ def run_child(words: Sequence[str], given: bytes, environ: Mapping[str, str], at
         ended = (
             f"exit code {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
         )
-        raise TargetError(f"{words[0]} ended with {ended}" + (f": {said}" if said else " and no output"))
+        raise TargetError(f"{name} ended with {ended}" + (f": {said}" if said else " and no output"))
 
 
 def _feed(process: subprocess.Popen[bytes], given: bytes, output: bytearray, attempt: Attempt) -> None:

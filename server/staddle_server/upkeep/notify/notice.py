@@ -92,6 +92,11 @@ def notice_of(delivery: Delivery) -> Notice:
     return Notice(f"{event.id.hex()}.{state}", state, event.alarm, event.began_ns, over_ns)
 
 
+def body_of(notices: Sequence[Notice]) -> str:
+    """Return the text of messages that go together."""
+    return "\n\n".join(f"{notice.title}\n{notice.text}" for notice in notices)
+
+
 def subject_of(notices: Sequence[Notice]) -> str:
     """Return a subject line for messages that go together."""
     if len(notices) == 1:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, cast
 from staddle_server.catalog.validation import NS
 from staddle_server.upkeep.events.kinds import printable
 from staddle_server.upkeep.notify.attempt import CONNECT_S, Attempt, TargetError, reasons
-from staddle_server.upkeep.notify.notice import Notice, subject_of
+from staddle_server.upkeep.notify.notice import Notice, body_of, subject_of
 from staddle_server.upkeep.notify.targets import TIMEOUT_S, Filter
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,7 @@ class Smtp:
         message["Message-ID"] = f"<{notices[0].id}.{len(notices)}@staddle.invalid>"
         message["Auto-Submitted"] = "auto-generated"
         host = printable(socket.gethostname())
-        texts = [f"{notice.title}\n{notice.text}" for notice in notices]
-        message.set_content("\n\n".join([*texts, f"-- \nStaddle on {host}"]) + "\n")
+        message.set_content(f"{body_of(notices)}\n\n-- \nStaddle on {host}\n")
         return message
 
     def _deliver(self, message: EmailMessage, attempt: Attempt) -> dict[str, Any]:
