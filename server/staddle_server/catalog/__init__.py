@@ -4,6 +4,7 @@ from staddle_server.catalog.chunks import Claimed, IndexedChunk, IndexedId, inde
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.database import TRANSACTIONS
 from staddle_server.catalog.decisions import NewDamageError, protection_of
+from staddle_server.catalog.deliveries import Delivery, TargetState
 from staddle_server.catalog.engine import (
     Catalog,
     Replacement,
@@ -14,6 +15,7 @@ from staddle_server.catalog.engine import (
     replacement,
     servers_of,
 )
+from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.pack_values import (
     CondemnedPack,
@@ -75,6 +77,8 @@ __all__ = [
     "FOOTER",
     "TRANSACTIONS",
     "WHOLE_PACK",
+    "Alarm",
+    "AlarmKey",
     "Applied",
     "Backup",
     "BackupFacts",
@@ -90,7 +94,10 @@ __all__ = [
     "DatasetFacts",
     "DatasetTotals",
     "DeletionRefusal",
+    "Delivery",
     "DurableUpdate",
+    "Event",
+    "EventChanges",
     "Expectation",
     "ExpectedDataset",
     "ExpiredUpload",
@@ -110,6 +117,7 @@ __all__ = [
     "MissingChunk",
     "NewBackup",
     "NewDamageError",
+    "OpenEvents",
     "Orphan",
     "PackParity",
     "Page",
@@ -127,6 +135,7 @@ __all__ = [
     "ServerState",
     "Servers",
     "StandingRoots",
+    "TargetState",
     "TenantRow",
     "Terms",
     "Token",
