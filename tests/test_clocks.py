@@ -31,6 +31,9 @@ USES: Final = {
         staddle_server.cli.tenants set_
         staddle_server.cli.tokens _revoked_unless_shown
         staddle_server.cli.tokens revoke
+        staddle_server.cli.notify _notice
+        staddle_server.cli.notify list_
+        staddle_server.cli.notify test
         staddle_server.cli.uploads uploads
         staddle_server.cli.parity _repair
         staddle_server.cli.replicate _print_states

@@ -89,6 +89,14 @@ CHANGES: Final = {
         settings put
         tenants set_gc_failure
     """,
+    "what operators were notified of: what still holds is found and sent again": """
+        deliveries claim
+        deliveries end
+        deliveries give_up
+        events change
+        events thin
+        space_samples note
+    """,
     "who serves now: each server says it again with its next heartbeat": """
         servers beat
         servers remove

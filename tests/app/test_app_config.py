@@ -67,6 +67,7 @@ EXAMPLES = {
     "replicate_every_s": ("1s", "2s", "3s"),
     "replicate_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
     "replicate_grace_s": ("1d", "2d", "3d"),
+    "notify": ("/a", "/b", "/c"),
     "log_format": ("json", "text", "auto"),
     "log_level": ("debug", "error", "warning"),
 }

@@ -120,6 +120,9 @@ ARGUMENTS = {
     "token revoke": ("local",),
     "uploads": (),
     "servers": (),
+    "events": (),
+    "notify list": (),
+    "notify test": ("--help",),
     "lock": (),
 }
 

@@ -39,11 +39,14 @@ ARGUMENTS = {
     "token list": [],
     "uploads": [],
     "servers": [],
+    "events": [],
+    "notify list": [],
+    "notify test": [],
     "lock": [],
 }
 """What each command needs beside --data, to do something."""
-EXITS = {"health": 1}
-"""Where that is not 0: no server runs."""
+EXITS = {"health": 1, "notify test": 1}
+"""Where that is not 0: no server runs, and there is no target."""
 
 
 def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:

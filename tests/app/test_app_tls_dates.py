@@ -41,14 +41,14 @@ def test_a_certificate_warns_daily_from_thirty_days_before_its_end(
     certs.make(tmp_path, ["localhost"], [], 32, NOW)
     times = Times()
     held = times.certificates(files(tmp_path))
-    assert (held.lasts(), warnings_of(caplog)) == (True, [])
+    assert (held.validity().words, warnings_of(caplog)) == ("", [])
     times.pass_days(2.5)
     held.tick()
     ((level, words),) = warnings_of(caplog)
     assert level == logging.WARNING
     assert f"{tmp_path}/server.crt expires at" in words
     assert "in 29 days: renew it" in words
-    assert not held.lasts()
+    assert held.validity().words
     times.pass_days(0.5)
     held.tick()
     assert warnings_of(caplog) == []
@@ -122,12 +122,12 @@ def test_a_renewed_certificate_is_noticed_within_a_minute_even_behind_a_swapped_
     (tmp_path / "live").symlink_to("one")
     times = Times()
     held = times.certificates(files(tmp_path / "live"))
-    assert not held.lasts()
+    assert held.validity().words
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").rename(tmp_path / "live")
     times.passed_s += 61
     held.tick()
-    assert held.lasts()
+    assert not held.validity().words
 
 
 def test_a_valid_certificate_is_replaced_only_once_the_new_one_is_valid(

@@ -341,6 +341,7 @@ HOSTILE: dict[str, dict[str, Answer]] = {
         "a promise beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(lock={"promise": {"seconds": 2**62}})),
         "a lag beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(second_site={"lag": {"seconds": -(2**62)}})),
         "a start beyond all": lambda _: sv.GetServerInfoResponse(servers=[{"start_time": {"seconds": 2**62}}]),
+        "too many warnings": lambda _: sv.GetServerInfoResponse(condition={"warnings": ["a"] * 1_001}),
         "too many servers": lambda _: sv.GetServerInfoResponse(servers=[{"endpoint": "a:1"}] * 1_001),
     },
 }  # fmt: skip

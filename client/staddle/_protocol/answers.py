@@ -398,6 +398,7 @@ def _trouble(_: sv.GetStatusRequest, trouble: pb.Trouble) -> None:
 
 def _info(_: sv.GetServerInfoRequest, answer: sv.GetServerInfoResponse) -> None:
     _at_most("servers", len(answer.servers), PAGE_MAX)
+    _at_most("warnings", len(answer.condition.warnings), PAGE_MAX)
     server_info_of(answer)
 
 

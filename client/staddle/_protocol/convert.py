@@ -386,6 +386,7 @@ def _condition_of(message: sv.ServerCondition) -> ServerCondition:
         damaged_packs=message.damaged_packs,
         damaged_segments=message.damaged_segments,
         damaged_footers=message.damaged_footers,
+        warnings=tuple(message.warnings),
         missing_objects=message.missing_objects,
         hidden_objects=message.hidden_objects,
         lock=_lock_of(message.lock) if message.HasField("lock") else None,

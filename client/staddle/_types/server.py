@@ -68,6 +68,8 @@ class ServerCondition:
     """The store's object lock, if it has one."""
     second_site: SecondSite | None = None
     """The copy at a second site, if the server makes one."""
+    warnings: tuple[str, ...] = ()
+    """What else an administrator must know, in sentences; empty for other roles."""
 
 
 @dataclass(frozen=True, slots=True)

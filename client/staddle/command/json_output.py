@@ -252,6 +252,7 @@ def of_info(info: ServerInfo) -> Record:
             "damaged_packs": condition.damaged_packs,
             "damaged_segments": condition.damaged_segments,
             "damaged_footers": condition.damaged_footers,
+            "warnings": list(condition.warnings),
             "missing_objects": condition.missing_objects,
             "hidden_objects": condition.hidden_objects,
             "lock": _of_lock(condition.lock),

@@ -49,6 +49,7 @@ def warnings(condition: ServerCondition) -> Iterator[str]:
         yield "the object lock is not extended in time: `staddle-server lock` says why"
     if condition.second_site is not None and condition.second_site.late:
         yield "the copy at the second site is too far behind: `staddle-server replicate --status` says more"
+    yield from (text.escaped(words.removesuffix(".")) for words in condition.warnings)
 
 
 def _lock(lock: StoreLock) -> str:

@@ -2668,6 +2668,7 @@ class ServerCondition(_message.Message):
     HIDDEN_OBJECTS_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
     SECOND_SITE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     takes_backups: _builtins.bool
     """The server accepts backups: its store takes writes and its disks have room."""
     clock_in_doubt: _builtins.bool
@@ -2698,6 +2699,12 @@ class ServerCondition(_message.Message):
     def second_site(self) -> Global___SecondSite:
         """The copy at a second site. Unset: this server copies to none."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What else an administrator must know, in sentences, such as a notification target that fails. Empty for
+        tokens of other roles.
+        """
+
     def __init__(
         self,
         *,
@@ -2712,10 +2719,11 @@ class ServerCondition(_message.Message):
         hidden_objects: _builtins.int = ...,
         lock: Global___StoreLock | None = ...,
         second_site: Global___SecondSite | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "lock", b"lock", "second_site", b"second_site"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "hidden_objects", b"hidden_objects", "lock", b"lock", "missing_objects", b"missing_objects", "second_site", b"second_site", "takes_backups", b"takes_backups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "hidden_objects", b"hidden_objects", "lock", b"lock", "missing_objects", b"missing_objects", "second_site", b"second_site", "takes_backups", b"takes_backups", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

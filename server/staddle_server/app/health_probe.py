@@ -29,6 +29,9 @@ INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
 """The health name of the integrity of stored data."""
 
 
+NOTIFICATIONS: Final = "staddle.v1.StaddleService/notifications"
+"""The health name of the notification targets."""
+TARGET_FAILS: Final = "a notification target fails: `staddle-server notify list` says which"
 CERTIFICATE: Final = "staddle.v1.StaddleService/certificate"
 """The health name of the dates of the server's certificate."""
 LOCK: Final = "staddle.v1.StaddleService/lock"
@@ -103,6 +106,7 @@ def check_on(
         serves = _status(ask, "", timeout_s)
         upkeep = _status(ask, UPKEEP, timeout_s)
         certificate = _status(ask, CERTIFICATE, timeout_s)
+        notifications = _status(ask, NOTIFICATIONS, timeout_s)
         lock = _status(ask, LOCK, timeout_s)
         second_site = _status(ask, SECOND_SITE, timeout_s)
     except grpc.RpcError as error:
@@ -130,6 +134,7 @@ def check_on(
         warnings.append(dates() or CERTIFICATE_ENDS)
     warnings += [LOCK_LATE] if lock != SERVING else []
     warnings += [SITE_LATE] if second_site != SERVING else []
+    warnings += [TARGET_FAILS] if notifications != SERVING else []
     return warnings
 
 
@@ -142,7 +147,7 @@ def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
         if (
-            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE, LOCK, SECOND_SITE}
+            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE, LOCK, SECOND_SITE, NOTIFICATIONS}
             and error.code() is grpc.StatusCode.NOT_FOUND
         ):
             return SERVING  # an older server

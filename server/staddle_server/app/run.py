@@ -30,6 +30,7 @@ from staddle_server.app.data_directory import (
     write_client_config,
 )
 from staddle_server.app.disk_reserve import Keeper, give_up_at_start, reserves_of
+from staddle_server.app.notify_file import targets_of
 from staddle_server.app.reload import Reloading
 from staddle_server.app.second_site import SecondSite
 from staddle_server.app.service import Service
@@ -115,7 +116,9 @@ def run_server(
     if it cannot start.
     """
     accepted = _tune_process()
-    certificates = _certificates(settings)  # before anything is created or changed: they may be unusable
+    # Before anything is created or changed: they may be unusable.
+    certificates = _certificates(settings)
+    targets_of(settings.data, settings.notify, os.environ)
     directory = data_directory(settings)
     manager = Manager(os.environ)
     manager.status("Starting")
@@ -297,8 +300,9 @@ def _serving(
         space=space,
         cache=_segment_cache(settings),
         second=_second_site(settings),
-        certificates_last=(lambda: True) if certificates is None else certificates.lasts,
+        certificates=(lambda: None) if certificates is None else certificates.validity,
     )
+    reloading.follow_targets(service.notifier.set_targets)
     if said := described(opened.blobs):
         _log.info("%s", said)
     drain_s = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -20,6 +20,7 @@ from staddle_server.api.grpc.server import (
     CERTIFICATE,
     INTEGRITY,
     LOCK,
+    NOTIFICATIONS,
     ROOM,
     SECOND_SITE,
     UPKEEP,
@@ -46,6 +47,10 @@ from staddle_server.tenancy.records import finish_all
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions, Watches
+from staddle_server.upkeep.events.datasets import TroubledDatasets
+from staddle_server.upkeep.events.own import CertificateDates, OwnState
+from staddle_server.upkeep.events.sources import EndingTokens, FailingTargets, FillingDisks, Source
+from staddle_server.upkeep.events.watch import EventWatch
 from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
@@ -60,6 +65,7 @@ from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
 from staddle_server.upkeep.lifecycle.runs import RunHistory
+from staddle_server.upkeep.notify.delivery import Notifier
 from staddle_server.upkeep.replication.run import ReplicationPlan, replication_task
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
@@ -84,7 +90,7 @@ class Service:
         space: Space | None = None,
         cache: SegmentCache | None = None,
         second: SitePlace | None = None,
-        certificates_last: Callable[[], bool] = lambda: True,
+        certificates: Callable[[], CertificateDates | None] = lambda: None,
         integrity_every_s: float = INTEGRITY_EVERY_S,
         beat_every_s: float = SERVER_BEAT_S,
     ) -> None:
@@ -103,26 +109,29 @@ class Service:
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        guard = ClockGuard(catalog, clock)
-        self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         self._uploads = _uploads(kept, settings, space, self._id)
+        guard = ClockGuard(catalog, clock)
+        self.clock_watch = ClockWatch(guard)
         self._integrity = Integrity(kept, integrity_every_s)
         self.store_watch = _store_watch(kept, second, settings)
         watches = Watches(self.clock_watch, self._integrity, self.store_watch)
-        parts = self._parts(blobs, space, certificates_last)
+        own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
+        self.notifier = Notifier(catalog, guard, clock)
+        runs = _runs(kept, settings)
+        found: list[Source] = [own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space)]
+        self._events = _event_watch(kept, guard, found, self.notifier)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads)
-        runs = _runs(kept, settings)
         table = methods(
             UploadCalls(self._uploads, tenants),
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
             RunCalls(runs, tenants),
-            _info(kept, Conditions(watches, parts[WRITES]), settings),
+            _info(kept, Conditions(watches, own.takes_backups, self._events.failing_targets), settings),
         )
-        self._wire = WireServer(self._gate, table, threads, parts)
+        self._wire = WireServer(self._gate, table, threads, _parts(own, self._events))
         self._schedule = _schedule(
             kept, settings, policies, self._integrity, self._gate.is_busy, runs=runs, second=second
         )
@@ -159,13 +168,17 @@ class Service:
         self._heartbeat.start(
             ServerIdentity(self._id, place, socket.gethostname(), endpoint, __version__, holder_name())
         )
+        self._events.start(endpoint)
+        self.notifier.start()
 
     def drain(self, drain_s: float) -> None:
         """Stop: health becomes NOT_SERVING, new calls are refused, streams get this much time, then end at a
         checkpoint. Other servers may take the uploads over from the beginning.
         """
         self._heartbeat.drain()
+        self._events.stop()
         self._wire.close(drain_s)
+        self.notifier.stop()
         self._schedule.stop()
         self.clock_watch.stop()
         self._integrity.stop()
@@ -175,23 +188,19 @@ class Service:
         self._openers.shutdown()
         self._heartbeat.stop()
 
-    def _parts(
-        self, blobs: Blobs, space: Space | None, certificates_last: Callable[[], bool]
-    ) -> dict[str, Callable[[], bool]]:
-        """Return whether each part of the service with a health name works."""
 
-        def has_room() -> bool:
-            return space is None or space.flaw() is None
-
-        return {
-            WRITES: lambda: blobs.failed is None and not self._heartbeat.failing and has_room(),
-            ROOM: has_room,
-            UPKEEP: lambda: not self.clock_watch.in_doubt,
-            INTEGRITY: lambda: self._integrity.is_whole,
-            CERTIFICATE: certificates_last,
-            LOCK: lambda: self.store_watch.lock_lasts,
-            SECOND_SITE: lambda: self.store_watch.site_is_current,
-        }
+def _parts(own: OwnState, events: EventWatch) -> dict[str, Callable[[], bool]]:
+    """Return whether each part of the service with a health name works."""
+    return {
+        WRITES: own.takes_backups,
+        ROOM: own.has_room,
+        UPKEEP: own.trusts_clock,
+        INTEGRITY: own.is_whole,
+        CERTIFICATE: own.certificates_last,
+        LOCK: own.lock_lasts,
+        SECOND_SITE: own.site_is_current,
+        NOTIFICATIONS: events.reaches_targets,
+    }
 
 
 def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
@@ -254,6 +263,14 @@ def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> Info
         lease_s=settings.lease_s,
         life_s=settings.upload_life_s,
     )
+
+
+def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier: Notifier) -> EventWatch:
+    """Return what finds events, with all that it asks."""
+    catalog = kept.catalog
+    targets = FailingTargets(catalog, lambda: notifier.names)
+    sources = [*own, targets, EndingTokens(catalog)]
+    return EventWatch(catalog, guard, sources, notifier.wanting)
 
 
 def _schedule(

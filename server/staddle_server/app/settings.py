@@ -81,6 +81,7 @@ class Settings(ServiceSettings):
     min_free: MinFree
     cache_bytes: int
     replicate_to: str
+    notify: Path | None
     log_format: str
     log_level: str
 
@@ -395,6 +396,14 @@ OPTIONS: Final = (
         _duration(0, limits.GRACE_S_MAX),
         duration(limits.REPLICA_GRACE_S),
         "How long an object stays at the second place after it is gone here.",
+    ),
+    Option(
+        "notify",
+        "notify",
+        "FILE",
+        parse_path,
+        "",
+        "File of notification targets (TOML); otherwise DIR/notify.toml, if it exists.",
     ),
     Option(
         "log_format",

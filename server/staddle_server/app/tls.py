@@ -291,13 +291,13 @@ class ServerCertificates:
 
     def warn(self) -> None:
         """Log that the certificates have expired, or expire soon."""
-        found = self._identity.validity(self._now())
+        found = self.validity()
         if found.words:
             _log.log(logging.WARNING if found.is_valid else logging.ERROR, "%s", found.words)
 
-    def lasts(self) -> bool:
-        """Return whether the certificates are valid, and for longer than WARN."""
-        return not self._identity.validity(self._now()).words
+    def validity(self) -> Validity:
+        """Return what the certificates' dates mean now."""
+        return self._identity.validity(self._now())
 
 
 def signature(files: TlsFiles) -> Signature:

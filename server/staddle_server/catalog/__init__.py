@@ -3,6 +3,7 @@
 from staddle_server.catalog.chunks import Claimed, IndexedChunk, IndexedId, indexed_id
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import NewDamageError, protection_of
+from staddle_server.catalog.deliveries import Delivery, TargetState
 from staddle_server.catalog.engine import (
     Catalog,
     Replacement,
@@ -13,6 +14,7 @@ from staddle_server.catalog.engine import (
     replacement,
     servers_of,
 )
+from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.pack_values import (
     CondemnedPack,
@@ -73,6 +75,8 @@ from staddle_server.catalog.values import (
 __all__ = [
     "FOOTER",
     "WHOLE_PACK",
+    "Alarm",
+    "AlarmKey",
     "Applied",
     "Backup",
     "BackupFacts",
@@ -88,7 +92,10 @@ __all__ = [
     "DatasetFacts",
     "DatasetTotals",
     "DeletionRefusal",
+    "Delivery",
     "DurableUpdate",
+    "Event",
+    "EventChanges",
     "Expectation",
     "ExpectedDataset",
     "ExpiredUpload",
@@ -108,6 +115,7 @@ __all__ = [
     "MissingChunk",
     "NewBackup",
     "NewDamageError",
+    "OpenEvents",
     "Orphan",
     "PackParity",
     "Page",
@@ -125,6 +133,7 @@ __all__ = [
     "ServerState",
     "Servers",
     "StandingRoots",
+    "TargetState",
     "TenantRow",
     "Terms",
     "Token",

@@ -14,6 +14,8 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
+from staddle_server.catalog.deliveries import Deliveries
+from staddle_server.catalog.events import Events
 from staddle_server.catalog.expectations import Expectations
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
@@ -26,6 +28,7 @@ from staddle_server.catalog.runs import Runs
 from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.servers import Server, Servers
 from staddle_server.catalog.settings import SharedSettings
+from staddle_server.catalog.space_samples import SpaceSamples
 from staddle_server.catalog.sqlite import open_sqlite, path_of
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import TenantRows
@@ -64,6 +67,9 @@ class Catalog:
         self.verification = Verification(database, self.tenants)
         self.salvage = Salvage(database, self.tenants)
         self.replicas = Replicas(database, self.tenants)
+        self.events = Events(database)
+        self.deliveries = Deliveries(database)
+        self.space_samples = SpaceSamples(database)
 
     def close(self) -> None:
         """Close the database."""

@@ -87,6 +87,22 @@ class Tokens:
             rows = connection.execute(query.order_by(_t.created_ns, _t.id))
             return [_token(tenant, row) for row in rows]
 
+    def ending(self, after_ns: int, before_ns: int, most: int) -> list[tuple[str, Token]]:
+        """Return the unrevoked tokens of all tenants that end between these times, with their tenant's name,
+        the first to end first.
+        """
+        tenant = schema.tenants.c
+        query = (
+            _select()
+            .add_columns(tenant.id.label("tenant_id"), tenant.name.label("tenant_name"))
+            .join(schema.tenants, tenant.row == _t.tenant)
+            .where(_t.revoked_ns.is_(None), _t.expires_ns > after_ns, _t.expires_ns <= before_ns)
+            .order_by(_t.expires_ns)
+            .limit(most)
+        )
+        with self._database.read() as connection:
+            return [(row.tenant_name, _token(row.tenant_id, row)) for row in connection.execute(query)]
+
     def revoke(self, tenant: bytes, token: str, now_ns: int, *, record: PendingRecord | None = None) -> Token:
         """Revoke a token, given by name or hexadecimal id. Keeps `record` as pending in the same transaction.
 

@@ -54,6 +54,11 @@ def rfc3339(time_ns: int) -> str:
     return (_EPOCH + timedelta(microseconds=time_ns // 1000)).isoformat().replace("+00:00", "Z")
 
 
+def utc_minute(time_ns: int) -> str:
+    """Return a time for people: 2026-11-30 12:05 UTC."""
+    return f"{rfc3339(time_ns)[:16].replace('T', ' ')} UTC"
+
+
 def pack_tags(tags: Mapping[str, str] | None) -> str:
     """Return one text for equal tags, whatever their order."""
     return json.dumps(dict(tags or {}), sort_keys=True, separators=(",", ":"))

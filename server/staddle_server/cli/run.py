@@ -32,6 +32,8 @@ COMMANDS: Final = {
     "servers": "staddle_server.cli.servers:servers",
     "lock": "staddle_server.cli.lock:lock",
     "clock": "staddle_server.cli.clock:clock",
+    "events": "staddle_server.cli.events:events",
+    "notify": "staddle_server.cli.notify:notify",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

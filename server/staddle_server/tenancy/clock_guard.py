@@ -78,13 +78,17 @@ class Standing(NamedTuple):
         return self.expected_ns if self.jump_ns else self.wall_ns
 
     @property
+    def jump_words(self) -> str:
+        """How the clock jumped: "jumped forward by 5 hours"."""
+        return f"jumped {'forward' if self.jump_ns > 0 else 'back'} by {_amount(self.jump_ns)}"
+
+    @property
     def words(self) -> str:
         """What is wrong, its consequence, and what to do; "" for a trusted clock."""
         if not self.jump_ns:
             return ""
-        way = "forward" if self.jump_ns > 0 else "back"
         return (
-            f"the clock jumped {way} by {_amount(self.jump_ns)}: it says {_utc(self.wall_ns)}, and {_utc(self.expected_ns)} was "
+            f"the clock {self.jump_words}: it says {_utc(self.wall_ns)}, and {_utc(self.expected_ns)} was "
             "expected. Nothing is purged, expired, collected or deleted by policy until the clock is set right, or "
             f"`staddle-server clock --confirm` confirms it, or another {_amount(self.left_ns)} have passed"
         )

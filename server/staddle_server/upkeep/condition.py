@@ -4,10 +4,10 @@ and the second site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from staddle_server.catalog import KnownDamage
+from staddle_server.catalog import Alarm, KnownDamage
 from staddle_server.tenancy.clock_guard import Standing
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.integrity.lock_standing import LockStanding
@@ -29,6 +29,7 @@ class Condition(NamedTuple):
         lost: What the tenant lacks besides packs.
         lock: The object lock of the store; None if it has none.
         site: The copy at the second site; None if there is none.
+        warnings: What else an administrator must know, in sentences.
 
     """
 
@@ -38,6 +39,7 @@ class Condition(NamedTuple):
     lost: LostObjects
     lock: LockStanding | None
     site: SiteLag | None
+    warnings: Sequence[str]
 
 
 class Watches(NamedTuple):
@@ -51,9 +53,15 @@ class Watches(NamedTuple):
 class Conditions:
     """The condition as of the watches' last look. Free to ask for."""
 
-    def __init__(self, watches: Watches, takes_backups: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        watches: Watches,
+        takes_backups: Callable[[], bool],
+        failing_targets: Callable[[], Sequence[Alarm]],
+    ) -> None:
         self._watches = watches
         self._takes_backups = takes_backups
+        self._failing_targets = failing_targets
 
     def of(self, tenant: bytes) -> Condition:
         """Return the condition for the tenant with this id."""
@@ -64,4 +72,5 @@ class Conditions:
             self._watches.integrity.lost.get(tenant, NOTHING_LOST),
             self._watches.store.lock,
             self._watches.store.site,
+            [alarm.text for alarm in self._failing_targets()],
         )

@@ -11,6 +11,7 @@ from staddle_server.api import convert
 from staddle_server.api.gate import Call
 from staddle_server.base import limits
 from staddle_server.base.clock import Clock
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Server, Servers, ServerState
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.condition import Condition, Conditions
@@ -66,7 +67,9 @@ class InfoCalls:
             chunker=convert.chunker_out(tenant.cutter.parameters),
             limits=self._limits,
             server_time=convert.timestamp(self._clock.now_ns()),
-            condition=_condition_out(self._conditions.of(tenant.id)),
+            condition=_condition_out(
+                self._conditions.of(tenant.id), for_admin=call.principal.role is TokenRole.ADMIN
+            ),
             servers=map(_peer_out, self._listed()),
         )
 
@@ -85,13 +88,14 @@ def _peer_out(server: Server) -> sv.PeerServer:
     )
 
 
-def _condition_out(condition: Condition) -> sv.ServerCondition:
+def _condition_out(condition: Condition, *, for_admin: bool) -> sv.ServerCondition:
     clock, damage = condition.clock, condition.damage
     message = sv.ServerCondition(
         takes_backups=condition.takes_backups,
         damaged_packs=damage.packs,
         damaged_segments=damage.segments,
         damaged_footers=damage.footers,
+        warnings=condition.warnings if for_admin else (),
         missing_objects=condition.lost.missing,
         hidden_objects=condition.lost.hidden,
         lock=None if condition.lock is None else _lock_out(condition.lock),

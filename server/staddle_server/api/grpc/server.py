@@ -63,6 +63,8 @@ CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
 """The health name of the server's certificate: NOT_SERVING from 30 days before its expiry; the service itself
 continues.
 """
+NOTIFICATIONS: Final = f"{SERVICE.full_name}/notifications"
+"""The health name of the notification targets: NOT_SERVING while one fails; the service itself continues."""
 LOCK: Final = f"{SERVICE.full_name}/lock"
 """The health name of the store's object lock: NOT_SERVING while locks are extended late, or not at all."""
 SECOND_SITE: Final = f"{SERVICE.full_name}/second-site"

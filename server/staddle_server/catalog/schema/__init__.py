@@ -19,6 +19,17 @@ from staddle_server.catalog.schema.backups import (
     uploads,
 )
 from staddle_server.catalog.schema.columns import DIGEST, ID, NAME, ROW, metadata
+from staddle_server.catalog.schema.events import (
+    DELIVERY_DONE,
+    DELIVERY_GIVEN_UP,
+    DELIVERY_PENDING,
+    IS_HAPPENING,
+    IS_PENDING,
+    deliveries,
+    events,
+    space_samples,
+    targets,
+)
 from staddle_server.catalog.schema.packs import (
     FOOTER,
     IS_CONDEMNED,
@@ -47,11 +58,16 @@ from staddle_server.catalog.schema.runs import IS_REPORTED, runs
 from staddle_server.catalog.schema.servers import clock, generation, servers, settings, tasks
 
 __all__ = [
+    "DELIVERY_DONE",
+    "DELIVERY_GIVEN_UP",
+    "DELIVERY_PENDING",
     "DIGEST",
     "FOOTER",
     "ID",
     "IS_CONDEMNED",
+    "IS_HAPPENING",
     "IS_OPEN",
+    "IS_PENDING",
     "IS_REPORTED",
     "IS_WRITING",
     "LIVE_WITHOUT_PARITY",
@@ -71,6 +87,8 @@ __all__ = [
     "claims",
     "clock",
     "datasets",
+    "deliveries",
+    "events",
     "generation",
     "mark_packs",
     "mark_roots",
@@ -88,6 +106,8 @@ __all__ = [
     "runs",
     "servers",
     "settings",
+    "space_samples",
+    "targets",
     "tasks",
     "tenants",
     "tokens",

@@ -149,6 +149,11 @@ class Integrity:
         self._absent: set[str] = set()
         """Which of store and catalog were missing a second ago."""
 
+    @property
+    def absent(self) -> list[str]:
+        """Which of store and catalog were missing a second ago, in words."""
+        return sorted(self._absent)
+
     def start(self) -> None:
         """Compare all tenants with the store, report damage, and keep watching on a separate thread."""
         self._mark = self._kept.catalog.generation.get()

@@ -1,4 +1,4 @@
-"""The time of the newest decision, so that each is later than the one before it; replication, and runs."""
+"""The time of the newest decision, so that each is later than the one before it; replication, runs, events."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("listed", sa.Boolean(), nullable=False),
     )
     _add_runs()
+    _add_events()
 
 
 def _add_runs() -> None:
@@ -106,4 +107,66 @@ def _of_a_replica(table: str, key: str, *rest: sa.Column[object] | sa.Constraint
         sa.ForeignKeyConstraint(["replica"], ["replicas.row"]),
         sa.PrimaryKeyConstraint("replica", key),
         sqlite_with_rowid=False,
+    )
+
+
+def _add_events() -> None:
+    op.create_table(
+        "events",
+        sa.Column("row", ROW, autoincrement=True, nullable=False),
+        sa.Column("id", sa.LargeBinary(16), nullable=False),
+        *(
+            sa.Column(name, NAME, nullable=False)
+            for name in ("kind", "tenant", "server", "subject", "severity")
+        ),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("text", "advice")),
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("since_ns", "began_ns")),
+        *(sa.Column(name, sa.BigInteger()) for name in ("absent_ns", "over_ns")),
+        sa.PrimaryKeyConstraint("row"),
+        sa.UniqueConstraint("id"),
+    )
+    happening = sa.text("over_ns IS NULL")
+    op.create_index(
+        "events_open",
+        "events",
+        ["kind", "tenant", "server", "subject"],
+        unique=True,
+        sqlite_where=happening,
+        postgresql_where=happening,
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("event", ROW, nullable=False),
+        sa.Column("over", sa.Boolean(), nullable=False),
+        sa.Column("target", NAME, nullable=False),
+        sa.Column("state", sa.SmallInteger(), nullable=False),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("next_ns", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["event"], ["events.row"]),
+        sa.PrimaryKeyConstraint("event", "over", "target"),
+    )
+    pending = sa.text("state = 0")
+    op.create_index(
+        "deliveries_pending",
+        "deliveries",
+        ["target", "next_ns"],
+        sqlite_where=pending,
+        postgresql_where=pending,
+    )
+    op.create_table(
+        "targets",
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("kind", NAME, nullable=False),
+        sa.Column("tried_ns", sa.BigInteger(), nullable=False),
+        *(sa.Column(name, sa.BigInteger()) for name in ("reached_ns", "failing_ns")),
+        sa.Column("error", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
+        "space_samples",
+        *(sa.Column(name, NAME, nullable=False) for name in ("server", "path")),
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("taken_ns", "free_bytes")),
+        sa.PrimaryKeyConstraint("server", "path", "taken_ns"),
     )

@@ -1,0 +1,1 @@
+"""Notification targets: where events go, how one is reached, and the deliveries."""
