@@ -9,7 +9,7 @@ from staddle._protocol.arguments import choice, duration_to_wire, timestamp_to_w
 from staddle._protocol.convert import text
 from staddle._protocol.convert_runs import OUTCOMES_TO_WIRE, expectation_of, run_of, time_or_none, trouble_of
 from staddle._transport.calls import Calls
-from staddle._transport.failure_report import report_request
+from staddle._transport.failure_report import FailureReport, report_request
 from staddle._transport.pages import pages_of
 from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
 from staddle.v1 import service_pb2 as sv
@@ -65,6 +65,17 @@ class RunMethods:
             duration_s=duration.total_seconds(),
         )
         return run_of(self._calls.call("ReportRun", request).run)
+
+    def reporting(self, dataset: str, *, host: str = "") -> FailureReport:
+        """Around what comes before a backup, such as making a dump: an error that ends it is reported as a failed run.
+
+            with client.reporting("orders"):
+                dump = make_dump()
+            client.backup(dump, dataset="orders")
+
+        Of an error that is not the library's or the system's, only its kind is reported.
+        """
+        return FailureReport(self._calls, text("dataset", dataset), host)
 
     def set_expectation(
         self,

@@ -162,12 +162,15 @@ def test_a_replayed_begin_and_a_replayed_commit_make_no_further_run(world):
 # --- reports
 
 
-def test_a_run_that_failed_before_it_began_an_upload_is_kept_and_makes_its_dataset(world):
+def test_a_run_that_failed_before_it_began_an_upload_is_kept_and_its_dataset_exists_for_runs_alone(world):
     run = report(world, dataset="new", begin_ns=world.now - 5 * SECOND)
     assert listed(world, RunFilter("new")) == [run]
     assert (run.outcome, run.reported, run.reason) == (RunOutcome.FAILED, True, "exit status 1")
     assert (run.begin_ns, run.end_ns, run.host) == (world.now - 5 * SECOND, world.now, "web1")
-    assert world.catalog.datasets.get(world.tenant, "new").backup_count == 0
+    with pytest.raises(errors.NotFound):
+        world.catalog.datasets.get(world.tenant, "new")
+    assert world.catalog.datasets.list_page(world.tenant, "", 10) == []
+    assert set(troubled(world)) == {"new"}
 
 
 def test_a_replayed_report_changes_nothing_and_another_one_with_its_id_is_refused(world):
@@ -222,7 +225,7 @@ def test_reports_do_not_make_datasets_without_end(world, monkeypatch):
     monkeypatch.setattr(limits, "REPORTED_DATASETS_MAX", 2)
     report(world, dataset="a")
     report(world, dataset="b")
-    with pytest.raises(errors.Exhausted, match="2 datasets of this tenant have no backup yet"):
+    with pytest.raises(errors.Exhausted, match="2 datasets of this tenant are known from reports alone"):
         report(world, dataset="c")
     world.backup("a")
     assert report(world, dataset="c")
@@ -288,9 +291,32 @@ def test_a_dataset_keeps_no_more_than_its_limit_of_runs(world):
         world.backup()
     world.backup("db")
     latest = listed(world, RunFilter("www"))[:4]
-    assert world.catalog.runs.trim(0, 4) == 3
+    assert world.catalog.runs.trim(0, most=4) == 3
     assert listed(world, RunFilter("www")) == [*latest, failure]
     assert len(listed(world, RunFilter("db"))) == 1
+
+
+@pytest.mark.parametrize("way", ["upload", "expectation"])
+def test_a_dataset_that_only_reports_named_exists_from_its_first_upload_or_expectation(world, way):
+    reported = report(world, dataset="new")
+    world.now += SECOND
+    if way == "upload":
+        world.backup("new")
+    else:
+        expect(world, "new")
+    (dataset,) = world.catalog.datasets.list_page(world.tenant, "", 10)
+    assert (dataset.name, dataset.created_ns) == ("new", reported.begin_ns + SECOND)
+    assert world.catalog.runs.trim(0, world.now + DAY * SECOND) == 0
+    assert listed(world, RunFilter("new"))[-1] == reported
+
+
+def test_a_name_that_only_reports_had_is_forgotten_after_a_time(world):
+    report(world, dataset="typo")
+    report(world, dataset="typo")
+    world.backup("www")
+    assert world.catalog.runs.trim(0, world.now + 1) == 2
+    assert [run.dataset for run in listed(world)] == ["www"]
+    assert troubled(world) == {}
 
 
 # --- expectations

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
-from staddle_server.catalog import open_catalog, sqlite
+from staddle_server.catalog import chunks, open_catalog, sqlite
 from staddle_server.catalog.database import DatabaseKind, rows_in
 from staddle_server.catalog.schema import tasks
 from staddle_server.catalog.sqlite import (
@@ -215,6 +215,17 @@ def test_lists_of_every_length_are_found_with_a_handful_of_statements(world, mon
         world.catalog.chunks.find(world.tenant, world.digests(length))
     of_chunks = {statement for statement in statements if 'FROM "chunks"' in statement}
     assert 3 <= len(of_chunks) <= 6
+
+
+@pytest.mark.parametrize("query", [chunks._FOUND, chunks._CLAIMED])
+def test_chunks_are_found_by_indexes(world, query):
+    statement = sqlite._list_sql(query, BATCH)
+    with world.catalog.database.read() as connection:
+        values = (1,) * statement.count("?")
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    steps = [row.detail for row in rows]
+    assert any("USING INDEX chunks_id (id_head=?)" in step for step in steps)
+    assert not any(step.startswith("SCAN") for step in steps), steps
 
 
 class WithoutShortcuts(Sqlite):

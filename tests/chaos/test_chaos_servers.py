@@ -3,107 +3,27 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import chaos_site
-import forked
 import grpc
-import postgres_server
 import pytest
+from chaos_small_site import SmallSite as Site
 from chaos_work import Restorer, ThinWriter, TreeWriter, read_tree
-from crash_server import Plan, check_agreement
+from crash_server import check_agreement
 from crash_work import Attempt, LostError, the_rest
-from postgres_proxy import PostgresProxy
-from postgres_server import PostgresServer
-from seaweed import S3Server
-from servers import NOTHING_BY_ITSELF
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.bootstrap import open_rooms
 from staddle_server.app.data_directory import DataDirectory
-from tcp_proxy import Proxy, status
+from tcp_proxy import status
 from thin import Source, back_up, backups, messages, noise, reason, restore, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
 
 FILES = {"a": noise(300_000, seed=21), "b": b"small"}
-
-
-class Site(chaos_site.Servers):
-    """Three servers without tasks of their own, with a proxy before the database and one before the store."""
-
-    def __init__(self, place: Path, stopping: ExitStack, s3: S3Server) -> None:
-        postgres_server.need()
-        server = PostgresServer(durable=True)
-        stopping.callback(server.remove)
-        self.database, self.store = PostgresProxy(server.place), Proxy(s3.port)
-        stopping.callback(self.database.close)
-        stopping.callback(self.store.stop)
-        catalog = f"postgresql://{postgres_server.USER}@/{server.new_database()}?host={self.database.place}"
-        super().__init__(
-            place, stopping, catalog, s3.url("chaos", self.store.endpoint), upkeep=NOTHING_BY_ITSELF
-        )
-
-    def staddle(self, *words: str) -> tuple[int, str]:
-        """The command with the addresses of all servers; its exit status and output."""
-        given = {
-            "STADDLE_SERVER": ",".join(self.addresses),
-            "STADDLE_TOKEN": self.token,
-            "STADDLE_CONFIG": os.devnull,
-        }
-        done = forked.run(
-            [str(forked.BIN / "staddle"), *words], capture_output=True, text=True, env={**os.environ, **given}
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    def collect(self) -> None:
-        status, said = self.run("gc", "--grace", "0s", "--yes")
-        assert status == 0, said
-
-    def assert_sound(self) -> None:
-        status, said = self.run("check", "--read-data")
-        assert status == 0, said
-        check_agreement(self.members[0].data)
-
-    @contextmanager
-    def stopped(
-        self, step: str, phase: str, number: int, call: Callable[[], object]
-    ) -> Iterator[list[object]]:
-        """Stops that server at the next such step, which the call leads to; it goes on at the end of the context.
-
-        Gives the call's outcome, or its error, after the context.
-        """
-        outcome: list[object] = []
-
-        def run() -> None:
-            try:
-                outcome.append(call())
-            except grpc.RpcError as error:
-                outcome.append(error)
-
-        self.arm(Plan(step, phase, 1, signal.SIGSTOP))
-        thread = threading.Thread(target=run)
-        thread.start()
-        pid = self.wait_fired(60)
-        assert pid is not None, f"the call did not come to {step}: {outcome}"
-        try:
-            assert self.member_of(pid) is self.members[number]
-            yield outcome
-        finally:
-            os.kill(pid, signal.SIGCONT)
-            thread.join()
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[Site]:
-    with ExitStack() as stopping:
-        stopping.enter_context(chaos_site.environment(tmp_path_factory.mktemp("cache")))
-        yield Site(tmp_path_factory.mktemp("site"), stopping, s3_server)
 
 
 def records_of(site: Site, backup: str) -> list[str]:

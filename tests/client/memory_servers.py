@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -17,6 +17,18 @@ from staddle.v1.service_pb2_grpc import add_StaddleServiceServicer_to_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class _Health(health.HealthServicer):
+    """Health, which may keep who asks waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Callable[[], None] = lambda: None
+
+    def Check(self, request, context):
+        self.before()
+        return super().Check(request, context)
 
 
 class Member(MemoryService):
@@ -38,7 +50,7 @@ class Member(MemoryService):
         self.refused = 0
         self.endpoint: str | None = None
         """What others say of this server; None: its address."""
-        self.health = health.HealthServicer()
+        self.health = _Health()
         self.set_health(SERVING)
         self.address = address
         self.start()

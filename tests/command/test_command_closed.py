@@ -34,6 +34,7 @@ def test_with_closed_output_showing_commands_fail_and_changing_ones_do_their_wor
         "retention set": ["www", "--keep-last", "2"],
         "retention apply": ["www", "--yes"],
         "uploads": ["--abort", pending, "--yes"],
+        "expect": ["www", "--every", "24h"],
     }
     shows = {
         "backup": [source, "--dataset", "other", DRY],
@@ -44,6 +45,9 @@ def test_with_closed_output_showing_commands_fail_and_changing_ones_do_their_wor
         "retention show": ["www"],
         "retention plan": ["www"],
         "uploads": [],
+        "status": [],
+        "runs": [],
+        "expect": [],
         "info": [],
     }
     refused = {"cat": ["www", "hello.txt"], "restore": ["www", "--format", "tar"]}

@@ -64,6 +64,7 @@ BY_METAVAR = {
     "PERCENT": ("101", "invalid percentage"),
     "A:B": ("4:3", "invalid range"),
     "N": ("many", "invalid number"),
+    "UNTIL": ("some day", "invalid time"),
 }
 """What options of each kind refuse, and how the refusal begins."""
 

@@ -4,12 +4,16 @@ PLAN is a file that may appear at any time, with the words NAME, `before` or `af
 that signal at the step's N-th time from then on. It removes the plan first, so that of several processes with one plan a single one
 follows it: it writes its process id to PLAN.done. LOG gets the name of each step as it begins.
 
+SIGUSR2 makes it hang: no code of Python runs any more, while gRPC itself still accepts connections and answers pings.
+
 CRASH_CLOCK_AHEAD_S in the environment sets the process's wall clock ahead.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -72,7 +76,13 @@ def set_clock_ahead(seconds: float) -> None:
     SystemClock.now_ns = lambda _: time.time_ns() + int(seconds * 1e9)  # type: ignore[method-assign]
 
 
+def hang(*_: object) -> None:
+    """Sleeps for an hour in C, with the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, hang)
     plan, log, *arguments = sys.argv[1:]
     sys.argv = ["staddle-server", *arguments]
     if ahead := float(os.environ.get("CRASH_CLOCK_AHEAD_S", "0")):

@@ -173,7 +173,7 @@ def run_limits() -> dict[str, str]:
         "the reason of a failed run": size(limits.RUN_REASON_BYTES_MAX),
         "reported runs without an upload: of a dataset; of a tenant": f"{limits.REPORTS_DATASET_MAX}, then the oldest goes; "
         f"{limits.REPORTS_TENANT_MAX:,}, then TOO_MANY",
-        "datasets without a backup, beyond which a report makes no further one": f"{limits.REPORTED_DATASETS_MAX:,}",
+        "datasets of a tenant that are known from reports alone": f"{limits.REPORTED_DATASETS_MAX:,}",
         "an expectation: shortest period; longest period, longest grace": f"{convert_runs.EXPECT_S_MIN // 60} min; "
         f"{limits.EXPECT_S_MAX // (366 * 86400)} years",
     }

@@ -264,7 +264,8 @@ def test_of_a_concurrent_commit_and_abort_exactly_one_succeeds(running, monkeypa
     commit = running.catalog.uploads.commit
 
     def after_an_abort(*arguments, **fields):
-        running.catalog.uploads.abort(running.tenant, bytes.fromhex(source.upload.id), source.upload.epoch)
+        upload = bytes.fromhex(source.upload.id)
+        running.catalog.uploads.abort(running.tenant, upload, source.upload.epoch, running.clock.now_ns())
         return commit(*arguments, **fields)
 
     monkeypatch.setattr(running.catalog.uploads, "commit", after_an_abort)

@@ -88,6 +88,23 @@ def selector_at(
     return _moment(span.last_ns)
 
 
+def period_of(text: str) -> tuple[datetime.datetime, datetime.datetime]:
+    """From the first moment that a text may mean to the one after its last: of a date, the whole day.
+
+    An age is counted back by this machine's clock. Raises BadRequestError.
+    """
+    text = text.strip()
+    if (seconds := _age_s(text)) is not None:
+        try:
+            then = _local_now() - datetime.timedelta(seconds=seconds)
+        except OverflowError as error:
+            raise _refusal(text, "it is before the year 1") from error
+        return then, then
+    span = _span_of_text(text, _local_now)
+    first, behind = (_EPOCH + ns // 1000 * _US for ns in (span.first_ns, span.last_ns + 999))
+    return first, max(first + _US, behind)
+
+
 class _Span(NamedTuple):
     """What a moment may be that is not written to the last digit."""
 

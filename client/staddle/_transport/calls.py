@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -28,6 +29,7 @@ from staddle._transport.retry import (
     Attempts,
     MonotonicClock,
     Retry,
+    is_of_the_server,
     may_pass,
     retrying,
     was_not_done,
@@ -147,6 +149,11 @@ class Calls:
         """For work of several calls, or of a stream, that is tried again."""
         return Attempts(retry, self.clock, self._servers)
 
+    def leave(self, error: StaddleError) -> None:
+        """After a failure: if it is that of a server, what is asked next about the same work is asked of another one."""
+        if is_of_the_server(error):
+            self._servers.leave(error, {error.address})
+
     def call(
         self,
         method: str,
@@ -219,7 +226,7 @@ class Calls:
             under_way.end()
             raise of_runtime_error(error) from error
         call.add_done_callback(lambda _: under_way.end())
-        return BackupCall(call, telling, self, channel)
+        return BackupCall(call, telling, self, channel, partial(self._servers.hangs, channel.address))
 
     def translate(self, error: grpc.RpcError, channel: Channel, upload: str = "") -> StaddleError:
         """The exception for a failed call."""
@@ -266,9 +273,9 @@ class Calls:
         begins = "" if upload or method not in BY_REQUEST_ID else getattr(request, "request_id", "")
         try:
             with under_way:
-                data = channel.method(method)(
-                    request, timeout=timeout_s, metadata=self._servers.metadata(upload or begins)
-                )
+                data = self._answer(channel, method, request, timeout_s, upload or begins)
+        except DeadlineError as error:
+            raise _of(error, channel, upload) from None
         except grpc.RpcError as error:
             raise self.translate(error, channel, upload) from error
         except ValueError as error:
@@ -281,6 +288,29 @@ class Calls:
             found = answer.upload
             self._servers.settle(found.id, channel, found.endpoint, key=begins, writes=WRITES_HERE[method])
         return answer
+
+    def _answer(
+        self, channel: Channel, method: str, request: Message | bytes, timeout_s: float, key: str
+    ) -> bytes:
+        """The answer to a call. If there are other servers, one that hangs is not waited for until the deadline."""
+        ask = channel.method(method)
+        metadata = self._servers.metadata(key)
+        if self._servers.is_one:
+            data: bytes = ask(request, timeout=timeout_s, metadata=metadata)
+            return data
+        call = ask.future(request, timeout=timeout_s, metadata=metadata)  # type: ignore[attr-defined]
+        try:
+            while True:
+                try:
+                    data = call.result(timeout=silence.PULSE_S)
+                except grpc.FutureTimeoutError:
+                    if self._servers.hangs(channel.address) and not call.done():
+                        words = f"The server at {channel.address} accepts calls and answers none."
+                        raise DeadlineError(words) from None
+                else:
+                    return data
+        finally:
+            call.cancel()
 
     def read(
         self, method: str, request: Message | bytes, data: bytes, channel: Channel, count: int = 0
@@ -315,7 +345,9 @@ class Calls:
                 raise of_runtime_error(error) from error
             try:
                 silence_s = max(silence.SILENCE_S, timeout_s or 0.0)
-                with Listening(f"{method} of {channel.address}", messages.cancel, silence_s) as listening:
+                hangs = partial(self._servers.hangs, channel.address)
+                name = f"{method} of {channel.address}"
+                with Listening(name, messages.cancel, silence_s, hangs) as listening:
                     yield from self._listened(method, request, channel, listening, messages)
             finally:
                 messages.cancel()
@@ -360,8 +392,16 @@ def _of(error: E, channel: Channel, upload: str = "") -> E:
 class BackupCall:
     """A Backup stream under way."""
 
-    def __init__(self, call: Any, telling: Telling[sv.BackupRequest], calls: Calls, channel: Channel) -> None:
+    def __init__(
+        self,
+        call: Any,
+        telling: Telling[sv.BackupRequest],
+        calls: Calls,
+        channel: Channel,
+        hangs: Callable[[], bool],
+    ) -> None:
         self._channel = channel
+        self._hangs = hangs
         self._call = call
         self._telling = telling
         self._calls = calls
@@ -390,9 +430,13 @@ class BackupCall:
     def _answer(self, upload: pb.Upload) -> bytes:
         while True:
             try:
-                data: bytes = self._call.result(timeout=silence.SILENCE_S / LOOKS)
+                data: bytes = self._call.result(timeout=min(silence.SILENCE_S / LOOKS, silence.PULSE_LOOK_S))
             except grpc.FutureTimeoutError:
-                if self._telling.is_silent(silence.SILENCE_S, silence.ANSWER_S):
+                if self._telling.is_silent(silence.SILENCE_S, silence.ANSWER_S) or (
+                    self._telling.is_silent(silence.PULSE_S, silence.PULSE_S)
+                    and self._hangs()
+                    and self._telling.is_silent(silence.PULSE_S, silence.PULSE_S)
+                ):
                     self._call.cancel()
                     late = DeadlineError(
                         f"The server at {self._channel.address} neither takes what this backup sends, nor answers."

@@ -11,12 +11,15 @@ import logging
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
+
+import grpc
 
 from staddle._base.figures import counted
 from staddle._errors import CancelledError, ConfigError, ConnectError, StaddleError, UnavailableError
 from staddle._transport.addresses import Address, addresses_of, expanded
-from staddle._transport.channel import Channel, identity_of
+from staddle._transport.channel import CONNECT_S, HEALTH, Channel, identity_of
 from staddle._transport.rpc_errors import reason_of
 from staddle._transport.settings import Settings
 from staddle._transport.token import token_of
@@ -26,6 +29,10 @@ UPLOAD_KEY: Final = "staddle-upload"
 KEY_CHARACTERS_MAX: Final = 128
 UPLOADS_MAX: Final = 1_000
 """Uploads whose server is remembered; one more forgets the oldest."""
+QUESTIONS: Final = 3
+"""So many questions in a row stay unanswered before a server is said to hang."""
+NEARLY: Final = 0.9
+"""The share of its time after which a failed question counts as unanswered: gRPC may report an attempt to connect as ended."""
 HINTS_MAX: Final = 4
 """How often an upload's own answers may name another server: two that name each other must not move it for ever."""
 
@@ -63,6 +70,8 @@ class Servers:
         self._current = self._order[0]
         self._answered: Address | None = None
         self._homes: dict[str, Home] = {}
+        self._asking: set[Channel] = set()
+        """Connections over which a server is asked whether it lives."""
         self._said: set[Address] = set()
         """Addresses whose failure was logged since they answered last."""
 
@@ -87,7 +96,7 @@ class Servers:
 
     def close(self) -> None:
         """Ends every call; see Channel.close."""
-        for channel in list(self._channels.values()):
+        for channel in [*self._channels.values(), *self._asking]:
             channel.close()
 
     # --- which one
@@ -149,6 +158,29 @@ class Servers:
         channel.was_ready = True
         self._answered = channel.address
         self._said.discard(channel.address)
+
+    def hangs(self, address: Address) -> bool:
+        """Whether a server that owes an answer leaves questions after its health unanswered as well, while there are other servers.
+
+        Each question has a connection of its own: the others may be full of data. A refused one says nothing about calls in flight.
+        """
+        return not self.is_one and all(self._is_dumb(address) for _ in range(QUESTIONS))
+
+    def _is_dumb(self, address: Address) -> bool:
+        asked = Channel(self._settings, address, self._identity)
+        self._asking.add(asked)
+        begun_s = monotonic()
+        try:
+            if not self.closed:
+                asked.method(HEALTH)(b"", timeout=CONNECT_S)
+        except grpc.RpcError:
+            return not self.closed and monotonic() - begun_s >= CONNECT_S * NEARLY
+        except (CancelledError, ValueError):
+            return False  # closed meanwhile
+        finally:
+            self._asking.discard(asked)
+            asked.close()
+        return False
 
     def leave(self, error: StaddleError, tried: Collection[str]) -> None:
         """After a failure of a server: what used it goes to one that is not among the `tried` addresses."""

@@ -18,16 +18,25 @@ ANSWER_S: Final = 3600.0
 """So long may the answer take to a Backup stream that has ended: a commit."""
 LOOKS: Final = 8
 """So often is looked within that time."""
+PULSE_S: Final = 20.0
+"""A server that owes an answer for so long is asked whether it lives, if another server could answer instead."""
+PULSE_LOOK_S: Final = 5.0
+"""How often a stream is looked at for that."""
 
 
 class Listening:
-    """Messages of a stream, which is cancelled if it says nothing for `silence_s` while one is waited for."""
+    """Messages of a stream, which is cancelled if it says nothing for `silence_s` while one is waited for, or if its server hangs."""
 
-    def __init__(self, name: str, cancel: Callable[[], object], silence_s: float) -> None:
+    def __init__(
+        self, name: str, cancel: Callable[[], object], silence_s: float, hangs: Callable[[], bool]
+    ) -> None:
+        """`hangs` asks the server whether it lives."""
         self._name = name
+        self._hangs = hangs
         self._cancel = cancel
         self._silence_s = silence_s
         self._since_s: float | None = None
+        self._silent_s = 0.0
         self._over = threading.Event()
         self.is_silent = False
 
@@ -52,12 +61,17 @@ class Listening:
 
     def error(self) -> DeadlineError:
         """What to raise in place of the cancelled call's error."""
-        return DeadlineError(f"{self._name} said nothing for {self._silence_s:.0f} s.")
+        return DeadlineError(f"{self._name} said nothing for {self._silent_s:.0f} s.")
 
     def _look(self) -> None:
-        while not self._over.wait(self._silence_s / LOOKS):
+        while not self._over.wait(min(self._silence_s / LOOKS, PULSE_LOOK_S)):
             since_s = self._since_s
-            if since_s is not None and monotonic() - since_s > self._silence_s:
+            if since_s is None:
+                continue
+            if monotonic() - since_s > self._silence_s or (
+                monotonic() - since_s > PULSE_S and self._hangs() and self._since_s == since_s
+            ):
+                self._silent_s = monotonic() - since_s
                 self.is_silent = True
                 self._cancel()
                 return

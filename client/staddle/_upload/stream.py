@@ -293,6 +293,7 @@ class UploadStream:
         """The status of a stream can be lost: GetUpload knows whether the upload was committed nevertheless."""
         if not may_resume(error) or self._calls.closed:
             return None
+        self._calls.leave(error)
         request = sv.GetUploadRequest(upload_id=self.upload.id)
         upload: pb.Upload = self._calls.call("GetUpload", request, retry=self._retry).upload
         if upload.state == pb.UPLOAD_STATE_OPEN:

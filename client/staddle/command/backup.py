@@ -329,8 +329,10 @@ def _backup_stream(
 ) -> BackupReport:
     tune_malloc()
     with ExitStack() as stack:
-        source = standard_input() if program is None else stack.enter_context(CommandOutput(program))
         client = stack.enter_context(session.connect())
+        host = socket.gethostname() if given.host is None else given.host
+        with client.reporting(given.dataset, host=host):
+            source = standard_input() if program is None else stack.enter_context(CommandOutput(program))
         try:
             return client.backup_stream(
                 given.dataset,
@@ -338,7 +340,7 @@ def _backup_stream(
                 source=source,
                 kind=given.kind,
                 tags=tags,
-                host=socket.gethostname() if given.host is None else given.host,
+                host=host,
                 root=STREAM_ROOT,
                 new_root=given.new_root,
                 retry_s=session.budget_s(BACKUP_RETRY_S),

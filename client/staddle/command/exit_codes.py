@@ -9,6 +9,8 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INCOMPLETE: Final = 3
 """Done, but some paths were not read, kept changing, are damaged or could not be written."""
+NEEDED: Final = 4
+"""Somebody is needed: what `staddle status` looks at is not all well."""
 INTERRUPTED: Final = 130
 
 

@@ -26,9 +26,15 @@ class CommandOutput:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        """Raises SourceError if the command does not exist."""
         self._words = words
         self._process: subprocess.Popen[bytes] | None = None
         self.size_bytes = 0
+        if shutil.which(words[0]) is None:
+            raise SourceError(
+                f"The command {escaped(words[0])} was not found, or cannot be executed. Nothing was backed up.",
+                facts={"command": words[0]},
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -50,11 +56,6 @@ class CommandOutput:
                 process.wait()
 
     def __iter__(self) -> Iterator[bytes]:
-        if shutil.which(self._words[0]) is None:
-            raise SourceError(
-                f"The command {escaped(self._words[0])} was not found, or cannot be executed. Nothing was backed up.",
-                facts={"command": self._words[0]},
-            )
         try:
             self._process = subprocess.Popen(self._words, stdout=subprocess.PIPE)  # noqa: S603 - to run it is what the user asks for
         except OSError as error:

@@ -14,14 +14,17 @@ from staddle import (
     Dataset,
     Entry,
     EntryType,
+    Expectation,
     Hold,
     PathProblem,
     PlannedBackup,
     Retention,
     RetentionPolicy,
+    Run,
     SecondSite,
     ServerInfo,
     StoreLock,
+    Trouble,
 )
 from staddle._types.entries import path_to_bytes
 from staddle.command.text import escaped, is_utf8, kind, rfc3339, rfc3339_of
@@ -178,6 +181,50 @@ def of_note(note: PathProblem) -> dict[str, object]:
 def of_problem(problem: PathProblem) -> Record:
     """A path with which something went wrong."""
     return {"problem": problem.kind.value, **name("path", problem.path_bytes), "message": problem.message}
+
+
+def of_run(run: Run) -> Record:
+    """An attempt to back up."""
+    return {
+        "id": run.id,
+        "dataset": run.dataset,
+        "outcome": run.outcome.value,
+        "reason": run.reason,
+        "principal": run.principal,
+        "host": run.host,
+        "begin_time": rfc3339_of(run.begin_time),
+        "end_time": _time(run.end_time),
+        "entry_count": run.entry_count,
+        "data_bytes": run.data_bytes,
+        "stored_bytes": run.stored_bytes,
+        "problem_count": run.problem_count,
+        "backup_id": run.backup_id or None,
+        "reported": run.reported,
+    }
+
+
+def of_expectation(expectation: Expectation) -> Record:
+    """How often a dataset must have a new backup."""
+    return {
+        "dataset": expectation.dataset,
+        "every_s": int(expectation.every.total_seconds()),
+        "grace_s": int(expectation.grace.total_seconds()),
+        "mute_until": _time(expectation.mute_until),
+        "set_time": rfc3339_of(expectation.set_time),
+        "success_time": _time(expectation.success_time),
+        "late_time": rfc3339_of(expectation.late_time),
+    }
+
+
+def of_trouble(trouble: Trouble) -> Record:
+    """A dataset that needs somebody."""
+    return {
+        "dataset": trouble.dataset,
+        "late_since": _time(trouble.late_since),
+        "success_time": _time(trouble.success_time),
+        "expectation": None if trouble.expectation is None else of_expectation(trouble.expectation),
+        "run": None if trouble.run is None else of_run(trouble.run),
+    }
 
 
 def of_info(info: ServerInfo) -> Record:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, Final
 
 from staddle._base.standard_streams import StdoutError
-from staddle._base.terminal import fitted
+from staddle._base.terminal import columns, fitted
 from staddle.command.text import one_line
 
 BATCH_ROWS: Final = 500
@@ -67,6 +67,11 @@ class Output:
                 for column in range(width)
             ]
             self._write("".join(_aligned(row, widths, right) for row in shown))
+
+    @property
+    def width(self) -> int:
+        """How many letters a line of standard output may have; 0: any number, since it is not a terminal."""
+        return columns(sys.stdout) if self._has_stdout and sys.stdout.isatty() else 0
 
     def acted(self, what: str) -> None:
         """The command has done what it changes, such as a backup: if the rest cannot be written, only its report is lost."""

@@ -1,6 +1,6 @@
 """The commands as one group, and the one place that turns what happened into an exit code and words.
 
-0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.
+0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 4 somebody is needed, 130 interrupted.
 """
 
 import importlib
@@ -19,7 +19,15 @@ import click
 from staddle import BadRequestError, StaddleError
 from staddle._base.standard_streams import StdoutError
 from staddle._transport.advice import words_of
-from staddle.command.exit_codes import DONE, FAILED, INCOMPLETE, INTERRUPTED, WRONG_USAGE, Interruption
+from staddle.command.exit_codes import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    INTERRUPTED,
+    NEEDED,
+    WRONG_USAGE,
+    Interruption,
+)
 from staddle.command.options import hint_for
 from staddle.command.output import NoticeHandler, Output
 from staddle.command.text import escaped
@@ -37,6 +45,9 @@ COMMANDS: Final = {
     "release": "delete_hold",
     "retain": "delete_hold",
     "retention": "retention",
+    "status": "status",
+    "runs": "runs",
+    "expect": "expect",
     "uploads": "uploads",
     "info": "list_diff_info",
 }
@@ -71,7 +82,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nFirst steps:\n  staddle backup /srv/www --dataset www\n  staddle list www\n"
-    "  staddle restore www --target /tmp/www\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.",
+    "  staddle restore www --target /tmp/www\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 4 somebody is needed, 130 interrupted.",
 )
 @click.option(
     "--version",
@@ -95,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _code_of(list(arguments) or ["--help"], output)
         sys.stdout.flush()
-        if code in (DONE, INCOMPLETE):
+        if code in (DONE, INCOMPLETE, NEEDED):
             output.require_told()
     except BrokenPipeError:
         return _end_by_broken_pipe()

@@ -90,6 +90,16 @@ def local(moment: datetime.datetime) -> str:
         return moment.isoformat(" ", "seconds")
 
 
+def minute(moment: datetime.datetime) -> str:
+    """A moment in local time, to the minute and without its zone, for tables: 2026-05-01 14:30."""
+    return local(moment)[:16]
+
+
+def shortened(words: str, width: int) -> str:
+    """Words cut to a number of letters; 0: as they are."""
+    return words if not width or len(words) <= width else words[: max(0, width - 1)] + "…"
+
+
 def protection(backup: Backup) -> str:
     """Why a backup cannot be deleted now, shortly: held, or until when it is retained; empty: it can be."""
     for hold, what in ((backup.hold, "held"), (backup.dataset_hold, "dataset held")):

@@ -188,7 +188,9 @@ REPORTS_DATASET_MAX: Final = 100
 REPORTS_TENANT_MAX: Final = 20_000
 """All of a tenant: about 20 MiB of the catalog, whatever its clients report."""
 REPORTED_DATASETS_MAX: Final = 1_000
-"""Datasets of a tenant without a backup, beyond which no report of a failed run makes another."""
+"""Datasets of a tenant that are known only from reports of failed runs."""
+REPORTED_DATASET_S: Final = 7 * 24 * 3600
+"""How long such a dataset is known: its name may be a mistake."""
 EXPECT_S_MAX: Final = 10 * 366 * 24 * 3600
 """The longest period and the longest patience of an expectation."""
 RETENTION_S_MAX: Final = 100 * 366 * 24 * 3600

@@ -16,7 +16,7 @@ from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import runs, schema
 from staddle_server.catalog.database import Query, later, locking, together
-from staddle_server.catalog.datasets import make_dataset
+from staddle_server.catalog.datasets import make_dataset, make_real
 from staddle_server.catalog.rows import dataset_number, root_columns, upload_of, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun, Upload
@@ -71,6 +71,8 @@ def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
     if found.requests:
         return _replay(connection, tenant_row, spec, found.requests[0])
     (dataset,) = found.datasets
+    if dataset.reported:
+        make_real(connection, tenant_row, spec.dataset, _begins_ns(spec))
     _check_root(dataset, spec)
     taken = _take_over(connection, tenant_row, spec, found)
     value = taken or _open(connection, tenant_row, spec, found)

@@ -1,7 +1,7 @@
 """The chunk index: where chunks lie, and claims, which protect an upload's packs.
 
-The index names a chunk by the first 16 of the 32 bytes of its id: docs/decisions/2026-11-30-rows-of-the-chunk-index.md
-says what that means, and what a row costs.
+The index names a chunk by the first 16 of the 32 bytes of its id
+(docs/decisions/2026-11-30-rows-of-the-chunk-index.md).
 """
 
 import struct

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select, update
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, later
@@ -33,7 +33,11 @@ class Datasets:
         """Return at most `limit` datasets in name order, after `after_name` ("" for the first ones)."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            query = _described().where(_d.tenant == tenant_row, _d.name > after_name).order_by(_d.name)
+            query = (
+                _described()
+                .where(_d.tenant == tenant_row, ~_d.reported, _d.name > after_name)
+                .order_by(_d.name)
+            )
             rows = page_of(connection, query, limit, lambda row: row)
             ids = [row.newest for row in rows]
             newest = page_of(connection, _newest(ids).order_by(_d.name), len(ids), backup_of)
@@ -44,8 +48,13 @@ class Datasets:
         return page
 
 
-def make_dataset(connection: Connection, tenant_row: int, name: str, created_ns: int) -> None:
-    """Make the dataset if it does not exist, no later than the next statement."""
+def make_dataset(
+    connection: Connection, tenant_row: int, name: str, created_ns: int, *, reported: bool = False
+) -> None:
+    """Make the dataset if it does not exist, no later than the next statement.
+
+    A `reported` one is only a name for runs that failed, until `make_real`.
+    """
     row = {
         "tenant": tenant_row,
         "name": name,
@@ -53,8 +62,15 @@ def make_dataset(connection: Connection, tenant_row: int, name: str, created_ns:
         "host": "",
         "root": "",
         "last_number": 0,
+        "reported": reported,
     }
     later(connection, insert_or_ignore(connection, schema.datasets), row)
+
+
+def make_real(connection: Connection, tenant_row: int, name: str, created_ns: int) -> None:
+    """Let a dataset exist of which only reports knew so far, no later than the next statement."""
+    this = update(schema.datasets).where(_d.tenant == tenant_row, _d.name == name, _d.reported)
+    later(connection, this.values(reported=False, created_ns=created_ns))
 
 
 def _described() -> Select[Any]:

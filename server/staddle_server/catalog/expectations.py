@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, Select, and_, func, or_, select, update
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, locking
-from staddle_server.catalog.datasets import make_dataset
+from staddle_server.catalog.datasets import make_dataset, make_real
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.rows import Page, dataset_row, page_of
 from staddle_server.catalog.run_values import (
@@ -50,6 +50,7 @@ class Expectations:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             make_dataset(connection, tenant_row, dataset, asked.since_ns)
+            make_real(connection, tenant_row, dataset, asked.since_ns)
             row = _locked(connection, tenant_row, dataset)
             before = expectation_of(row)
             after = asked if before is None else asked._replace(since_ns=before.since_ns)
@@ -91,7 +92,7 @@ class Expectations:
     def totals(self, tenant: bytes, now_ns: int) -> DatasetTotals:
         """Return how many datasets the tenant has, and how they are."""
         with self._database.read() as connection:
-            mine = _d.tenant == self._tenants.row(connection, tenant)
+            mine = and_(_d.tenant == self._tenants.row(connection, tenant), ~_d.reported)
             totals = select(
                 func.count(),
                 func.count().filter(_EXPECTED),

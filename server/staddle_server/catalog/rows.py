@@ -24,7 +24,9 @@ _u = schema.uploads.c
 _t = schema.tokens.c
 
 # Every step of an upload needs these, and building a statement takes as long as running it.
-_DATASET = select(schema.datasets).where(_d.tenant == bindparam("tenant"), _d.name == bindparam("name"))
+_DATASET = select(schema.datasets).where(
+    _d.tenant == bindparam("tenant"), _d.name == bindparam("name"), ~_d.reported
+)
 _THIS_UPLOAD = (_u.id == bindparam("upload"), _u.tenant == bindparam("tenant"))
 _UPLOAD = locking(select(schema.uploads).where(*_THIS_UPLOAD))
 _UPLOAD_LOCK = locking(select(_u.id).where(*_THIS_UPLOAD))

@@ -73,7 +73,7 @@ class Runs:
             tenant_row = self._tenants.row(connection, tenant)
             query = select_runs(now_ns, terms)
             if asked.dataset:
-                query = query.where(_r.dataset == dataset_row(connection, tenant_row, asked.dataset).row)
+                query = query.where(_r.dataset == _dataset_row(connection, tenant_row, asked.dataset))
             else:
                 query = query.where(_r.tenant == tenant_row)
             if asked.since_ns is not None:
@@ -90,7 +90,7 @@ class Runs:
     def report(self, principal: Principal, report: RunReport, *, now_ns: int, terms: Terms) -> BackupRun:
         """Keep that a run failed, and why: of the upload that it began, or by itself. A replay changes nothing.
 
-        A run by itself makes its dataset if necessary, and takes the place of the dataset's oldest one once
+        A run by itself may name a dataset that does not exist, which then is in lists of runs alone. It takes the place of the dataset's oldest one once
         there are REPORTS_DATASET_MAX. A run with a backup stays as it is.
 
         BAD_FIELD; UPLOAD_NOT_FOUND, also for an upload that another token holds; REQUEST_ID_REUSED; TOO_MANY,
@@ -109,15 +109,19 @@ class Runs:
     def trim(
         self,
         before_ns: int,
+        reported_before_ns: int = 0,
         most: int = limits.RUNS_DATASET_MAX,
         stopping: Callable[[], bool] = lambda: False,
     ) -> int:
         """Remove runs that began before then, and of each dataset all beyond the `most` latest; return how many.
 
-        Whatever their age, these stay: runs in progress, and each dataset's newest success and newest failure.
-        Ends early once `stopping` returns true.
+        Whatever their age, these stay: runs in progress, and each dataset's newest success and newest failure. But
+        a dataset that only reports named is forgotten `reported_before_ns`. Ends early once `stopping` returns
+        true.
         """
-        removed = self._remove(stopping, _r.begin_ns < before_ns)
+        unreal = select(_d.row).where(_d.reported)
+        removed = self._remove(stopping, _r.dataset.in_(unreal), _r.begin_ns < reported_before_ns)
+        removed += self._remove(stopping, _r.begin_ns < before_ns, _is_outdone())
         return removed + self._trim_counts(most, stopping)
 
     def _trim_counts(self, most: int, stopping: Callable[[], bool]) -> int:
@@ -130,19 +134,21 @@ class Runs:
             with self._database.look_up() as connection:
                 oldest_ns = connection.execute(latest.offset(most - 1).limit(1)).scalar()
             if oldest_ns is not None:
-                removed += self._remove(stopping, _r.dataset == dataset, _r.begin_ns < oldest_ns)
+                removed += self._remove(
+                    stopping, _r.dataset == dataset, _r.begin_ns < oldest_ns, _is_outdone()
+                )
         return removed
 
     def _remove(self, stopping: Callable[[], bool], *which: ColumnElement[bool]) -> int:
-        """Remove those of these runs that may go, a few in each transaction."""
+        """Remove these runs, a few in each transaction."""
         removed = 0
-        query = select(_r.id).where(*which, _is_outdone()).limit(_TRIMMED_AT_ONCE)
+        query = select(_r.id).where(*which).limit(_TRIMMED_AT_ONCE)
         while not stopping():
             with self._database.read() as connection:
                 ids = list(connection.execute(query).scalars())
             if ids:
                 with self._database.write(erase=True) as connection:
-                    done = connection.execute(delete(schema.runs).where(_r.id.in_(ids), _is_outdone()))
+                    done = connection.execute(delete(schema.runs).where(_r.id.in_(ids), *which))
                     removed += done.rowcount
             if len(ids) < _TRIMMED_AT_ONCE:
                 break
@@ -245,22 +251,29 @@ def _keep(connection: Connection, tenant_row: int, principal: Principal, report:
     connection.execute(insert_or_ignore(connection, schema.runs), row)
 
 
+def _dataset_row(connection: Connection, tenant_row: int, name: str) -> int:
+    """Return the row number of a dataset, also of one that only reports named. DATASET_NOT_FOUND."""
+    this = select(_d.row).where(_d.tenant == tenant_row, _d.name == name)
+    found = connection.execute(this).scalar()
+    return int(dataset_row(connection, tenant_row, name).row) if found is None else int(found)
+
+
 def _dataset_for(connection: Connection, tenant_row: int, report: RunReport) -> int:
-    """Return the row number of the report's dataset, which is made if the tenant may have one more without a
-    backup.
+    """Return the row number of the report's dataset, which is made if the tenant may have one more that only
+    reports name.
     """
     this = select(_d.row).where(_d.tenant == tenant_row, _d.name == report.dataset)
     found = connection.execute(this).scalar()
     if found is not None:
         return int(found)
-    empty = select(_d.row).where(_d.tenant == tenant_row, _d.last_number == 0)
+    empty = select(_d.row).where(_d.tenant == tenant_row, _d.reported)
     counted = select(func.count()).select_from(empty.limit(limits.REPORTED_DATASETS_MAX).subquery())
     if connection.execute(counted).scalar_one() >= limits.REPORTED_DATASETS_MAX:
         raise errors.Exhausted(
             "TOO_MANY",
-            f"{limits.REPORTED_DATASETS_MAX} datasets of this tenant have no backup yet: a report makes no further one",
+            f"{limits.REPORTED_DATASETS_MAX} datasets of this tenant are known from reports alone: no report names a further one",
         )
-    make_dataset(connection, tenant_row, report.dataset, report.begin_ns)
+    make_dataset(connection, tenant_row, report.dataset, report.begin_ns, reported=True)
     return int(connection.execute(this).scalar_one())
 
 

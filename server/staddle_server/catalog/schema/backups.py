@@ -90,6 +90,8 @@ datasets = Table(
     # The last plan applied, and when it deleted backups: a replay gets the original answer.
     Column("applied_plan", Text, nullable=False, server_default=text("''")),
     Column("applied_ns", BigInteger, nullable=False, server_default=text("0")),
+    # Only reports of runs that failed before they began an upload name it: for all else it does not exist.
+    Column("reported", Boolean, nullable=False, server_default=text("FALSE")),
     # The newest commit; 0 for none. Not of the backups: a deleted or purged one was a success, too.
     Column("success_ns", BigInteger, nullable=False, server_default=text("0")),
     # How often a backup is expected (0: no expectation), with how much patience; since when; and until when no

@@ -10,7 +10,7 @@ from blake3 import blake3
 from staddle._base.figures import counted
 
 from staddle_server.base.clock import Clock
-from staddle_server.base.limits import RUNS_EVERY_S
+from staddle_server.base.limits import REPORTED_DATASET_S, RUNS_EVERY_S
 from staddle_server.catalog import (
     BackupRun,
     Catalog,
@@ -147,7 +147,8 @@ class RunHistory:
         """
         now_ns = self._guard.require()
         self._catalog.expectations.clamp(now_ns, now_ns + JUMP_S * NS)
-        removed = self._catalog.runs.trim(now_ns - self._kept_ns, stopping=stopping)
+        reported_ns = now_ns - REPORTED_DATASET_S * NS
+        removed = self._catalog.runs.trim(now_ns - self._kept_ns, reported_ns, stopping=stopping)
         return f"{counted(removed, 'old run')} removed" if removed else ""
 
 

@@ -51,6 +51,9 @@ def upgrade() -> None:
 
 
 def _add_runs() -> None:
+    op.add_column(
+        "datasets", sa.Column("reported", sa.Boolean(), nullable=False, server_default=sa.text("FALSE"))
+    )
     for name in ("success_ns", "expect_every_s", "expect_grace_s", "expect_ns", "expect_mute_ns"):
         op.add_column(
             "datasets", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
