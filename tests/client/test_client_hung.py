@@ -117,7 +117,7 @@ def test_a_change_that_may_have_been_made_is_not_made_again(pair: list[Member], 
     backup = client.backup_stream("d", name="f", source=[b"one"]).backup
     used, other = split(client, pair)
     hanging = Hanging(used, health_too=True)
-    with pytest.raises(DeadlineError, match="accepts calls and answers none") as caught:
+    with pytest.raises(DeadlineError, match="takes calls, but does not answer") as caught:
         client.delete_backup("d", backup.id)
     hanging.released.set()
     assert "the change may have been made" in "".join(caught.value.__notes__)

@@ -305,7 +305,7 @@ class Calls:
                     data = call.result(timeout=silence.PULSE_S)
                 except grpc.FutureTimeoutError:
                     if self._servers.hangs(channel.address) and not call.done():
-                        words = f"The server at {channel.address} accepts calls and answers none."
+                        words = f"The server at {channel.address} takes calls, but does not answer."
                         raise DeadlineError(words) from None
                 else:
                     return data
