@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
 
@@ -84,8 +84,6 @@ GC_PATIENCE: Final = 4
 class Service:
     """Everything that serves one data directory. Start it once; drain it once."""
 
-    _http: HttpServer | None = None
-
     def __init__(
         self,
         catalog: Catalog,
@@ -111,14 +109,14 @@ class Service:
             ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
 
         """
-        clock = clock or SystemClock()
-        blobs = _observed(blobs, catalog, observer)
+        clock, blobs = clock or SystemClock(), _observed(catalog, blobs, observer)
         tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
         kept = self._kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._settings, self._space = settings, space
         self._uploads = _uploads(kept, settings, space, self._id)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
@@ -128,24 +126,24 @@ class Service:
         own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
         self.notifier = Notifier(catalog, guard, clock)
         runs = _runs(kept, settings)
-        found: list[Source] = [own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space)]
-        self._events = _event_watch(kept, guard, found, self.notifier)
+        asked = (own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space))
+        self._events = _event_watch(kept, guard, asked, self.notifier)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
-        self._gate = _gate(kept, settings.streams_max, guard, threads)
+        self._gate = _gate(kept, settings.streams_max, guard, threads, observer)
+        conditions = Conditions(watches, own.takes_backups, self._events.failing_targets)
         self._table = methods(
             UploadCalls(self._uploads, tenants),
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
             RunCalls(runs, tenants),
-            _info(kept, Conditions(watches, own.takes_backups, self._events.failing_targets), settings),
+            _info(kept, conditions, settings),
         )
         self._working = _parts(own, self._events)
         self._wire = WireServer(self._gate, self._table, threads, self._working)
-        self._settings, self._space = settings, space
-        self._schedule = _schedule(
-            kept, settings, policies, self._integrity, self._gate.is_busy, runs=runs, second=second
-        )
+        self._http: HttpServer | None = None
+        upkeep = Upkeep(policies, self._integrity, runs, second)
+        self._schedule = _schedule(kept, settings, upkeep, self._gate.is_busy)
 
     def start(
         self,
@@ -242,18 +240,18 @@ def _parts(own: OwnState, events: EventWatch) -> dict[str, Callable[[], bool]]:
     }
 
 
-def _observed(blobs: Blobs, catalog: Catalog, observer: Observer) -> Blobs:
-    """Let the observer hear of the catalog, and return the store of which it hears, too."""
-    if observer is NOTHING:
-        return blobs
-    catalog.database.observer = observer
-    return ObservedBlobs(blobs, observer)
-
-
 def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings) -> StoreWatch:
     """Return the watch over object lock and second site."""
     place = "" if second is None else second.name
     return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
+
+
+def _observed(catalog: Catalog, blobs: Blobs, observer: Observer) -> Blobs:
+    """Return the store as it is used: with an observer, what it and the catalog do is counted."""
+    if observer is NOTHING:
+        return blobs
+    catalog.database.observer = observer
+    return ObservedBlobs(blobs, observer)
 
 
 def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
@@ -270,7 +268,7 @@ def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server:
     )
 
 
-def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
+def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads, observer: Observer) -> Gate:
     """Return the gate: who may call, and how much at once."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     gate = Gate(
@@ -283,7 +281,7 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads)
         decoded=tenants.decoded,
         check_threads=threads.check,
     )
-    gate.observer = catalog.observer
+    gate.observer = observer
     return gate
 
 
@@ -322,30 +320,30 @@ def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier:
     return EventWatch(catalog, guard, sources, notifier.wanting)
 
 
-def _schedule(
-    kept: Kept,
-    settings: ServiceSettings,
-    policies: Policies,
-    integrity: Integrity,
-    busy: Callable[[], bool],
-    *,
-    runs: RunHistory,
-    second: SitePlace | None,
-) -> Schedule:
+class Upkeep(NamedTuple):
+    """What upkeep shares with the calls."""
+
+    policies: Policies
+    integrity: Integrity
+    runs: RunHistory
+    second: SitePlace | None
+
+
+def _schedule(kept: Kept, settings: ServiceSettings, upkeep: Upkeep, busy: Callable[[], bool]) -> Schedule:
     """Return the upkeep that runs beside the calls."""
     scrubber = Scrubber(
         kept, period_s=settings.scrub_period_s, bytes_per_s=settings.scrub_bytes_per_s, busy=busy
     )
     plan = ReplicationPlan(settings.replicate_bytes_per_s, settings.replicate_grace_s)
     tasks = [
-        Task(RETENTION, settings.retention_every_s, policies.run),
-        runs.task(),
+        Task(RETENTION, settings.retention_every_s, upkeep.policies.run),
+        upkeep.runs.task(),
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
-        *integrity.tasks(),
+        *upkeep.integrity.tasks(),
         *lock_tasks(kept),
-        replication_task(kept, second, plan, settings.replicate_every_s),
+        replication_task(kept, upkeep.second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)
 
