@@ -90,6 +90,12 @@ def test_one_large_backup_does_not_alarm() -> None:
     assert days_left(hourly(free), 0) is None
 
 
+def test_a_disk_that_stopped_filling_does_not_alarm() -> None:
+    filled = [(300 - hour) * GIB for hour in range(8 * 24)]
+    assert days_left(hourly(filled), 0) is not None
+    assert days_left(hourly([*filled, *[filled[-1]] * (6 * 24)]), 0) is None
+
+
 def test_samples_of_a_clock_that_was_ahead_do_not_count() -> None:
     free = [(14 * 24 - hour) * GIB + GIB for hour in range(14 * 24)]
     ahead = [(START_NS + 10**6 * HOUR_NS, 10**15)]
