@@ -97,7 +97,7 @@ $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | pyth
 	@$(BASE_PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
-	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3,lock,apprise]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3,lock,http,otel,apprise]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
 $(PROTOS_STAMP): pyproject.toml | python

@@ -109,13 +109,21 @@ SIDES: Final = (CLIENT, SERVER)
 GRPC_ONLY: Final = (
     "only api/grpc, and what joins it, knows gRPC: the same service must be able to stand behind HTTP"
 )
-TRANSPORT: Final = "staddle_server.api.grpc."
-"""The part of the room api that nothing else in it imports: another transport is to stand beside it."""
+TRANSPORTS: Final = ("staddle_server.api.grpc.", "staddle_server.api.http.")
+"""The parts of the room api that nothing else in it imports, and that do not import each other."""
+HTTP_ONLY: Final = "only api/http, and what joins it, knows HTTP: a server without the extra must start"
 OUTSIDE: Final = {
     ("staddle_server", "grpc"): (frozenset({"api.grpc", "app"}), GRPC_ONLY),
     ("staddle_server", "grpc_health"): (frozenset({"api.grpc", "app"}), GRPC_ONLY),
     ("staddle_server", "grpc_reflection"): (frozenset({"api.grpc"}), GRPC_ONLY),
     ("staddle_server", "grpc_status"): (frozenset({"api.grpc"}), GRPC_ONLY),
+    ("staddle_server", "starlette"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "uvicorn"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "opentelemetry"): (
+        frozenset({"app"}),
+        "rooms report to an observer, and know no tracing",
+    ),
+    ("staddle_server", "prometheus_client"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "google"): (
         frozenset({"api", "app"}),
         "protobuf messages are turned into values in api, and go no further",
@@ -134,6 +142,7 @@ OUTSIDE: Final = {
     ("staddle_server", "zstandard"): (frozenset({"store"}), "compression is the store's own"),
     ("staddle_server", "click"): (frozenset({"cli"}), "only the command line talks to a terminal"),
     ("staddle", "grpc"): (frozenset({"_transport"}), "only the transport handles gRPC and its errors"),
+    ("staddle", "opentelemetry"): (frozenset({"_transport"}), "only calls carry the context of a trace"),
     ("staddle", "click"): (frozenset({"command"}), "only the command talks to a terminal"),
     ("staddle", "rich"): (frozenset({"command"}), "only the command talks to a terminal"),
 }
@@ -227,8 +236,9 @@ def broken(found: Import, side: Side) -> str | None:
     target = found.name.split(".")
     if target[0] == side.package:
         to = side.room_of(target[1:])
-        if to == room and found.name.startswith(TRANSPORT) and not here.startswith(TRANSPORT):
-            return f"{here} may not import {found.name}: the gate and what answers know no transport"
+        for transport in TRANSPORTS:
+            if to == room and found.name.startswith(transport) and not here.startswith(transport):
+                return f"{here} may not import {found.name}: the gate and what answers know no transport"
         if to == room or to in side.below[room]:
             return None
         return f"{room} may not import {to}: {side.why[room]}"

@@ -64,7 +64,7 @@ _PATTERNS: Final = tuple(
         (SEAL, r"staddle_server/store/(keys|packform)\.py "),
         (MANIFEST, r"staddle_server/(manifest/|upload/(intake|received|accepted|finish|base_backup|progress)\.py )"),
         (MANIFEST, r"staddle_server/tenancy/(chunk_writer|losses)\.py "),
-        (PROTOBUF, r"staddle_server/api/(convert|grpc/messages|grpc/encoding)\.py "),
+        (PROTOBUF, r"staddle_server/api/(convert|messages|encoding)\.py "),
         # the client
         (WALK, r"staddle/(_fs/(walk|excludes|metadata)|_backup/(comparison|changes))\.py "),
         (READ, r"staddle/_fs/file_reader\.py "),

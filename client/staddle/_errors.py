@@ -54,6 +54,7 @@ class StaddleError(Exception):
         retry_after_s: how long the server asks to wait before a retry; None if it does not say.
         address: of the server whose call failed: HOST:PORT or unix:PATH. Empty: it was no call, or calls to several servers.
         upload: the id of the upload that the call belonged to. Empty: to none.
+        call: the id of the call that failed, which the server's log has too. Empty: it was no call.
 
     """
 
@@ -74,6 +75,7 @@ class StaddleError(Exception):
         self.retry_after_s = retry_after_s
         self.address = ""
         self.upload = ""
+        self.call = ""
 
 
 class ConfigError(StaddleError):

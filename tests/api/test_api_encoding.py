@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from staddle._protocol.encoding import varint
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.grpc import encoding
+from staddle_server.api import encoding
 
 chunks = st.lists(st.binary(min_size=1, max_size=300).map(memoryview), min_size=1, max_size=5)
 entries = st.tuples(

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api import slots
-from staddle_server.api.grpc.messages import PutEntries
+from staddle_server.api.messages import PutEntries
 from staddle_server.base import memory_budget
 from staddle_server.base.limits import CALLS_TOKEN_MAX, CALLS_WAITING_TENANT_MAX
 from thin import Part, Source, back_up, begin, datasets, finish, messages, noise, reason, restore, wait_until

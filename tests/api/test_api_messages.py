@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.grpc import messages
-from staddle_server.api.grpc.messages import FIELDS_MAX, backup_parts, decoder, put_chunks
+from staddle_server.api import messages
+from staddle_server.api.messages import FIELDS_MAX, backup_parts, decoder, put_chunks
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
 

@@ -8,43 +8,62 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from chaos_site import STOPPED_S, Member, Site
 from crash_server import Plan
 from crash_work import LostError
+from seaweed_cluster import Part
 from tcp_proxy import once
 
-WRITING: Final = (
-    "pack.put",
-    "catalog.uploads.checkpoint",
-    "catalog.uploads.commit",
-    "record.put",
-    "head.put",
-)
+WRITING: Final = {
+    "pack-put": "pack.put",
+    "checkpoint": "catalog.uploads.checkpoint",
+    "commit": "catalog.uploads.commit",
+    "record": "record.put",
+    "head": "head.put",
+}
 """Between catalog.uploads.commit and record.put, a backup exists and has no record."""
-COLLECTING: Final = (
-    "catalog.purge.purge",
-    "catalog.marks.condemn",
-    "pack.delete",
-    "catalog.purge.drop_condemned",
-    "record.delete",
-)
+COLLECTING: Final = {
+    "purge": "catalog.purge.purge",
+    "condemn": "catalog.marks.condemn",
+    "reap": "pack.delete",
+    "drop": "catalog.purge.drop_condemned",
+    "record-delete": "record.delete",
+}
 REACHED_S = 30.0
+NAMED_S = 240.0
+"""A step that was asked for by name is reached within this time: the collector may have to wait for a lease."""
 DOWN_S = (0.0, 2.0, 8.0, STOPPED_S)
 """How long a killed server stays away: also long enough that the others know it is dead."""
 
 Fault = Callable[[Site, random.Random], str]
 
 
-def _plan(rng: random.Random, steps: tuple[str, ...], number: signal.Signals) -> Plan:
-    return Plan(rng.choice(steps), rng.choice(("before", "after")), rng.randint(1, 3), number)
+class Steps(NamedTuple):
+    """Steps, at one of which a process is ended or halted. `named`: it must be there, and not elsewhere in its place."""
+
+    names: tuple[str, ...]
+    named: bool = False
 
 
-def _kill(site: Site, rng: random.Random, steps: tuple[str, ...]) -> str:
-    plan = _plan(rng, steps, signal.SIGKILL)
+def _plan(rng: random.Random, steps: Steps, number: signal.Signals) -> Plan:
+    return Plan(rng.choice(steps.names), rng.choice(("before", "after")), rng.randint(1, 3), number)
+
+
+def _reached(site: Site, plan: Plan, steps: Steps) -> int | None:
+    """The process that came to the step; None: none did, which is no answer for a step that was asked for by name."""
     site.arm(plan)
-    pid = site.wait_fired(REACHED_S)
+    pid = site.wait_fired(NAMED_S if steps.named else REACHED_S)
+    if pid is None and steps.named:
+        raise LostError(f"within {NAMED_S:.0f} s no process came to {plan}")
+    return pid
+
+
+def _kill(site: Site, rng: random.Random, steps: Steps) -> str:
+    plan = _plan(rng, steps, signal.SIGKILL)
+    pid = _reached(site, plan, steps)
     where = f"{plan.phase} {plan.step}"
     member = None if pid is None else site.member_of(pid)
     if pid is None:
@@ -62,11 +81,10 @@ def _back(site: Site, member: Member, down_s: float) -> str:
     return f"back after {down_s:.0f} s"
 
 
-def _halt(site: Site, rng: random.Random, steps: tuple[str, ...]) -> str:
+def _halt(site: Site, rng: random.Random, steps: Steps) -> str:
     """It goes on long after the others took it for dead."""
     plan = _plan(rng, steps, signal.SIGSTOP)
-    site.arm(plan)
-    pid = site.wait_fired(REACHED_S)
+    pid = _reached(site, plan, steps)
     where = f"{plan.phase} {plan.step}"
     if pid is None:
         member, where = rng.choice(site.members), "at random"
@@ -83,20 +101,39 @@ def _halt(site: Site, rng: random.Random, steps: tuple[str, ...]) -> str:
     return f"{who} stopped {where} for {stopped_s:.0f} s"
 
 
+def _hang(site: Site, rng: random.Random, steps: Steps) -> str:
+    """Its interpreter is stuck, while gRPC still accepts connections, until somebody kills it."""
+    plan = _plan(rng, steps, signal.SIGUSR2)
+    pid = _reached(site, plan, steps)
+    where = f"{plan.phase} {plan.step}"
+    member = None if pid is None else site.member_of(pid)
+    if member is None:
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        member, where = rng.choice(site.members), "at random"
+        member.signal(signal.SIGUSR2)
+    time.sleep(site.stopped_s)
+    return f"server {member.name} hung {where} for {site.stopped_s:.0f} s, {_back(site, member, 0.0)}"
+
+
 def kill_writing(site: Site, rng: random.Random) -> str:
-    return _kill(site, rng, WRITING)
+    return _kill(site, rng, Steps((*WRITING.values(),)))
 
 
 def stop_writing(site: Site, rng: random.Random) -> str:
-    return _halt(site, rng, WRITING)
+    return _halt(site, rng, Steps((*WRITING.values(),)))
+
+
+def hang_writing(site: Site, rng: random.Random) -> str:
+    return _hang(site, rng, Steps((*WRITING.values(),)))
 
 
 def kill_collecting(site: Site, rng: random.Random) -> str:
-    return _kill(site, rng, COLLECTING)
+    return _kill(site, rng, Steps((*COLLECTING.values(),)))
 
 
 def stop_collecting(site: Site, rng: random.Random) -> str:
-    return _halt(site, rng, COLLECTING)
+    return _halt(site, rng, Steps((*COLLECTING.values(),)))
 
 
 def kill_two(site: Site, rng: random.Random) -> str:
@@ -119,7 +156,10 @@ def rolling_restart(site: Site, rng: random.Random) -> str:
 
 
 def _kill_part(site: Site, rng: random.Random, kind: str) -> str:
-    part = rng.choice([each for each in site.cluster.parts if each.kind == kind])
+    return _part_away(site, rng, rng.choice([each for each in site.cluster.parts if each.kind == kind]))
+
+
+def _part_away(site: Site, rng: random.Random, part: Part) -> str:
     part.kill()
     down_s = rng.choice((1.0, 10.0))
     time.sleep(down_s)
@@ -143,6 +183,14 @@ def kill_gateway(site: Site, rng: random.Random) -> str:
 
 def kill_master(site: Site, rng: random.Random) -> str:
     return _kill_part(site, rng, "master")
+
+
+def kill_leader(site: Site, rng: random.Random) -> str:
+    """Of the masters: the new leader learns from the volume servers what there is before it answers, which takes 20 s."""
+    leader = site.cluster.leader()
+    if leader is None:
+        raise LostError("the storage cluster has no leader")
+    return f"the leader of the masters: {_part_away(site, rng, leader)}"
 
 
 def fail_over(site: Site, rng: random.Random) -> str:
@@ -178,6 +226,11 @@ def lose_put(site: Site, rng: random.Random) -> str:
 
 def lose_delete(site: Site, _rng: random.Random) -> str:
     return _lose_answer(site, "DELETE", "/packs/")
+
+
+def lose_put_of(where: str) -> Fault:
+    """The answer to a PUT below that prefix."""
+    return lambda site, _rng: _lose_answer(site, "PUT", f"/{where}/")
 
 
 def lose_commit(site: Site, _rng: random.Random) -> str:
@@ -223,5 +276,38 @@ FAULTS: Final[tuple[Fault, ...]] = (
     lose_delete,
     rolling_restart,
     stop_collecting,
+    hang_writing,
+    kill_leader,
     at_once,
 )
+
+
+def _at_steps(
+    what: str, fault: Callable[[Site, random.Random, Steps], str], steps: dict[str, str]
+) -> dict[str, Fault]:
+    return {
+        f"{what}-at-{name}": partial(fault, steps=Steps((step,), named=True)) for name, step in steps.items()
+    }
+
+
+SITUATIONS: Final[dict[str, Fault]] = {
+    **_at_steps("kill", _kill, WRITING),
+    **_at_steps("stop", _halt, WRITING),
+    **_at_steps("hang", _hang, WRITING),
+    **_at_steps("kill", _kill, COLLECTING),
+    **_at_steps("stop", _halt, COLLECTING),
+    **{f"lose-put-of-{where}": lose_put_of(where) for where in ("packs", "records", "heads")},
+    "lose-commit": lose_commit,
+    "lose-delete": lose_delete,
+    "kill-two": kill_two,
+    "rolling-restart": rolling_restart,
+    "kill-volume": kill_volume,
+    "kill-filer": kill_filer,
+    "kill-gateway": kill_gateway,
+    "kill-master": kill_master,
+    "kill-leader": kill_leader,
+    "fail-over": fail_over,
+    "restart-database": restart_database,
+    "at-once": at_once,
+}
+"""All of them by name, so that each can be run alone."""

@@ -18,10 +18,11 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import chaos_site
-from chaos_faults import FAULTS
+from chaos_faults import FAULTS, SITUATIONS, Fault
 from chaos_site import NAMES, Site
 from chaos_work import TREES, Collecting, Loop, Restorer, ThinWriter, TreeWriter
 from crash_server import check_agreement
@@ -38,8 +39,10 @@ LINE = 80
 class Run:
     """One run, in an empty directory."""
 
-    def __init__(self, site: Site, seed: int) -> None:
+    def __init__(self, site: Site, seed: int, only: Sequence[str] = ()) -> None:
+        """`only`: the names of situations, each of which is tried at least once."""
         self._site = site
+        self._only = only
         self._random = random.Random(f"chaos-{seed}")
         self.figures: Counter[str] = Counter()
         self.begun_s = time.monotonic()
@@ -61,19 +64,25 @@ class Run:
             loop.start()
         try:
             self._say("work begins")
+            for name in self._only:
+                self._meet(SITUATIONS[name], f"{name}: ")
+            faults = [SITUATIONS[name] for name in self._only] or FAULTS
             end_s = self.begun_s + 60 * minutes
             while time.monotonic() < end_s:
-                for fault in self._random.sample(FAULTS, len(FAULTS)):
+                for fault in self._random.sample(faults, len(faults)):
                     if time.monotonic() >= end_s:
                         break
-                    self._say(fault(self._site, self._random))
-                    self.figures["faults"] += 1
+                    self._meet(fault)
         finally:
             self._ends.set()
             for loop in self._loops:
                 loop.join()
         self._raise_errors()
         self._last_look()
+
+    def _meet(self, fault: Fault, name: str = "") -> None:
+        self._say(name + fault(self._site, self._random))
+        self.figures["faults"] += 1
 
     def _say(self, what: str) -> None:
         """Waits until everybody has got on, then says so."""
@@ -135,11 +144,13 @@ class Run:
         )
 
 
-def chaos(place: Path, seed: int, minutes: float, *, stopped_s: float = Site.stopped_s) -> Run:
+def chaos(
+    place: Path, seed: int, minutes: float, *, stopped_s: float = Site.stopped_s, only: Sequence[str] = ()
+) -> Run:
     """One run, with everything it starts. Raises LostError."""
     with chaos_site.running(place, ahead=random.Random(seed).randrange(len(NAMES))) as site:
         site.stopped_s = stopped_s
-        run = Run(site, seed)
+        run = Run(site, seed, only)
         print(f"{len(NAMES)} servers, a database pair and a storage cluster run", flush=True)
         run.to_end(minutes)
     return run
@@ -151,7 +162,19 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long faults are made (10)")
     parser.add_argument("--seed", type=int, default=None, help="decides faults and data (random)")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        nargs="+",
+        choices=SITUATIONS,
+        default=(),
+        help="these situations: each once, then at random until the time is over; --list names them",
+    )
+    parser.add_argument("--list", action="store_true", help="name the situations")
     asked = parser.parse_args()
+    if asked.list:
+        print("\n".join(SITUATIONS))
+        return
     seed = random.SystemRandom().randrange(1_000_000) if asked.seed is None else asked.seed
     place = Path(tempfile.mkdtemp(prefix="staddle-chaos-"))
     print(f"seed {seed}, {asked.minutes:g} minutes, in {place}", flush=True)
@@ -160,10 +183,11 @@ def main() -> None:
     logging.basicConfig(filename=place / "clients.log", format="%(asctime)s %(message)s")
     begun_s = time.monotonic()
     try:
-        run = chaos(place, seed, asked.minutes)
+        run = chaos(place, seed, asked.minutes, only=asked.only)
     except LostError as lost:
+        only = f" --only {' '.join(asked.only)}" if asked.only else ""
         sys.exit(
-            f'BROKEN: {lost}\nAgain: make chaos ARGS="--minutes {asked.minutes:g} --seed {seed}"\n'
+            f'BROKEN: {lost}\nAgain: make chaos ARGS="--minutes {asked.minutes:g} --seed {seed}{only}"\n'
             f"Logs: {place}/[abc].log, {place}/clients.log, and those of the store below {place}/store"
         )
     except KeyboardInterrupt:

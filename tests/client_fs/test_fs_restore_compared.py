@@ -43,6 +43,12 @@ def restored(protected, tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
+def states(target: Path) -> list[tuple[Path, int, int, int, int]]:
+    """All but the times of reading, which even a look at a link may change."""
+    paths = [target, *sorted(target.rglob("*"))] if target.exists() else []
+    return [(p, (s := p.lstat()).st_ino, s.st_mode, s.st_mtime_ns, s.st_ctime_ns) for p in paths]
+
+
 def tamper(path: Path) -> None:
     """Changes a byte of a file, and leaves its size and times."""
     status = path.stat()
@@ -90,9 +96,9 @@ def test_a_dry_run_writes_nothing_and_counts_what_the_restore_then_writes(
 ) -> None:
     (restored / "d" / "large").write_bytes(b"other")
     for target in (restored, tmp_path / "new"):
-        before = {path: path.lstat() for path in sorted(target.rglob("*"))}
+        before = states(target)
         dry = protected.restore(target, overwrite=overwrite, paths=paths, dry_run=True)
-        assert {path: path.lstat() for path in sorted(target.rglob("*"))} == before
+        assert states(target) == before
         assert target.exists() == (target == restored)
         real = protected.restore(target, overwrite=overwrite, paths=paths)
         assert dry.problems == real.problems == ()
@@ -121,14 +127,10 @@ def test_a_preview_matches_what_the_restore_then_creates_replaces_fetches_and_de
     (target / "link").touch()
     (target / "extra").mkdir()
 
-    def everything() -> list[tuple[Path, int, int, int, int]]:
-        paths = [target, *sorted(target.rglob("*"))]
-        return [(p, (s := p.lstat()).st_ino, s.st_mode, s.st_mtime_ns, s.st_ctime_ns) for p in paths]
-
-    before = everything()
+    before = states(target)
     for options in ({}, {"verify": True}, {"overwrite": "never"}, {"overwrite": "always"}):
         protected.restore(target, dry_run=True, delete=True, **options)
-        assert everything() == before
+        assert states(target) == before
     would = protected.restore(target, dry_run=True, delete=True)
     assert would.made == EntryCounts(files=2, directories=1, others=1)
     assert would.replaced == EntryCounts(files=1, symlinks=1)

@@ -35,6 +35,7 @@ def test_the_lock_is_as_good_as_the_first_one_that_ends(lock: StoreLock, said: s
 @pytest.mark.parametrize(
     ("site", "said"),
     [
+        (SecondSite(None), "not complete yet"),
         (SecondSite(None, 5 << 20), "not complete yet, 5.0 MiB missing"),
         (SecondSite(datetime.timedelta(0)), "complete"),
         (SecondSite(datetime.timedelta(hours=3, seconds=9), 2048), "3h behind, 2.0 KiB missing"),

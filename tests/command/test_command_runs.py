@@ -243,7 +243,7 @@ def test_a_clock_that_jumps_ahead_makes_no_dataset_late(staddle: CommandLine, ru
     monkeypatch.setattr(running.clock, "now_ns", lambda: right_ns() + 30 * DAY * 10**9)
     running.service.clock_watch.look()
     found = staddle("status", code=4).lines
-    assert [line.split()[0] for line in found[:-1]] == ["clock"]
+    assert [line.split()[0] for line in found[:-1]] == ["server"]
     assert found[-1] == "The server needs somebody; the datasets do not."
 
 
@@ -266,7 +266,9 @@ def test_known_damage_needs_somebody(staddle: CommandLine, running) -> None:
     running.catalog.packs.mark_lost(running.tenant, [bytes.fromhex(pack)])
     running.service._integrity.look()
     line, summary = staddle("status", code=4).lines
-    assert line.split()[:4] == ["damage", "1", "part", "of"]
+    assert line.split(maxsplit=1)[0] == "server"
+    assert "stored data is damaged (1 pack)" in line
+    assert staddle("status", "--json", code=4).summary["warnings"] == [line.split(maxsplit=1)[1]]
     assert summary == "The server needs somebody; the datasets do not."
 
 

@@ -44,6 +44,8 @@ OF_COMMANDS = {
     "token": set(),
     "uploads": set(),
     "clock": set(),
+    "events": set(),
+    "notify": set(),
     "lock": {"check"},  # the records that the store lacks
     "cert": set(),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc import StatusCode
+from http_door import open_http
 from interop_build import PROTOS
 from interop_clients import Ran
 
@@ -43,13 +44,21 @@ class Said(Ran):
         return code, info.reason
 
 
-def call(running, method: str, *lines: dict, token: str | None, reflect: bool = True) -> Said:
+def call(
+    running,
+    method: str,
+    *lines: dict,
+    token: str | None,
+    reflect: bool = True,
+    protocol: str = "grpc",
+    address: str = "",
+) -> Said:
     """One call with these messages, as JSON lines on standard input."""
     header = [] if token is None else ["-H", f"authorization: Bearer {token}"]
     schema = ["--reflect-header", "*"] if reflect else ["--schema", str(PROTOS)]
-    url = f"http://{running.address}/{SERVICE}/{method}"
+    url = f"http://{address or running.address}/{SERVICE}/{method}"
     done = subprocess.run(
-        [str(BUF), "curl", "--protocol", "grpc", *schema, *header, "-d", "@-", url],
+        [str(BUF), "curl", "--protocol", protocol, *schema, *header, "-d", "@-", url],
         input="".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines or ({},)),
         capture_output=True,
         encoding="utf-8",
@@ -82,6 +91,22 @@ def test_buf_curl_shows_the_code_and_the_reason_of_an_error(running) -> None:
     assert refused.failure == (StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
     nobody = call(running, "ListDatasets", token=None, reflect=False)
     assert nobody.failure == (StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+
+
+def test_buf_curl_speaks_connect_to_the_http_door(running) -> None:
+    address = f"127.0.0.1:{open_http(running)}"
+
+    def connect(method: str, line: dict, token: str | None) -> Said:
+        return call(running, method, line, token=token, reflect=False, protocol="connect", address=address)
+
+    token = running.token("reader")
+    assert connect("GetServerInfo", {}, token).answer["role"] == "reader"
+    unknown = connect("GetBackup", {"dataset": "none"}, token)
+    assert unknown.failure == (StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
+    refused = connect("BeginUpload", {"dataset": "notes"}, token)
+    assert refused.failure == (StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+    streams = connect("Restore", {"dataset": "none"}, token)
+    assert json.loads(streams.errors)["code"] == "unimplemented"
 
 
 def test_the_example_of_the_page_works_when_pasted(running) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from staddle_server.base.errors import Damaged, Unavailable
+from staddle_server.base.observer import NOTHING
 from staddle_server.base.places import UnknownSchemeError
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.backends.memory import MemoryBlobs
@@ -15,6 +16,8 @@ from staddle_server.store.blobs import (
     check_format,
     create_format,
 )
+from staddle_server.store.locks import described, lock_of
+from staddle_server.store.observed import ObservedBlobs
 from staddle_server.store.open import open_blobs
 from staddle_server.store.testing import BlobsContract
 from staddle_server.store.wrapped import WrappedBlobs, WrappedWriter
@@ -43,6 +46,25 @@ class TestWrappedBlobs(BlobsContract):
     @pytest.fixture
     def blobs(self) -> Blobs:
         return WithWriters(WrappedBlobs(MemoryBlobs()))
+
+
+class TestObservedBlobs(BlobsContract):
+    @pytest.fixture
+    def blobs(self) -> Blobs:
+        return ObservedBlobs(MemoryBlobs(), NOTHING)
+
+
+class Lockable(MemoryBlobs):
+    lock = None
+
+
+def test_a_wrapped_store_keeps_its_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = object()
+    wrapped = ObservedBlobs(WrappedBlobs(Lockable()), NOTHING)
+    assert (lock_of(wrapped), described(wrapped)[:11]) == (None, "object lock")
+    monkeypatch.setattr(Lockable, "lock", locks)
+    assert lock_of(wrapped) is locks
+    assert described(ObservedBlobs(MemoryBlobs(), NOTHING)) == ""
 
 
 def test_a_store_says_which_format_it_has(blobs: Blobs) -> None:

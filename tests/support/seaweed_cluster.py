@@ -189,7 +189,7 @@ class SeaweedCluster:
     def ready(self) -> bool:
         """Whether every part answers, and all volume servers are known to the leader of the masters."""
         return (
-            self._leader() is not None
+            self.leader() is not None
             and len(self.volume_servers()) == len(self.volumes)
             and all(answers(part.port, "GET", "/healthz") for part in [*self.filers, *self.gateways])
         )
@@ -200,7 +200,7 @@ class SeaweedCluster:
 
     def volume_servers(self) -> list[str]:
         """The volume servers that the masters know to be alive, as host:port."""
-        leader = self._leader()
+        leader = self.leader()
         if leader is None:
             return []
         topology = _json(leader.port, "/dir/status").get("Topology", {})
@@ -232,7 +232,7 @@ class SeaweedCluster:
         """Volume servers that find no leader, and gateways that miss a filer, look again only after seconds or minutes."""
         for part in self.masters:
             part.start()
-        self._wait(lambda: self._leader() is not None)
+        self._wait(lambda: self.leader() is not None)
         for part in [*self.volumes, *self.filers]:
             part.start()
         self._wait(lambda: all(answers(part.port, "GET", "/healthz") for part in self.filers))
@@ -270,7 +270,7 @@ class SeaweedCluster:
                 "-iam=false", "-port.iceberg=0", "-port.lance=0",
             ]  # fmt: skip
 
-    def _leader(self) -> Part | None:
+    def leader(self) -> Part | None:
         """The master that leads, if there is one."""
         for part in self.masters:
             if part.running and _json(part.port, "/cluster/status").get("IsLeader"):

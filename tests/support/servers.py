@@ -28,6 +28,7 @@ from staddle.v1 import service_pb2_grpc
 from staddle_server.app.service import Service
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import SystemClock
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, open_catalog
 from staddle_server.catalog.schema import metadata
@@ -134,6 +135,9 @@ class Running:
     parity_percent: int = 0
     beat_every_s: float = 0.0
     listen: str = "127.0.0.1:0"
+    metrics: str = "token"
+    metrics_datasets: int = 10_000
+    observer: Observer = NOTHING
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
     second: SitePlace | None = None
@@ -170,11 +174,14 @@ class Running:
                 upload_life_s=self.upload_life_s,
                 retention_every_s=self.retention_every_s,
                 parity_percent=self.parity_percent,
+                metrics=self.metrics,
+                metrics_datasets=self.metrics_datasets,
             ),
             clock=self.clock,
             second=self.second,
             integrity_every_s=0.0,
             beat_every_s=self.beat_every_s,
+            observer=self.observer,
         )
         self.port = self.service.start(self.listen, None)
         self.service.join(self.address)

@@ -6,7 +6,7 @@ import threading
 import pytest
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.grpc.messages import put_entries
+from staddle_server.api.messages import put_entries
 from staddle_server.base import memory_budget
 from staddle_server.base.errors import Exhausted
 from staddle_server.base.limits import (

@@ -61,6 +61,10 @@ def test_the_standing_of_a_lock_says_until_when_it_protects_and_what_is_late(run
 
     standing = lock_standing(catalog, span_s, now_ns)
     assert (standing.packs_until_ns, standing.others_until_ns, standing.warnings) == (None, None, ())
+    ended(running, "lock", "", now_ns - DAY_S * NS)
+    assert lock_standing(catalog, span_s, now_ns).packs_until_ns == now_ns + 44 * DAY_S * NS, (
+        "of the next packs"
+    )
     back_up(running.stub(), "one", FILES)
     back_up(running.stub(), "two", {"b": noise(300_000, 2)})
     first, second = catalog.packs.lock_due(2**62, (-1, 0), 10)

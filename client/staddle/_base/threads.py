@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -80,7 +81,9 @@ class Threads(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Does the work, soon. Raises RuntimeError once the pool was shut down."""
-        work = _Work(lambda: fn(*args, **kwargs))
+        # In the context of its caller: what is logged and traced belongs to the same call.
+        context = copy_context()
+        work = _Work(lambda: context.run(fn, *args, **kwargs))
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")

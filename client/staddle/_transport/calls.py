@@ -22,6 +22,7 @@ from staddle._errors import (
 )
 from staddle._protocol.answers import check, check_made, decoded
 from staddle._transport import silence
+from staddle._transport.call_notes import CallNote
 from staddle._transport.channel import CONNECT_S, HEALTH, Channel, under_way
 from staddle._transport.pages import pages_of
 from staddle._transport.retry import (
@@ -35,7 +36,7 @@ from staddle._transport.retry import (
     was_not_done,
 )
 from staddle._transport.rpc_errors import from_rpc_error
-from staddle._transport.servers import Servers
+from staddle._transport.servers import Metadata, Servers
 from staddle._transport.settings import Settings
 from staddle._transport.silence import LOOKS, Listening, Telling
 from staddle.v1 import resources_pb2 as pb
@@ -216,9 +217,10 @@ class Calls:
         channel = self._ready(upload)
         backup: Any = channel.method("Backup")
         telling = Telling(requests)
+        note = CallNote("Backup", str(channel.address))
         under_way.begin()
         try:
-            call = backup.future(telling, metadata=self._servers.metadata(upload))
+            call = backup.future(telling, metadata=(*self._servers.metadata(upload), *note.metadata))
         except ValueError as error:
             under_way.end()
             raise self._closed_error(error) from error
@@ -226,7 +228,8 @@ class Calls:
             under_way.end()
             raise of_runtime_error(error) from error
         call.add_done_callback(lambda _: under_way.end())
-        return BackupCall(call, telling, self, channel, partial(self._servers.hangs, channel.address))
+        hangs = partial(self._servers.hangs, channel.address)
+        return BackupCall(call, telling, self, channel, hangs, note=note)
 
     def translate(self, error: grpc.RpcError, channel: Channel, upload: str = "") -> StaddleError:
         """The exception for a failed call."""
@@ -271,30 +274,33 @@ class Calls:
     def _once(self, method: str, request: Message | bytes, timeout_s: float, upload: str, count: int) -> Any:
         channel = self._ready(upload)
         begins = "" if upload or method not in BY_REQUEST_ID else getattr(request, "request_id", "")
-        try:
-            with under_way:
-                data = self._answer(channel, method, request, timeout_s, upload or begins)
-        except DeadlineError as error:
-            raise _of(error, channel, upload) from None
-        except grpc.RpcError as error:
-            raise self.translate(error, channel, upload) from error
-        except ValueError as error:
-            raise self._closed_error(error) from error
-        except RuntimeError as error:
-            raise of_runtime_error(error) from error
-        self._servers.answered(channel)
-        answer = self.read(method, request, data, channel, count)
-        if method in WRITES_HERE:
-            found = answer.upload
-            self._servers.settle(found.id, channel, found.endpoint, key=begins, writes=WRITES_HERE[method])
-        return answer
+        with CallNote(method, str(channel.address)) as note:
+            metadata = (*self._servers.metadata(upload or begins), *note.metadata)
+            try:
+                with under_way:
+                    data = self._answer(channel, method, request, timeout_s, metadata)
+            except DeadlineError as error:
+                raise _of(error, channel, upload) from None
+            except grpc.RpcError as error:
+                raise self.translate(error, channel, upload) from error
+            except ValueError as error:
+                raise self._closed_error(error) from error
+            except RuntimeError as error:
+                raise of_runtime_error(error) from error
+            self._servers.answered(channel)
+            answer = self.read(method, request, data, channel, count)
+            if method in WRITES_HERE:
+                found = answer.upload
+                self._servers.settle(
+                    found.id, channel, found.endpoint, key=begins, writes=WRITES_HERE[method]
+                )
+            return answer
 
     def _answer(
-        self, channel: Channel, method: str, request: Message | bytes, timeout_s: float, key: str
+        self, channel: Channel, method: str, request: Message | bytes, timeout_s: float, metadata: Metadata
     ) -> bytes:
         """The answer to a call. If there are other servers, one that hangs is not waited for until the deadline."""
         ask = channel.method(method)
-        metadata = self._servers.metadata(key)
         if self._servers.is_one:
             data: bytes = ask(request, timeout=timeout_s, metadata=metadata)
             return data
@@ -335,10 +341,17 @@ class Calls:
     def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
         """Yields None once the first message came, and then the messages."""
         channel = self._ready()
+        with CallNote(method, str(channel.address)) as note:
+            yield from self._messages(method, request, timeout_s, channel, note)
+
+    def _messages(
+        self, method: str, request: Message, timeout_s: float | None, channel: Channel, note: CallNote
+    ) -> Iterator[Any]:
         ask = channel.method(method)
+        metadata = (*self._servers.metadata(), *note.metadata)
         with under_way:
             try:
-                messages = ask(request, timeout=timeout_s, metadata=self._servers.metadata())
+                messages = ask(request, timeout=timeout_s, metadata=metadata)
             except ValueError as error:
                 raise self._closed_error(error) from error
             except RuntimeError as error:
@@ -399,9 +412,12 @@ class BackupCall:
         calls: Calls,
         channel: Channel,
         hangs: Callable[[], bool],
+        *,
+        note: CallNote,
     ) -> None:
         self._channel = channel
         self._hangs = hangs
+        self._note = note
         self._call = call
         self._telling = telling
         self._calls = calls
@@ -416,6 +432,10 @@ class BackupCall:
 
     def result(self, upload: pb.Upload) -> sv.BackupResponse:
         """Waits for the server's answer about `upload`. Raises StaddleError."""
+        with self._note:
+            return self._response(upload)
+
+    def _response(self, upload: pb.Upload) -> sv.BackupResponse:
         try:
             data = self._answer(upload)
         except grpc.FutureCancelledError as error:

@@ -24,7 +24,7 @@ class StoreLock:
     promise: datetime.timedelta
     """It is locked for at least this long, at any time."""
     packs_until: datetime.datetime | None = None
-    """When the lock of the least protected pack ends, of those whose end is known."""
+    """When the lock of the least protected pack ends, at the earliest; None: not known."""
     records_until: datetime.datetime | None = None
     """When the first lock of a key or record ends, at the earliest; None: not known."""
     late: bool = False

@@ -64,7 +64,7 @@ def _day(moment: datetime.datetime) -> str:
 
 def _second_site(site: SecondSite) -> str:
     if site.lag is None:
-        return f"not complete yet, {size(site.bytes_behind)} missing"
+        return f"not complete yet{f', {size(site.bytes_behind)} missing' if site.bytes_behind else ''}"
     if not site.lag:
         return "complete"
     return f"{age(site.lag.total_seconds())} behind, {size(site.bytes_behind)} missing"

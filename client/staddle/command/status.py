@@ -2,11 +2,10 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Iterator
 
-from staddle import Run, RunOutcome, ServerInfo, Status, Trouble
+from staddle import Run, RunOutcome, Status, Trouble
 from staddle._base import figures
-from staddle.command import json_output, text
+from staddle.command import json_output, server_condition, text
 from staddle.command.exit_codes import DONE, NEEDED
 from staddle.command.options import Session, command
 from staddle.command.output import Output
@@ -19,20 +18,20 @@ LATE, FAILED, PROBLEMS = "late", "failed", "problems"
 def status(session: Session) -> int:
     """Show one line for each dataset that needs somebody, the worst first: late, failed, or not backed up whole.
 
-    Known damage of stored data, and a server that takes no backups, are lines of their own. Exits with 0 if nobody is needed, and with 4
-    otherwise.
+    What of the server itself needs somebody, such as known damage of stored data, has lines of its own. Exits with 0 if nobody is needed,
+    and with 4 otherwise.
     """
     with session.connect() as client:
         found, about = client.status(), client.info()
-    output, server = session.output, dict(_of_server(about))
+    output, warnings = session.output, list(server_condition.warnings(about.condition))
     if output.as_json:
         for trouble in found.troubles:
             output.record({"concern": concern(trouble), **json_output.of_trouble(trouble)})
     else:
-        _show(output, found, server, about.server_time)
+        _show(output, found, warnings, about.server_time)
     counts = Counter(map(concern, found.troubles))
     record = {
-        "needed": bool(found.troubles or server),
+        "needed": bool(found.troubles or warnings),
         "dataset_count": found.dataset_count,
         "expected_count": found.expected_count,
         "muted_count": found.muted_count,
@@ -40,10 +39,10 @@ def status(session: Session) -> int:
         "oldest_success_time": None
         if found.oldest_success_time is None
         else text.rfc3339_of(found.oldest_success_time),
-        "server": server,
+        "warnings": warnings,
     }
-    output.summary("status", record, _summed_up(found, counts, server, about.server_time))
-    return NEEDED if found.troubles or server else DONE
+    output.summary("status", record, _summed_up(found, counts, about.server_time, warned=bool(warnings)))
+    return NEEDED if found.troubles or warnings else DONE
 
 
 def concern(trouble: Trouble) -> str:
@@ -53,24 +52,9 @@ def concern(trouble: Trouble) -> str:
     return PROBLEMS if trouble.run is not None and trouble.run.outcome is RunOutcome.PROBLEMS else FAILED
 
 
-def _of_server(about: ServerInfo) -> Iterator[tuple[str, str]]:
-    """What of the server needs somebody, each in a word and in a sentence."""
-    condition = about.condition
-    damaged = condition.damaged_packs + condition.damaged_segments + condition.damaged_footers
-    if damaged:
-        yield (
-            "damage",
-            f"{figures.counted(damaged, 'part')} of the store damaged or gone: `staddle-server check` names the backups",
-        )
-    if not condition.takes_backups:
-        yield "server", "it takes no backups: its store or a disk has no room, or fails"
-    if condition.clock_in_doubt:
-        yield "clock", "the server's clock jumped: nothing is deleted or collected until it is confirmed"
-
-
-def _show(output: Output, found: Status, server: dict[str, str], now: datetime.datetime) -> None:
+def _show(output: Output, found: Status, warnings: list[str], now: datetime.datetime) -> None:
     rows = [(concern(each), text.escaped(each.dataset), _why(each, now)) for each in found.troubles]
-    rows += [(word, "", sentence) for word, sentence in server.items()]
+    rows += [("server", "", warning) for warning in warnings]
     if rows:
         output.table(fit_columns(rows, output.width, names=range(1, 2)))
 
@@ -107,14 +91,14 @@ def _age(moment: datetime.datetime, now: datetime.datetime) -> str:
     return figures.age(max(0.0, (now - moment).total_seconds()))
 
 
-def _summed_up(found: Status, counts: Counter[str], server: dict[str, str], now: datetime.datetime) -> str:
+def _summed_up(found: Status, counts: Counter[str], now: datetime.datetime, *, warned: bool) -> str:
     muted = f" {found.muted_count:,} muted." if found.muted_count else ""
     datasets = figures.counted(found.dataset_count, "dataset")
     if found.troubles:
         words = ", ".join(f"{counts[each]:,} {each}" for each in (LATE, FAILED, PROBLEMS) if counts[each])
         need = figures.counted(len(found.troubles), "dataset needs", "datasets need")
         return f"{need} somebody: {words}.{muted}"
-    if server:
+    if warned:
         return f"The server needs somebody; the datasets do not.{muted}"
     if found.oldest_success_time is None:
         return f"No backups yet: {datasets}.{muted}"

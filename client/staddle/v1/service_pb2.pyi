@@ -2747,7 +2747,7 @@ class StoreLock(_message.Message):
 
     @_builtins.property
     def packs_until(self) -> _timestamp_pb2.Timestamp:
-        """When the lock of the least protected pack ends, of those whose end is known. Unset: of none."""
+        """When the lock of the least protected pack ends, at the earliest. Unset: not known."""
 
     @_builtins.property
     def records_until(self) -> _timestamp_pb2.Timestamp:

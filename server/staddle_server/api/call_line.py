@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 from staddle_server.api.gate import Call
+from staddle_server.base.call_ids import CURRENT, call_id
 from staddle_server.base.errors import Fault, StaddleError
 from staddle_server.base.logs import CALLS
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.threads import shortage
 
 log = logging.getLogger(CALLS)
@@ -24,7 +26,8 @@ def refusal_of(error: Exception, method: str) -> StaddleError:
         return error
     scarce = shortage(error)
     log.error("a fault in %s", method, exc_info=error)
-    return scarce or Fault("INTERNAL", f"a fault of the server in {method}; its log has the details")
+    where = f" (call {call})" if (call := CURRENT.get()) else ""
+    return scarce or Fault("INTERNAL", f"a fault of the server in {method}; its log has the details{where}")
 
 
 def free_frames(error: BaseException | None) -> None:
@@ -46,17 +49,35 @@ class CallLine:
 
     Attributes:
         call: The call, once admitted.
+        id: What the log and the client know the call by.
 
     """
 
-    def __init__(self, method: str, peer: Callable[[], str], level: int = logging.INFO) -> None:
+    def __init__(
+        self,
+        method: str,
+        peer: Callable[[], str],
+        level: int = logging.INFO,
+        observer: Observer = NOTHING,
+        *,
+        given_id: str = "",
+    ) -> None:
+        """Begin: until `leave`, this thread's log lines have the call's id. `given_id` is the client's."""
+        self.id = call_id(given_id)
+        CURRENT.set(self.id)
         self.call: Call | None = None
+        self._observer = observer
         self._level = level
         self._method = method
         self._peer = peer
         self._start_s = time.monotonic()
         self._lock = threading.Lock()
         self._written = False
+
+    @staticmethod
+    def leave() -> None:
+        """End the work of this thread for the call."""
+        CURRENT.set("")
 
     def gone(self) -> None:
         """Write the line for a client that went away, unless the handler already wrote one."""
@@ -68,17 +89,20 @@ class CallLine:
             if self._written:
                 return
             self._written = True
+        seconds = time.monotonic() - self._start_s
+        self._observer.call_ended(self._method, outcome, seconds)
         level = self._level if outcome == "OK" else logging.INFO
         if not log.isEnabledFor(level):
             return
         call = self.call
         fields: dict[str, object] = {
+            "call": self.id,
             "method": self._method,
             "tenant": call.tenant if call else None,
             "principal": call.principal.name if call else None,
             "peer": self._peer(),
             **(_short(call.facts) if call else {}),
-            "seconds": round(time.monotonic() - self._start_s, 4),
+            "seconds": round(seconds, 4),
             "outcome": outcome,
         }
         if error is not None:

@@ -16,6 +16,7 @@ from staddle_server.base.limits import (
     CALLS_WAITING_TENANT_MAX,
 )
 from staddle_server.base.memory_budget import DecodedBytes
+from staddle_server.base.observer import NOTHING
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Principal
 
@@ -98,6 +99,7 @@ class Gate:
         calls: The slots for other calls, from before their message arrives until they are answered.
         decoded: The memory for calls' decoded data.
         draining: Whether calls get UNAVAILABLE because the server is shutting down.
+        observer: Hears of every call.
 
     """
 
@@ -128,6 +130,7 @@ class Gate:
         self.streams = streams
         self.decoded = decoded
         self.draining = False
+        self.observer = NOTHING
         self.calls = Slots(
             CALLS_MAX,
             now_s,

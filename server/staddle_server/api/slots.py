@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from staddle_server.base.errors import BadRequest, Exhausted
 
@@ -35,6 +35,15 @@ class Connection(Protocol):
 
     def cancel(self) -> object:
         """End the call."""
+
+
+class SlotFigures(NamedTuple):
+    """How slots are used: taken now; and since the start calls that waited, for how long, and refused ones."""
+
+    taken: int
+    waits: int
+    waited_s: float
+    refusals: int
 
 
 class Slot:
@@ -115,6 +124,8 @@ class Slots:
         self._changed = threading.Condition(self._lock)
         self._slots: dict[Slot, None] = {}
         """The oldest first."""
+        self._waits = self._refusals = 0
+        self._waited_s = 0.0
 
     def enter(
         self, connection: Connection, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
@@ -151,14 +162,19 @@ class Slots:
         Raises the refusal if none becomes free, or if too many calls wait.
         """
         if self._waiting.total() >= self._waiting_max or self._waiting[group] >= self._waiting_group_max:
+            self._refusals += 1
             raise refusal
-        end_s = time.monotonic() + WAIT_S
+        start_s = time.monotonic()
+        end_s = start_s + WAIT_S
         self._waiting[group] += 1
+        self._waits += 1
         try:
             while (now := self._refusal(owner, group)) is not None:
                 if not self._changed.wait(max(0.0, end_s - time.monotonic())):
+                    self._refusals += 1
                     raise now
         finally:
+            self._waited_s += time.monotonic() - start_s
             self._waiting[group] -= 1
             if not self._waiting[group]:
                 del self._waiting[group]
@@ -199,6 +215,11 @@ class Slots:
             return first(messages)
         finally:
             self.leave(slot)
+
+    def figures(self) -> SlotFigures:
+        """Return how the slots are used."""
+        with self._lock:
+            return SlotFigures(len(self._slots), self._waits, self._waited_s, self._refusals)
 
     @property
     def idle(self) -> bool:

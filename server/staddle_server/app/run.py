@@ -13,13 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 from staddle._base.figures import duration
 
 from staddle_server import __version__
-from staddle_server.app import allocator, bootstrap, generation, health_probe, tls, unix_sockets
+from staddle_server.app import (
+    allocator,
+    bootstrap,
+    generation,
+    health_probe,
+    http_listener,
+    tls,
+    unix_sockets,
+)
 from staddle_server.app.addresses import Address, UnixAddress, parse_address
 from staddle_server.app.bootstrap import Rebuilt, Rooms, open_rooms
 from staddle_server.app.data_directory import (
@@ -37,8 +45,10 @@ from staddle_server.app.service import Service
 from staddle_server.app.service_manager import Manager, Pulse
 from staddle_server.app.settings import LISTEN_DEFAULT, OperatorError, Settings
 from staddle_server.app.signals import StopRequest, listening_for_signals, watching_threads
+from staddle_server.app.traces import traced
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.threads import is_no_thread
 from staddle_server.store.locks import described
 from staddle_server.store.segment_cache import SegmentCache
@@ -57,10 +67,19 @@ class Started:
 
     settings: Settings
     listening: Address | UnixAddress
+    http: Address | None
+    """Where it serves HTTP, if it does."""
     made: bool
     """The data directory was created just now."""
     joined: bool = False
     """It was created for a further server of an existing catalog and store."""
+
+
+class Extras(NamedTuple):
+    """The HTTP listener, if there is one, and what hears of the server's work."""
+
+    door: http_listener.HttpDoor | None
+    observer: Observer
 
 
 def data_directory(settings: Settings) -> DataDirectory:
@@ -122,7 +141,12 @@ def run_server(
     directory = data_directory(settings)
     manager = Manager(os.environ)
     manager.status("Starting")
-    with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
+    with (
+        _extras(settings, certificates) as extras,
+        directory.claimed(),
+        listening_for_signals(hangup=True) as stop,
+        watching_threads(stop),
+    ):
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = _made(directory)
         with directory.store_locked(), open_rooms(directory) as opened:
@@ -143,14 +167,15 @@ def run_server(
                 keeper.running(),
                 _own_address(manager) as own,
                 _serving(
-                    reloading, opened, space, certificates, own, place=directory.identity()
+                    reloading, opened, space, certificates, own, extras=extras, place=directory.identity()
                 ) as listening,
                 _pulse(manager, own, listening) as pulse,
             ):
                 token = new_token or local_token(opened, directory)
                 _keep_client_config(directory.client_toml, local_client(settings, listening, token))
-                announce(Started(settings, listening, made=new_token is not None, joined=new_token == ""))
-                _event("serving", address=listening)
+                http = None if extras.door is None else extras.door.address
+                announce(Started(settings, listening, http, new_token is not None, new_token == ""))
+                _event("serving", address=listening, http=http)
                 manager.ready(f"Serving on {listening}")
                 _wait(stop, manager, reloading, pulse)
             _leave_mark_of_stop(directory, opened)
@@ -159,6 +184,16 @@ def run_server(
         raise OperatorError(
             f"the server stopped because its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
         )
+
+
+@contextlib.contextmanager
+def _extras(settings: Settings, certificates: tls.ServerCertificates | None) -> Iterator[Extras]:
+    """Take the place of the HTTP listener, and begin to observe."""
+    with (
+        http_listener.door_at(settings.http, certificates) as door,
+        traced(NOTHING if door is None else door.observer, settings.traces or "") as observer,
+    ):
+        yield Extras(door, observer)
 
 
 def _room_on_disk(directory: DataDirectory, settings: Settings) -> tuple[Space, Keeper]:
@@ -287,6 +322,7 @@ def _serving(
     certificates: tls.ServerCertificates | None,
     own: UnixAddress | None,
     *,
+    extras: Extras,
     place: str,
 ) -> Iterator[Address | UnixAddress]:
     """Listen and serve while the context lasts, then drain; after an error, without waiting for streams."""
@@ -301,6 +337,7 @@ def _serving(
         cache=_segment_cache(settings),
         second=_second_site(settings),
         certificates=(lambda: None) if certificates is None else certificates.validity,
+        observer=extras.observer,
     )
     reloading.follow_targets(service.notifier.set_targets)
     if said := described(opened.blobs):
@@ -313,6 +350,8 @@ def _serving(
         if isinstance(listen, UnixAddress):
             made = unix_sockets.identity(listen)
         listening = listen.with_port(port)
+        if extras.door is not None:
+            extras.door.open(service)
         service.join(str(settings.endpoint or reachable(listening)), place)
         yield listening
         drain_s = reloading.settings.drain_s

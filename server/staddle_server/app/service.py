@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
 
@@ -34,12 +34,14 @@ from staddle_server.api.slots import Slots
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
 from staddle_server.base.limits import INTEGRITY_EVERY_S, SERVER_BEAT_S
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.base.threads import Threads
 from staddle_server.catalog import Catalog, ServerIdentity, Terms
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.locks import lock_of
+from staddle_server.store.observed import ObservedBlobs
 from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
@@ -72,6 +74,9 @@ from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upkeep.store_watch import StoreWatch
 from staddle_server.upload.uploads import Uploads
 
+if TYPE_CHECKING:
+    from staddle_server.api.http.server import HttpServer, Opening
+
 GC_PATIENCE: Final = 4
 """The share of its period that a due collection waits for a moment without clients."""
 
@@ -91,6 +96,7 @@ class Service:
         cache: SegmentCache | None = None,
         second: SitePlace | None = None,
         certificates: Callable[[], CertificateDates | None] = lambda: None,
+        observer: Observer = NOTHING,
         integrity_every_s: float = INTEGRITY_EVERY_S,
         beat_every_s: float = SERVER_BEAT_S,
     ) -> None:
@@ -103,13 +109,14 @@ class Service:
             ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
 
         """
-        clock = clock or SystemClock()
+        clock, blobs = clock or SystemClock(), _observed(catalog, blobs, observer)
         tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
-        kept = Kept(catalog, blobs, keys, tenants, clock)
+        kept = self._kept = Kept(catalog, blobs, keys, tenants, clock)
+        self._settings, self._space = settings, space
         self._uploads = _uploads(kept, settings, space, self._id)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
@@ -119,22 +126,24 @@ class Service:
         own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
         self.notifier = Notifier(catalog, guard, clock, lambda: self._events.works)
         runs = _runs(kept, settings)
-        found: list[Source] = [own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space)]
-        self._events = _event_watch(kept, guard, found, self.notifier)
+        asked = (own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space))
+        self._events = _event_watch(kept, guard, asked, self.notifier)
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
-        self._gate = _gate(kept, settings.streams_max, guard, threads)
-        table = methods(
+        self._gate = _gate(kept, settings.streams_max, guard, threads, observer)
+        conditions = Conditions(watches, own.takes_backups, self._events.failing_targets)
+        self._table = methods(
             UploadCalls(self._uploads, tenants),
             ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
             _retention(kept, policies),
             RunCalls(runs, tenants),
-            _info(kept, Conditions(watches, own.takes_backups, self._events.failing_targets), settings),
+            _info(kept, conditions, settings),
         )
-        self._wire = WireServer(self._gate, table, threads, _parts(own, self._events))
-        self._schedule = _schedule(
-            kept, settings, policies, self._integrity, self._gate.is_busy, runs=runs, second=second
-        )
+        self._working = _parts(own, self._events)
+        self._wire = WireServer(self._gate, self._table, threads, self._working)
+        self._http: HttpServer | None = None
+        upkeep = Upkeep(policies, self._integrity, runs, second)
+        self._schedule = _schedule(kept, settings, upkeep, self._gate.is_busy)
 
     def start(
         self,
@@ -160,6 +169,31 @@ class Service:
         self._schedule.start()
         return port
 
+    def start_http(self, opening: Opening) -> None:
+        """Serve HTTP too.
+
+        Raises:
+            OSError: Another program listens there.
+
+        """
+        # The extra `http` may not be installed.
+        from staddle_server.api.http.server import HttpServer
+        from staddle_server.api.http.state import Sources
+
+        sources = Sources(
+            self._kept.catalog,
+            self._gate,
+            self._space,
+            {name.rpartition("/")[2]: works for name, works in self._working.items()},
+            lambda: self._integrity.known,
+            lambda: self._uploads.open_count,
+            opening.certificate_ends,
+            self._settings.metrics_datasets,
+        )
+        public = self._settings.metrics == "public"
+        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, public=public)
+        self._http.start(opening.listening, opening.tls)
+
     def join(self, endpoint: str, place: str = "") -> None:
         """Enter the started server into the catalog's list of servers, reachable at `endpoint`.
 
@@ -184,6 +218,8 @@ class Service:
         self._integrity.stop()
         self.store_watch.stop()
         self._uploads.close()
+        if self._http is not None:
+            self._http.stop()
         self._wire.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
@@ -209,6 +245,14 @@ def _store_watch(kept: Kept, second: SitePlace | None, settings: ServiceSettings
     return StoreWatch(kept.catalog, kept.clock, lock_of(kept.blobs), place, settings.replicate_every_s)
 
 
+def _observed(catalog: Catalog, blobs: Blobs, observer: Observer) -> Blobs:
+    """Return the store as it is used: with an observer, what it and the catalog do is counted."""
+    if observer is NOTHING:
+        return blobs
+    catalog.database.observer = observer
+    return ObservedBlobs(blobs, observer)
+
+
 def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server: bytes) -> Uploads:
     """Return the open uploads that this server writes."""
     return Uploads(
@@ -223,10 +267,10 @@ def _uploads(kept: Kept, settings: ServiceSettings, space: Space | None, server:
     )
 
 
-def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
+def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads, observer: Observer) -> Gate:
     """Return the gate: who may call, and how much at once."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
-    return Gate(
+    gate = Gate(
         lambda token: catalog.tokens.authenticate(token, guard.believed_ns()),
         lambda tenant: tenants.get(tenant).name,
         # Leaves some for other tenants.
@@ -236,6 +280,8 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads)
         decoded=tenants.decoded,
         check_threads=threads.check,
     )
+    gate.observer = observer
+    return gate
 
 
 def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
@@ -273,30 +319,30 @@ def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier:
     return EventWatch(catalog, guard, sources, notifier.wanting)
 
 
-def _schedule(
-    kept: Kept,
-    settings: ServiceSettings,
-    policies: Policies,
-    integrity: Integrity,
-    busy: Callable[[], bool],
-    *,
-    runs: RunHistory,
-    second: SitePlace | None,
-) -> Schedule:
+class Upkeep(NamedTuple):
+    """What upkeep shares with the calls."""
+
+    policies: Policies
+    integrity: Integrity
+    runs: RunHistory
+    second: SitePlace | None
+
+
+def _schedule(kept: Kept, settings: ServiceSettings, upkeep: Upkeep, busy: Callable[[], bool]) -> Schedule:
     """Return the upkeep that runs beside the calls."""
     scrubber = Scrubber(
         kept, period_s=settings.scrub_period_s, bytes_per_s=settings.scrub_bytes_per_s, busy=busy
     )
     plan = ReplicationPlan(settings.replicate_bytes_per_s, settings.replicate_grace_s)
     tasks = [
-        Task(RETENTION, settings.retention_every_s, policies.run),
-        runs.task(),
+        Task(RETENTION, settings.retention_every_s, upkeep.policies.run),
+        upkeep.runs.task(),
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
-        *integrity.tasks(),
+        *upkeep.integrity.tasks(),
         *lock_tasks(kept),
-        replication_task(kept, second, plan, settings.replicate_every_s),
+        replication_task(kept, upkeep.second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)
 
@@ -314,6 +360,8 @@ def _collection(kept: Kept, every_s: float) -> Task:
     return Task(
         "gc",
         every_s,
-        lambda stopping: collect(kept.catalog, kept.tenants, kept.clock, stopping),
+        lambda stopping: collect(
+            kept.catalog, kept.tenants, kept.clock, stopping, kept.catalog.database.observer
+        ),
         patience_s=every_s / GC_PATIENCE,
     )

@@ -28,6 +28,7 @@ KEY_OF_COMMAND: Final = "command:"
 KEY_KINDS: Final = (KEY_OF_VARIABLE, KEY_OF_COMMAND)
 """How the place of a master key begins that is no file."""
 LOG_FORMATS: Final = ("auto", "json", "text")
+METRICS_FOR: Final = ("token", "public")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
 """Other programs' names for them."""
@@ -62,6 +63,8 @@ class ServiceSettings:
     replicate_every_s: float = limits.REPLICATE_EVERY_S
     replicate_bytes_per_s: float = 0.0
     replicate_grace_s: float = limits.REPLICA_GRACE_S
+    metrics: str = "token"
+    metrics_datasets: int = limits.METRICS_DATASETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,8 @@ class Settings(ServiceSettings):
     master_key: str
     listen: Address | UnixAddress
     socket_mode: int
+    http: Address | None
+    traces: str
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -113,6 +118,21 @@ def parse_mode(text: str) -> int:
     if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
         raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
     return int(text[-3:], 8)
+
+
+def parse_http(text: str) -> Address:
+    """Parse where to serve HTTP. Raises ValueError."""
+    address = parse_address(text)
+    if isinstance(address, UnixAddress):
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480")  # noqa: TRY004 - operators see it
+    return address
+
+
+def parse_traces(text: str) -> str:
+    """Return the URL of a collector of traces unchanged. Raises ValueError."""
+    if scheme_of(text) not in {"http", "https"}:
+        raise ValueError("expected http://HOST:PORT/v1/traces, or https")
+    return text
 
 
 def parse_store(text: str) -> str:
@@ -243,6 +263,38 @@ OPTIONS: Final = (
         parse_mode,
         "0660",
         "Mode of the Unix socket, in octal. Users who can write to it can connect; they still need a token.",
+    ),
+    Option(
+        "http",
+        "http",
+        "HOST:PORT",
+        parse_http,
+        "",
+        "Where to serve HTTP too: metrics, and calls as JSON. Needs the extra staddle[http]; TLS as for --listen.",
+    ),
+    Option(
+        "metrics",
+        "metrics",
+        "|".join(METRICS_FOR),
+        _one_of(*METRICS_FOR),
+        "token",
+        "Who may read the metrics of --http. token: tokens of the role monitor; public: everyone who can connect.",
+    ),
+    Option(
+        "metrics_datasets",
+        "metrics-datasets",
+        "N",
+        _whole_number(0, limits.METRICS_DATASETS_MAX),
+        str(limits.METRICS_DATASETS),
+        "How many datasets have metrics of their own; 0: none.",
+    ),
+    Option(
+        "traces",
+        "traces",
+        "URL",
+        parse_traces,
+        "",
+        "Where to send OpenTelemetry traces, by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces. Needs staddle[otel].",
     ),
     Option(
         "endpoint",

@@ -165,9 +165,11 @@ def _checked(values: dict[str, object]) -> Settings:
         raise SettingsError("--tls-cert and --tls-key belong together: give both or neither")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
-    if not settings.listen.is_loopback and settings.tls_cert is None:
+    for address in (settings.listen, settings.http):
+        if address is None or address.is_loopback or settings.tls_cert is not None:
+            continue
         raise SettingsError(
-            f"{settings.listen} can be reached from other machines, which needs TLS: give "
+            f"{address} can be reached from other machines, which needs TLS: give "
             "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1 or unix:PATH"
         )
     return settings

@@ -67,13 +67,21 @@ class Identity(NamedTuple):
         """The server's own certificate."""
         return self.chain[0]
 
+    @property
+    def ends(self) -> datetime.datetime:
+        """When the first of the certificates that clients are shown expires."""
+        return self._first_to_expire().not_valid_after_utc
+
+    def _first_to_expire(self) -> x509.Certificate:
+        # Clients have the root themselves.
+        shown = [self.leaf, *(each for each in self.chain[1:] if each.issuer != each.subject)]
+        return min(shown, key=lambda each: each.not_valid_after_utc)
+
     def validity(self, now: datetime.datetime) -> Validity:
         """Return what the certificates' dates mean at `now`: of the chain the first to expire, of the
         clients' authorities the last.
         """
-        # Clients have the root themselves.
-        shown = [self.leaf, *(each for each in self.chain[1:] if each.issuer != each.subject)]
-        first = min(shown, key=lambda each: each.not_valid_after_utc)
+        first = self._first_to_expire()
         found = _validity(f"the certificate {self.files.certificate}", first, now)
         if found.words or not self.client_authorities:
             return found
@@ -250,6 +258,16 @@ class ServerCertificates:
         with self._lock:
             pending, self._pending = self._pending, None
         return None if pending is None else _configuration(pending)
+
+    def ends_s(self) -> float:
+        """Return when the first of the certificates that clients are shown expires, in seconds since 1970."""
+        return self.identity.ends.timestamp()
+
+    @property
+    def identity(self) -> Identity:
+        """The certificates that a new connection is to be shown."""
+        self.look()
+        return self._identity
 
     def look(self, *, again: bool = False) -> None:
         """Read the files if they have changed, or in any case with `again`. Never raises."""

@@ -77,6 +77,21 @@ its own page. Half of the reserve has room for it, or for the catalog's size.
 UNARY_THREADS: Final = 16
 """Threads that these calls cannot hold: they refuse excess calls."""
 
+HTTP_CONNECTIONS_MAX: Final = 512
+"""Concurrent HTTP connections, each with one call at a time."""
+HTTP_CONNECTIONS_ADDRESS_MAX: Final = 128
+"""Of these, connections from one address: a proxy needs several."""
+HTTP_HEAD_BYTES_MAX: Final = 16 * KIB
+HTTP_HANDSHAKE_S: Final = 20.0
+HTTP_HEAD_S: Final = 15.0
+"""The head of a request must arrive within this time of its first byte."""
+HTTP_SILENCE_S: Final = 30.0
+"""How long a connection may be idle, a body may pause, and an answer may wait without being read."""
+HTTP_JSON_DEPTH_MAX: Final = 32
+METRICS_DATASETS: Final = 10_000
+"""Datasets with metrics of their own, unless the server is set otherwise."""
+METRICS_DATASETS_MAX: Final = 100_000
+
 # --- names and entries
 DATASET_BYTES_MAX: Final = 255
 REQUEST_ID_BYTES_MAX: Final = 128

@@ -20,6 +20,8 @@ from typing import Final, TextIO
 
 from staddle._base.threads import start_thread
 
+from staddle_server.base.call_ids import CURRENT
+
 LOGGER: Final = "staddle_server"
 CALLS: Final = "staddle_server.calls"
 """The logger of the one line per call; docs/operations.md documents its fields."""
@@ -80,6 +82,8 @@ class JsonFormatter(logging.Formatter):
         }
         for name, value in _fields(record).items():
             line.setdefault(name, value)
+        if call := CURRENT.get():
+            line.setdefault("call", call)
         if record.exc_info:
             line["error"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=True)
@@ -98,6 +102,8 @@ class TextFormatter(logging.Formatter):
             for name, value in _fields(record).items()
             if value not in (None, "", [])
         )
+        if (call := CURRENT.get()) and "call" not in _fields(record):
+            parts.append(f"call={call}")
         line = " ".join(parts)
         if record.exc_info:
             line += "\n" + redact(self.formatException(record.exc_info))

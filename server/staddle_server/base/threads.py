@@ -24,6 +24,7 @@ __all__ = [
     "log_safely",
     "no_thread",
     "shortage",
+    "start_thread",
 ]
 
 log = logging.getLogger(__name__)

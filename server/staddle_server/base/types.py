@@ -78,8 +78,9 @@ class RunOutcome(enum.IntEnum):
 
 
 class TokenRole(enum.IntEnum):
-    """Each includes those below it."""
+    """Each includes those below it, except that metrics, which are about all tenants, are for MONITOR alone."""
 
+    MONITOR = 0
     READER = 1
     WRITER = 2
     ADMIN = 3

@@ -2,6 +2,7 @@
 
 from staddle_server.catalog.chunks import Claimed, IndexedChunk, IndexedId, indexed_id
 from staddle_server.catalog.clocks import ClockSeen
+from staddle_server.catalog.database import TRANSACTIONS
 from staddle_server.catalog.decisions import NewDamageError, protection_of
 from staddle_server.catalog.deliveries import Delivery, TargetState
 from staddle_server.catalog.engine import (
@@ -74,6 +75,7 @@ from staddle_server.catalog.values import (
 
 __all__ = [
     "FOOTER",
+    "TRANSACTIONS",
     "WHOLE_PACK",
     "Alarm",
     "AlarmKey",

@@ -4,6 +4,7 @@ differences.
 
 import functools
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -25,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from staddle_server.base import errors
+from staddle_server.base.observer import NOTHING
 from staddle_server.base.threads import is_no_memory
 from staddle_server.catalog.validation import batches
 
@@ -44,6 +46,8 @@ class SharedTurn(NamedTuple):
 STARTS: Final = SharedTurn(0x5374_6164_646C_6532, "starting or stopping")
 """The number is the bytes of `Staddle2`."""
 RETRY_AFTER_S: Final = 2.0
+TRANSACTIONS: Final = ("read", "look_up", "write", "maintenance")
+"""The names under which an observer hears of them."""
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
 Q = TypeVar("Q", bound=Select[Any])
@@ -166,7 +170,12 @@ class DatabaseKind(ABC):
 
 
 class Database:
-    """One database with its pool. Thread-safe; a transaction belongs to the thread that began it."""
+    """One database with its pool. Thread-safe; a transaction belongs to the thread that began it.
+
+    Attributes:
+        observer: Hears of each transaction.
+
+    """
 
     def __init__(
         self,
@@ -185,6 +194,7 @@ class Database:
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock() if kind.one_writer else None
         self._given_up: str | None = None
+        self.observer = NOTHING
 
     @property
     def name(self) -> str:
@@ -213,7 +223,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Run one read-only transaction that sees one state of the database."""
-        with self._translated(), self.engine.begin() as connection:
+        with self._translated("read"), self.engine.begin() as connection:
             self._kind.begin(connection, writes=False, erase=False)
             yield connection
 
@@ -222,19 +232,23 @@ class Database:
         """Open a connection for a single, frequent statement: less than half the time of `read`, but no
         consistent view across statements.
         """
-        with self._translated(), self.engine.connect() as connection:
+        with self._translated("look_up"), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def read_uncached(self) -> Iterator[Connection]:
         """Read as `read` does, on a new connection: cached pages are read from the file again."""
-        with self._translated(), self._uncached.begin() as connection:
+        with self._translated("read"), self._uncached.begin() as connection:
             self._kind.begin(connection, writes=False, erase=False)
             yield connection
 
     def empty_log(self) -> None:
         """Merge the database's log into its file, unless others read it or the disk is full."""
-        with suppress(errors.StaddleError), self._translated(), self._uncached.connect() as connection:
+        with (
+            suppress(errors.StaddleError),
+            self._translated("maintenance"),
+            self._uncached.connect() as connection,
+        ):
             self._kind.empty_log(connection)
 
     def give_up(self, message: str) -> errors.Unavailable:
@@ -251,7 +265,7 @@ class Database:
         more writes; without it, only where that is free. SQLite begins IMMEDIATE: a transaction that reads
         first and writes later would fail at once beside another writer.
         """
-        with self._own_turn(), self._translated(), self.engine.begin() as connection:
+        with self._own_turn(), self._translated("write"), self.engine.begin() as connection:
             self._kind.begin(connection, writes=True, erase=erase)
             yield connection
 
@@ -260,7 +274,7 @@ class Database:
         """Open a connection for a single statement that writes: it is a transaction of its own, durable once
         it was executed.
         """
-        with self._own_turn(), self._translated(), self.engine.connect() as connection:
+        with self._own_turn(), self._translated("write"), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -275,7 +289,7 @@ class Database:
 
         """
         with ExitStack() as held:
-            with self._translated():
+            with self._translated("maintenance"):
                 held.enter_context(self._kind.alone(self._uncached, turn, wait_s))
             yield
 
@@ -294,19 +308,25 @@ class Database:
             self._turn.release()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        self.check_place()
+    def _translated(self, operation: str) -> Iterator[None]:
+        start_s, failed = time.monotonic(), False
         try:
-            yield
-        except errors.StaddleError:
+            self.check_place()
+            with self.observer.span(f"catalog {operation}"):
+                yield
+        except errors.StaddleError as error:
+            failed = isinstance(error, errors.Unavailable)
             raise
         except Exception as error:
+            failed = True
             if is_no_memory(error):
                 self._renew_pool()
             translated = self._caller_error(error)
             if translated is None:
                 raise
             raise translated from error
+        finally:
+            self.observer.catalog_used(operation, time.monotonic() - start_s, failed=failed)
 
     def _caller_error(self, error: Exception) -> errors.StaddleError | None:
         if isinstance(error, PoolTimeout):

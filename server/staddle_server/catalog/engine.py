@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from sqlalchemy import inspect
 
+from staddle_server.base.observer import Observer
 from staddle_server.base.places import UnknownSchemeError, scheme_of
 from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
@@ -17,6 +18,7 @@ from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.deliveries import Deliveries
 from staddle_server.catalog.events import Events
 from staddle_server.catalog.expectations import Expectations
+from staddle_server.catalog.figures import Figures
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
@@ -70,6 +72,12 @@ class Catalog:
         self.events = Events(database)
         self.deliveries = Deliveries(database)
         self.space_samples = SpaceSamples(database)
+        self.figures = Figures(database)
+
+    @property
+    def observer(self) -> Observer:
+        """Who hears of the work on this catalog."""
+        return self.database.observer
 
     def close(self) -> None:
         """Close the database."""

@@ -11,14 +11,15 @@ from staddle_server.catalog.datasets import make_dataset, make_real
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.rows import Page, dataset_row, page_of
 from staddle_server.catalog.run_values import (
+    BackupRun,
     DatasetTotals,
     Expectation,
     ExpectedDataset,
     Troubled,
 )
-from staddle_server.catalog.runs import newest_bad, run_columns, run_of
+from staddle_server.catalog.runs import newest_bad, runs_by_id
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, check_dataset
+from staddle_server.catalog.validation import check_dataset
 from staddle_server.catalog.values import PendingRecord, Terms
 
 _d = schema.datasets.c
@@ -77,17 +78,20 @@ class Expectations:
     def troubled(self, now_ns: int, terms: Terms, tenant: bytes | None = None) -> Iterator[Troubled]:
         """Yield the datasets that need somebody now, of one tenant or of all, each once, in no order.
 
-        One query. A dataset needs somebody if it is late by its expectation, or if a run failed or was abandoned
+        One query, and one for every thousand of these runs. A dataset needs somebody if it is late by its expectation, or if a run failed or was abandoned
         and no backup was committed since, or if its newest backup was made with problems. A muted one does not.
         `now_ns` must be the earliest possible time while the clock is in doubt: a jump must not make all of them late.
         """
-        query = _troubled(now_ns, terms)
+        query = _datasets(now_ns, terms)
         with self._database.read() as connection:
             if tenant is not None:
                 query = query.where(_d.tenant == self._tenants.row(connection, tenant))
-            rows = connection.execute(query).all()
-        for row in rows:
-            yield _trouble(row, now_ns)
+            found = [row for row in connection.execute(query) if row.run or _late_ns(row, now_ns)]
+            runs = runs_by_id(connection, [row.run for row in found if row.run], now_ns, terms)
+        for row in found:
+            troubled = _trouble(row, runs.get(row.run), now_ns)
+            if troubled is not None:
+                yield troubled
 
     def totals(self, tenant: bytes, now_ns: int) -> DatasetTotals:
         """Return how many datasets the tenant has, and how they are."""
@@ -142,42 +146,39 @@ def _expected(row: Row[Any]) -> ExpectedDataset:
     return ExpectedDataset(row.name, expectation, row.success_ns)
 
 
-def _troubled(now_ns: int, terms: Terms) -> Select[Any]:
-    """Return the query for the datasets that need somebody, each with the run because of which."""
-    late = and_(
-        _EXPECTED,
-        now_ns
-        > func.coalesce(func.nullif(_d.success_ns, 0), _d.expect_ns)
-        + (_d.expect_every_s + _d.expect_grace_s) * NS,
-    )
+def _datasets(now_ns: int, terms: Terms) -> Select[Any]:
+    """Return the query for the datasets that are not muted, each with the id of the run because of which it needs
+    somebody.
+    """
+    # The runs themselves are a query of their own: joined here, a database may read all of them.
     return (
         select(
             _t.id.label("tenant_id"),
             _t.name.label("tenant_name"),
-            _d.name.label("dataset_name"),
+            _d.name,
             _d.success_ns,
             _d.expect_every_s,
             _d.expect_grace_s,
             _d.expect_ns,
             _d.expect_mute_ns,
-            *run_columns(now_ns, terms),
+            newest_bad(_d.row, _d.success_ns, now_ns, terms).label("run"),
         )
         .join_from(schema.datasets, schema.tenants, _d.tenant == _t.row)
-        .join(schema.runs, _r.id == newest_bad(_d.row, _d.success_ns, now_ns, terms), isouter=True)
-        .join(schema.uploads, _u.id == _r.id, isouter=True)
-        .where(or_(late, _r.id.is_not(None)), _d.expect_mute_ns <= now_ns)
+        .where(_d.expect_mute_ns <= now_ns)
     )
 
 
-def _trouble(row: Row[Any], now_ns: int) -> Troubled:
+def _late_ns(row: Row[Any], now_ns: int) -> int | None:
+    """Return since when a dataset is late; None: it is not."""
     expectation = expectation_of(row)
     late_ns = None if expectation is None else expectation.late_ns(row.success_ns)
-    return Troubled(
-        row.tenant_id,
-        row.tenant_name,
-        row.dataset_name,
-        late_ns if late_ns is not None and now_ns > late_ns else None,
-        row.success_ns,
-        expectation,
-        None if row.run is None else run_of(row),
-    )
+    return late_ns if late_ns is not None and now_ns > late_ns else None
+
+
+def _trouble(row: Row[Any], run: BackupRun | None, now_ns: int) -> Troubled | None:
+    """Return why a dataset needs somebody; None if it does not any more: its run was removed just now."""
+    late_ns = _late_ns(row, now_ns)
+    if late_ns is None and run is None:
+        return None
+    names = (row.tenant_id, row.tenant_name, row.name)
+    return Troubled(*names, late_ns, row.success_ns, expectation_of(row), run)

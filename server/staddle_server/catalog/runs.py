@@ -5,7 +5,7 @@ An upload's begin, commit, abort and expiry write its run in their own transacti
 abandoned as soon as its client or its server has been silent for that long, and runs again once it is resumed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -121,7 +121,10 @@ class Runs:
         """
         unreal = select(_d.row).where(_d.reported)
         removed = self._remove(stopping, _r.dataset.in_(unreal), _r.begin_ns < reported_before_ns)
-        removed += self._remove(stopping, _r.begin_ns < before_ns, _is_outdone())
+        with self._database.read() as connection:
+            tenants = list(connection.execute(select(schema.tenants.c.row)).scalars())
+        for tenant_row in tenants:  # the index of old runs begins with the tenant
+            removed += self._remove(stopping, _r.tenant == tenant_row, _r.begin_ns < before_ns, _is_outdone())
         return removed + self._trim_counts(most, stopping)
 
     def _trim_counts(self, most: int, stopping: Callable[[], bool]) -> int:
@@ -142,7 +145,7 @@ class Runs:
     def _remove(self, stopping: Callable[[], bool], *which: ColumnElement[bool]) -> int:
         """Remove these runs, a few in each transaction."""
         removed = 0
-        query = select(_r.id).where(*which).limit(_TRIMMED_AT_ONCE)
+        query = select(_r.id).where(*which).order_by(_r.begin_ns).limit(_TRIMMED_AT_ONCE)
         while not stopping():
             with self._database.read() as connection:
                 ids = list(connection.execute(query).scalars())
@@ -305,13 +308,25 @@ def _make_room(connection: Connection, tenant_row: int, dataset: int) -> None:
 def select_runs(now_ns: int, terms: Terms) -> Select[Any]:
     """Return the query for runs as they are at this time; `run_of` reads the rows."""
     return (
-        select(*run_columns(now_ns, terms), _d.name.label("dataset_name"))
+        select(*_run_columns(now_ns, terms), _d.name.label("dataset_name"))
         .join_from(schema.runs, schema.datasets, _r.dataset == _d.row)
         .join(schema.uploads, _u.id == _r.id, isouter=True)
     )
 
 
-def run_columns(now_ns: int, terms: Terms) -> Sequence[ColumnElement[Any]]:
+def runs_by_id(
+    connection: Connection, ids: Iterable[bytes], now_ns: int, terms: Terms
+) -> dict[bytes, BackupRun]:
+    """Return those of these runs that exist."""
+    query = select_runs(now_ns, terms)
+    return {
+        row.run: run_of(row)
+        for some in batches(ids)
+        for row in connection.execute(query.where(_r.id.in_(some)))
+    }
+
+
+def _run_columns(now_ns: int, terms: Terms) -> Sequence[ColumnElement[Any]]:
     """Return the columns of a run, in a query that joins its upload, if there is one."""
     open_ = _r.outcome == _RUNNING
     runs = and_(open_, _holds(_u, now_ns, terms))

@@ -72,6 +72,9 @@ def _say_started(started: run.Started) -> None:
     if started.made:
         _say_made(directory, joined=started.joined)
     click.echo(f"Listening on {started.listening} ({_transport(started.settings)}).")
+    if started.http is not None:
+        scheme = "http" if started.settings.tls_cert is None else "https"
+        click.echo(f"HTTP: {scheme}://{started.http}")
     click.echo("Paste this in another terminal, so that `staddle` finds this server:")
     click.echo(f"  export STADDLE_CONFIG={shlex.quote(str(directory.client_toml))}")
     click.echo("Then: staddle backup PATH --dataset NAME")

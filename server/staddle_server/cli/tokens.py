@@ -52,7 +52,7 @@ _tenant_option = click.option(
     "--role",
     required=True,
     type=click.Choice([role.name.lower() for role in TokenRole]),
-    help="reader: browse and restore; writer: also back up; admin: also delete and undelete.",
+    help="reader: browse and restore; writer: also back up; admin: also delete and undelete; monitor: read metrics.",
 )
 @click.option(
     "--name",

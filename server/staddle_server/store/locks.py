@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from staddle._base.figures import duration
 
 from staddle_server.store.blobs import FORMAT_NAME, ReadableBlobs
+from staddle_server.store.wrapped import WrappedBlobs
 
 LOCKED: Final = frozenset({FORMAT_NAME, "keys", "packs", "records"})
 """The kinds of objects that a restore with the master key alone needs."""
@@ -75,13 +76,20 @@ def is_locked_kind(name: str) -> bool:
 
 def lock_of(blobs: ReadableBlobs) -> ObjectLock | None:
     """Return the locks of a store; None for one without."""
-    lock: ObjectLock | None = getattr(blobs, "lock", None)
+    lock: ObjectLock | None = getattr(_unwrapped(blobs), "lock", None)
     return lock
+
+
+def _unwrapped(blobs: ReadableBlobs) -> ReadableBlobs:
+    """Return what is in the wrappers: only a backend has locks."""
+    while isinstance(blobs, WrappedBlobs):
+        blobs = blobs.inner
+    return blobs
 
 
 def described(blobs: ReadableBlobs) -> str:
     """Return a sentence about the locks of a store; empty for a place that has no such thing."""
-    if not hasattr(blobs, "lock"):
+    if not hasattr(_unwrapped(blobs), "lock"):
         return ""
     lock = lock_of(blobs)
     if lock is None:

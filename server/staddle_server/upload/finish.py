@@ -111,7 +111,8 @@ class Finishing:
 
     def _check_whole(self, root: Root, checkpoint: Callable[[], None]) -> None:
         """Look up everything that the backup refers to. Raises as `new_backup` does."""
-        lost = lacking(self._tenant, self._catalog, root)
+        with self._catalog.observer.span("check that nothing is missing"):
+            lost = lacking(self._tenant, self._catalog, root)
         self._accepted.missing.only(lost.chunks)
         if not lost.total:
             self._accepted.publish_chunks()
@@ -172,15 +173,16 @@ class Finishing:
 
     def _write_manifest(self, *, rewrite: bool) -> Merged:
         """Build the backup's manifest and make it durable."""
-        merged = _merged(
-            self._upload,
-            self._base.root,
-            self._accepted.received,
-            ChunkReader(self._tenant, self._catalog),
-            sink=self._accepted.pages,
-            page_key=self._tenant.secrets.page_key,
-            rewrite=rewrite,
-        )
+        with self._catalog.observer.span("merge entries"):
+            merged = _merged(
+                self._upload,
+                self._base.root,
+                self._accepted.received,
+                ChunkReader(self._tenant, self._catalog),
+                sink=self._accepted.pages,
+                page_key=self._tenant.secrets.page_key,
+                rewrite=rewrite,
+            )
         # The entries in memory are in the manifest, but in no run: the durable point cannot move.
         self._accepted.publish_chunks()
         return merged

@@ -88,7 +88,8 @@ class Publisher:
         missing: MissingChange,
         wrote: bool,
     ) -> Published:
-        summaries = [pack.result() for pack in packs]
+        with self._catalog.observer.span("finish packs"):
+            summaries = [pack.result() for pack in packs]
         stored = self.durable.stored_bytes + sum(summary.size_bytes for summary in summaries)
         now = msgspec.structs.replace(progress, stored_bytes=stored)
         now_ns, terms = self._clock.now_ns(), self._terms()

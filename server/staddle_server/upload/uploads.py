@@ -405,6 +405,11 @@ class Uploads:
             self._expiry_s = self._clock.monotonic_s()
             self._expire()
 
+    @property
+    def open_count(self) -> int:
+        """How many uploads this server writes."""
+        return len(self._all())
+
     def _all(self) -> Sequence[UploadWriter]:
         with self._lock:
             return list(self._writers.values())

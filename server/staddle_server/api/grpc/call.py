@@ -13,7 +13,9 @@ from staddle_server.api.call_line import CallLine, refusal_of
 from staddle_server.api.error_table import code_of
 from staddle_server.api.gate import CallerGone, Gate
 from staddle_server.api.grpc.status import abort_with
+from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import Unauthenticated
+from staddle_server.base.observer import TRACE_KEYS, Observer
 
 BEARER: Final = "bearer "
 
@@ -33,17 +35,34 @@ def token_in(context: grpc.ServicerContext) -> str:
     )
 
 
+def _given(context: grpc.ServicerContext, key: str) -> str:
+    """Return a value of the caller's metadata; empty if there is none."""
+    for name, value in context.invocation_metadata() or ():
+        if name == key and isinstance(value, str):
+            return value
+    return ""
+
+
+def _trace_of(context: grpc.ServicerContext) -> dict[str, str]:
+    """Return W3C's trace context in the caller's metadata."""
+    found = {key: _given(context, key) for key in TRACE_KEYS}
+    return {key: value for key, value in found.items() if value}
+
+
 class _Requests(Iterator[bytes]):
     """A client's messages; CallerGone if the library reports a broken stream. Holds no message."""
 
-    def __init__(self, requests: Iterator[bytes]) -> None:
+    def __init__(self, requests: Iterator[bytes], observer: Observer) -> None:
         self._requests = requests
+        self._observer = observer
 
     def __next__(self) -> bytes:
         try:
-            return next(self._requests)
+            message = next(self._requests)
         except grpc.RpcError as e:
             raise CallerGone from e
+        self._observer.received(len(message))
+        return message
 
 
 def handle(
@@ -72,15 +91,21 @@ class _Handler:
 
     def answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """Return the only answer of a call. Aborts the call with the status of whatever is raised."""
-        line = CallLine(self._name, context.peer, logging.DEBUG if self._method.one_of_many else logging.INFO)
-        try:
-            call = line.call = self._gate.admit(
-                self._name, self._method.role, token_in(context), context, stream=self._is_stream
-            )
-            response = self._answer(_Requests(requests), call)
-        except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
-            self._fail(e, line, context)
-        line.end("OK")
+        level = logging.DEBUG if self._method.one_of_many else logging.INFO
+        line = CallLine(
+            self._name, context.peer, level, self._gate.observer, given_id=_given(context, CALL_KEY)
+        )
+        with self._gate.observer.call_span(self._name, line.id, _trace_of(context)):
+            try:
+                call = line.call = self._gate.admit(
+                    self._name, self._method.role, token_in(context), context, stream=self._is_stream
+                )
+                response = self._answer(_Requests(requests, self._gate.observer), call)
+            except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
+                self._fail(e, line, context)
+            finally:
+                line.leave()
+            line.end("OK")
         return response
 
     def answers(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
@@ -88,15 +113,21 @@ class _Handler:
 
         Aborts the call with the status of whatever is raised.
         """
-        line = CallLine(self._name, context.peer)
-        try:
-            call = line.call = self._gate.admit(
-                self._name, self._method.role, token_in(context), context, stream=True
-            )
-            yield from self._answering.downstream(_Requests(requests), call, line.gone)
-        except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
-            self._fail(e, line, context)
-        line.end("OK")
+        line = CallLine(
+            self._name, context.peer, observer=self._gate.observer, given_id=_given(context, CALL_KEY)
+        )
+        with self._gate.observer.call_span(self._name, line.id, _trace_of(context)):
+            try:
+                call = line.call = self._gate.admit(
+                    self._name, self._method.role, token_in(context), context, stream=True
+                )
+                messages = _Requests(requests, self._gate.observer)
+                yield from self._answering.downstream(messages, call, line.gone)
+            except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
+                self._fail(e, line, context)
+            finally:
+                line.leave()
+            line.end("OK")
 
     def _fail(self, error: Exception, line: CallLine, context: grpc.ServicerContext) -> NoReturn:
         """End the call with the error's status."""
@@ -105,4 +136,4 @@ class _Handler:
             context.abort(grpc.StatusCode.CANCELLED, "the client's stream broke off")
         refusal = refusal_of(error, self._name)
         line.end(code_of(refusal).name, refusal)
-        abort_with(context, refusal)
+        abort_with(context, refusal, line.id)

@@ -10,11 +10,10 @@ from typing import Final
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api import convert
+from staddle_server.api import convert, encoding
 from staddle_server.api.convert import bad
+from staddle_server.api.encoding import Pieces
 from staddle_server.api.gate import Call
-from staddle_server.api.grpc import encoding
-from staddle_server.api.grpc.encoding import Pieces
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
 from staddle_server.catalog import Backup, Catalog

@@ -16,20 +16,19 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from staddle._base.figures import counted
-from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api.answering import Method, Reading
+from staddle_server.api.answering import Method
 from staddle_server.api.gate import CallerGone, Gate
 from staddle_server.api.grpc.call import handle, token_in
 from staddle_server.api.grpc.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.api.grpc.health import SERVICE as HEALTH
 from staddle_server.api.grpc.info import InfoCalls
-from staddle_server.api.grpc.messages import backup_parts, decoder, put_chunks, put_entries, weigher
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
 from staddle_server.api.grpc.runs import RunCalls
 from staddle_server.api.grpc.status import abort_with
 from staddle_server.api.grpc.uploads import UploadCalls
+from staddle_server.api.messages import SERVICE, reading_of
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import (
     CALLS_MAX,
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
 WRITES: Final = f"{SERVICE.full_name}/writes"
 """The health name of the writing half of the service: NOT_SERVING once the store refuses writes."""
@@ -154,41 +152,29 @@ def methods(
     }
 
 
-_BULK: Final[dict[str, Callable[[bytes], Any]]] = {
-    "Backup": backup_parts,
-    "PutChunks": put_chunks,
-    "PutEntries": put_entries,
-}
-"""How messages are read that are mostly data, or whose content waits for its turn; all others are simply
-decoded.
-"""
-
-
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """Return gRPC's handlers with the protocol's message types; `handle` says why all stream
     their requests.
     """
     made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def encoded(response: Message | bytes) -> bytes:
+        """Return a message as bytes; Restore's already are."""
+        data = response if isinstance(response, bytes) else response.SerializeToString()
+        gate.observer.sent(len(data))
+        return data
+
     for name, method in table.items():
         described = SERVICE.methods_by_name[name]
         downstream = described.server_streaming
         kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
         make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
-        type_ = getattr(sv, described.input_type.name)
-        decode = _BULK.get(name) or decoder(type_)
-        # Bulk stays as bytes; its memory is counted where it is decoded.
-        weigh = len if name in _BULK else weigher(type_)
         made[name] = make(
-            handle(gate, name, method, kind, Reading(decode, weigh)),
+            handle(gate, name, method, kind, reading_of(name)),
             request_deserializer=None,
-            response_serializer=_encoded,
+            response_serializer=encoded,
         )
     return made
-
-
-def _encoded(response: Message | bytes) -> bytes:
-    """Return a message as bytes; Restore's already are."""
-    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 class _Door(grpc.ServerInterceptor):

@@ -12,9 +12,9 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert
 from staddle_server.api.convert import bad, identifier
+from staddle_server.api.encoding import Piece
 from staddle_server.api.gate import Call, CallerGone
-from staddle_server.api.grpc.encoding import Piece
-from staddle_server.api.grpc.messages import PutChunks, PutEntries
+from staddle_server.api.messages import PutChunks, PutEntries
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
 from staddle_server.base.errors import BadRequest, Conflict, StaddleError, Unfinished

@@ -14,6 +14,7 @@ from typing import Final
 from staddle_server.base.clock import Clock
 from staddle_server.base.errors import Conflict, Exhausted, StaddleError
 from staddle_server.base.limits import REAP_GRACE_S
+from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.catalog import Catalog, TenantRow
 from staddle_server.tenancy.clock_guard import BelievedClock, ClockGuard
 from staddle_server.tenancy.tenant import Tenants
@@ -158,12 +159,19 @@ class Collector:
         self._catalog.tenants.set_gc_failure(turn.tenant.id, turn.report.failure)
 
 
-def collect(catalog: Catalog, tenants: Tenants, clock: Clock, stopping: Callable[[], bool]) -> str:
+def collect(
+    catalog: Catalog,
+    tenants: Tenants,
+    clock: Clock,
+    stopping: Callable[[], bool],
+    observer: Observer = NOTHING,
+) -> str:
     """Run a collection as a server's task; return a short summary, "" for nothing done."""
     try:
         report = Collector(catalog, tenants, clock).collect(stopping)
     except Conflict as e:
         return e.message
+    observer.freed(report.sum_of("bytes_freed"))
     done = [
         f"{words}: {report.sum_of(name)}"
         for name, words in (

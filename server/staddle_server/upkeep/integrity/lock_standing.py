@@ -24,8 +24,7 @@ class LockStanding(NamedTuple):
 
     Attributes:
         promise_s: For how long it is locked at least, at any time.
-        packs_until_ns: When the lock of the least protected live pack ends, of those whose end is known. None:
-            none is known.
+        packs_until_ns: When the lock of the least protected live pack ends, at the earliest. None: not known.
         others_until_ns: When the first lock of a key or record ends, at the earliest. None: not known.
         packs: The last run of the task that extends locks of packs.
         others: The last run of the task that extends the other locks.
@@ -43,11 +42,10 @@ class LockStanding(NamedTuple):
 
 def lock_standing(catalog: Catalog, promise_s: float, now_ns: int) -> LockStanding:
     """Return the state at `now_ns` of locks that promise so much. Raises Unavailable."""
-    packs_until_ns = catalog.packs.least_locked_ns()
     packs, others = catalog.tasks.last(PACKS), catalog.tasks.last(VERSIONS)
-    others_until_ns = None
-    if others.begun_ns is not None and others.ended_ns is not None and not _has_failed(others):
-        others_until_ns = others.begun_ns + round(promise_s * (1 + MARGIN)) * NS
+    # A pack whose end is not known was written, and locked, after the last run began that came to its end.
+    packs_until_ns = catalog.packs.least_locked_ns() or _until_at_least(packs, promise_s)
+    others_until_ns = _until_at_least(others, promise_s)
     warnings = [
         *_failure(packs, "packs"),
         *_failure(others, "keys and records"),
@@ -60,6 +58,13 @@ def lock_standing(catalog: Catalog, promise_s: float, now_ns: int) -> LockStandi
             f"the locks of keys and records were last extended {since} ago. A server must run to extend them"
         )
     return LockStanding(promise_s, packs_until_ns, others_until_ns, packs, others, tuple(warnings))
+
+
+def _until_at_least(run: TaskRun, promise_s: float) -> int | None:
+    """Return the end of the locks that a run extended or found long enough; None if it did not come to its end."""
+    if run.begun_ns is None or run.ended_ns is None or _has_failed(run):
+        return None
+    return run.begun_ns + round(promise_s * (1 + MARGIN)) * NS
 
 
 def _has_failed(run: TaskRun) -> bool:

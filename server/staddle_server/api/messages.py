@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from staddle._protocol.encoding import BYTES, field, tag
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api.grpc.encoding import Piece
+from staddle_server.api.answering import Reading
+from staddle_server.api.encoding import Piece
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import ENTRIES_PER_CALL_MAX, ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
 from staddle_server.store.blobs import compact
 
+SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 M = TypeVar("M", bound=Message)
 
 FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
@@ -299,3 +301,21 @@ def _entries(message: Message) -> Iterator[pb.Entry]:
         yield from (part.entry for part in message.parts if part.HasField("entry"))
     elif isinstance(message, sv.PutEntriesRequest):
         yield from (change.entry for change in message.changes if change.HasField("entry"))
+
+
+_BULK: Final[dict[str, Callable[[bytes], Any]]] = {
+    "Backup": backup_parts,
+    "PutChunks": put_chunks,
+    "PutEntries": put_entries,
+}
+"""How messages are read that are mostly data, or whose content waits for its turn; all others are simply
+decoded.
+"""
+
+
+def reading_of(method: str) -> Reading:
+    """Return how the messages of a method of the service are read."""
+    type_: type[Message] = getattr(sv, SERVICE.methods_by_name[method].input_type.name)
+    # Bulk stays as bytes; its memory is counted where it is decoded.
+    weigh = len if method in _BULK else weigher(type_)
+    return Reading(_BULK.get(method) or decoder(type_), weigh)
