@@ -57,6 +57,7 @@ USES: Final = {
         staddle_server.upkeep.integrity.repair _SavedPacks._publish
         staddle_server.upkeep.integrity.repair _SavedPacks.take
         staddle_server.api.grpc.info InfoCalls.get_server_info
+        staddle_server.app.service Service.start_http
     """,
     "the clock itself, and who decides whether it is believed": """
         staddle_server.base.clock SystemClock.now_ns

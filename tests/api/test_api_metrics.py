@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from http_door import ask, open_http
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Running
@@ -22,7 +24,7 @@ from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.observed import ObservedBlobs
 from staddle_server.store.wrapped import WrappedBlobs
-from thin import back_up, restore, wait_until
+from thin import Source, back_up, restore, wait_until
 
 
 class Scraping:
@@ -112,13 +114,48 @@ def test_a_scrape_shows_what_is_stored_and_what_was_done(scraping: Scraping) -> 
     assert found["staddle_servers", "live"] == 1
 
 
-def test_deleted_backups_do_not_count_as_a_success(scraping: Scraping) -> None:
+def test_deleting_the_newest_backup_does_not_unmake_its_success(scraping: Scraping) -> None:
     stub = scraping.running.stub()
     made = back_up(stub, "one", {"a": b"1"})
     stub.DeleteBackup(sv.DeleteBackupRequest(dataset="one", backup=made.id))
     found = scraping.values()
-    assert found["staddle_dataset_last_success_timestamp_seconds", "one", "default"] == 0
+    assert found["staddle_dataset_last_success_timestamp_seconds", "one", "default"] > 0
     assert not [key for key in found if key[0] == "staddle_backups"]
+
+
+def test_a_dataset_with_an_expectation_shows_from_when_it_is_late(scraping: Scraping) -> None:
+    stub = scraping.running.stub()
+
+    def expect(dataset: str, **mute: Any) -> None:
+        times = {"every": Duration(seconds=3600), "grace": Duration(seconds=60)}
+        stub.SetExpectation(sv.SetExpectationRequest(dataset=dataset, **times, **mute))
+
+    back_up(stub, "free", {"a": b"1"})
+    made = back_up(stub, "one", {"a": b"1"})
+    expect("one")
+    expect("never")
+    now_s = scraping.running.clock.now_ns() / 1e9
+    expect("muted", mute_until_time=Timestamp(seconds=int(now_s) + 10**6))
+    found = scraping.values()
+    late = {
+        key[1]: value for key, value in found.items() if key[0] == "staddle_dataset_late_timestamp_seconds"
+    }
+    assert set(late) == {"one", "never", "muted"}
+    assert late["one"] == pytest.approx(made.commit_time.seconds + 3660, abs=1.0)
+    assert late["never"] == pytest.approx(now_s + 3660, abs=60.0)
+    assert late["muted"] == int(now_s) + 10**6
+    assert found["staddle_dataset_last_success_timestamp_seconds", "never", "default"] == 0
+
+
+def test_runs_of_the_last_day_are_counted_by_outcome(scraping: Scraping) -> None:
+    stub = scraping.running.stub()
+    back_up(stub, "one", {"a": b"1"})
+    Source(stub, "two")
+    found = scraping.values()
+    assert found["staddle_runs_last_day", "done", "default"] == 1
+    assert found["staddle_runs_last_day", "running", "default"] == 1
+    scraping.running.clock.ahead_s = 90_000.0
+    assert not [key for key in scraping.values() if key[0] == "staddle_runs_last_day"]
 
 
 def test_known_damage_of_a_tenant_is_shown(scraping: Scraping) -> None:
@@ -165,6 +202,7 @@ def test_no_label_has_an_id_a_path_or_a_token(scraping: Scraping) -> None:
         "tenant",
         "dataset",
         "state",
+        "outcome",
     }
 
 

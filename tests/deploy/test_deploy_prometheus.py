@@ -154,8 +154,15 @@ def always(value: float) -> str:
 NOW = "0+3600x2000"
 """The time of each step of an hour."""
 LAST = 'staddle_dataset_last_success_timestamp_seconds{tenant="t",dataset="d",instance="i"}'
+LATE = LAST.replace("last_success", "late")
 CASES = {
-    "StaddleBackupLate": Case(2 * DAY + 120, {LAST: always(1)}, {LAST: NOW}),
+    "StaddleLate": Case(2 * DAY, {LATE: always(DAY * 60)}, {LATE: always(3 * DAY * 60)}),
+    "StaddleRunsFail": Case(
+        61,
+        {'staddle_runs_last_day{tenant="t",outcome="abandoned"}': always(1)},
+        {'staddle_runs_last_day{tenant="t",outcome="problems"}': always(1)},
+    ),
+    "StaddleBackupOld": Case(2 * DAY + 120, {LAST: always(1)}, {LAST: always(1), LATE: always(DAY * 600)}),
     "StaddleNoBackup": Case(DAY + 60, {LAST: always(0)}, {LAST: always(5)}),
     "StaddleDamage": Case(
         1, {'staddle_damaged_packs{tenant="t"}': always(1)}, {'staddle_damaged_packs{tenant="t"}': always(0)}

@@ -189,6 +189,7 @@ class Service:
             lambda: self._uploads.open_count,
             opening.certificate_ends,
             self._settings.metrics_datasets,
+            self._kept.clock.now_ns,
         )
         public = self._settings.metrics == "public"
         self._http = HttpServer(self._gate, self._table, opening.metrics, sources, public=public)

@@ -2,23 +2,37 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import case, func, select
+from sqlalchemy import and_, case, func, select
 
-from staddle_server.base.types import Kind
+from staddle_server.base.types import Kind, RunOutcome
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
+from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.tasks import TaskRun
 
-_b, _d, _p, _t = schema.backups.c, schema.datasets.c, schema.packs.c, schema.tenants.c
+_b, _d, _p, _r, _t = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c, schema.tenants.c
 _LIVE = (_b.deleted_ns.is_(None), _b.purged_ns.is_(None))
 
 
 class DatasetFigures(NamedTuple):
-    """When the newest backup of a dataset was committed; None if it has none."""
+    """How a dataset is.
+
+    `success_ns`: when its newest success was committed, 0 for none ever. `late_ns`: from when it is late by its
+    expectation, not before the end of a mute; None without an expectation.
+    """
 
     tenant: str
     dataset: str
-    last_ns: int | None
+    success_ns: int
+    late_ns: int | None
+
+
+class RunFigures(NamedTuple):
+    """A tenant's runs of one outcome. One that is noted as running may be abandoned."""
+
+    tenant: str
+    outcome: RunOutcome
+    number: int
 
 
 class BackupFigures(NamedTuple):
@@ -50,27 +64,34 @@ class Figures:
         self._database = database
 
     def datasets(self, limit: int) -> list[DatasetFigures]:
-        """Return at most `limit` datasets, those with the newest names last."""
-        newest = (
-            select(_b.commit_ns)
-            .where(_b.dataset == _d.row, *_LIVE)
-            .order_by(_b.number.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
+        """Return at most `limit` datasets, the newest ones last."""
+        columns = (_d.success_ns, _d.expect_every_s, _d.expect_grace_s, _d.expect_ns, _d.expect_mute_ns)
         query = (
-            select(_t.name, _d.name, newest)
+            select(_t.name.label("tenant_name"), _d.name.label("dataset_name"), *columns)
             .join_from(schema.datasets, schema.tenants, _d.tenant == _t.row)
+            .where(~_d.reported)
             .order_by(_d.row)
             .limit(limit)
         )
-        return [DatasetFigures(*row) for row in self._rows(query)]
+        return list(map(_dataset, self._rows(query)))
+
+    def runs(self, since_ns: int) -> list[RunFigures]:
+        """Return the runs that have begun since, by tenant and outcome."""
+        query = (
+            select(_t.name, _r.outcome, func.count())
+            .join_from(schema.tenants, schema.runs, _r.tenant == _t.row)
+            .where(_r.begin_ns >= since_ns)
+            .group_by(_t.name, _r.outcome)
+        )
+        return [
+            RunFigures(name, RunOutcome(outcome), int(count)) for name, outcome, count in self._rows(query)
+        ]
 
     def dataset_counts(self) -> dict[str, int]:
         """Return how many datasets each tenant has."""
         query = (
             select(_t.name, func.count(_d.row))
-            .join_from(schema.tenants, schema.datasets, _d.tenant == _t.row, isouter=True)
+            .join_from(schema.tenants, schema.datasets, and_(_d.tenant == _t.row, ~_d.reported), isouter=True)
             .group_by(_t.name)
         )
         return {name: int(count) for name, count in self._rows(query)}
@@ -123,3 +144,11 @@ class Figures:
     def _rows(self, query: Any) -> list[Any]:
         with self._database.read() as connection:
             return list(connection.execute(query))
+
+
+def _dataset(row: Any) -> DatasetFigures:
+    expectation = expectation_of(row)
+    late_ns = None
+    if expectation is not None:
+        late_ns = max(expectation.late_ns(row.success_ns), expectation.mute_until_ns)
+    return DatasetFigures(row.tenant_name, row.dataset_name, row.success_ns, late_ns)

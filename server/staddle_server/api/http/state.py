@@ -17,6 +17,7 @@ from staddle_server.store.space import Space
 
 log = logging.getLogger(__name__)
 NS: Final = 1e9
+DAY_NS: Final = 24 * 3600 * 10**9
 
 
 class Sources(NamedTuple):
@@ -31,6 +32,7 @@ class Sources(NamedTuple):
         open_uploads: How many uploads this server writes.
         certificate_ends: When the certificate expires, in seconds since 1970; None without TLS.
         datasets_max: How many datasets have metrics of their own.
+        now_ns: The time, to which runs of the last day count.
 
     """
 
@@ -42,6 +44,7 @@ class Sources(NamedTuple):
     open_uploads: Callable[[], int]
     certificate_ends: Callable[[], float] | None
     datasets_max: int
+    now_ns: Callable[[], int]
 
 
 class StateCollector(Collector):
@@ -113,6 +116,7 @@ class StateCollector(Collector):
 
     def _of_catalog(self) -> Iterator[Metric]:
         yield from self._datasets()
+        yield self._runs()
         yield from self._stored()
         yield from self._damage()
         yield from self._upkeep()
@@ -132,19 +136,37 @@ class StateCollector(Collector):
         yield total
         last = GaugeMetricFamily(
             "staddle_dataset_last_success_timestamp_seconds",
-            "When the newest backup of a dataset was committed; 0: it has none.",
+            "When the newest backup of a dataset was committed; 0: it never had one.",
+            labels=["tenant", "dataset"],
+        )
+        late = GaugeMetricFamily(
+            "staddle_dataset_late_timestamp_seconds",
+            "From when a dataset is late by its expectation, or no longer muted.",
             labels=["tenant", "dataset"],
         )
         most = self._sources.datasets_max
         listed = figures.datasets(most) if most else []
         for each in listed:
-            last.add_metric([each.tenant, each.dataset], (each.last_ns or 0) / NS)
-        yield last
+            last.add_metric([each.tenant, each.dataset], each.success_ns / NS)
+            if each.late_ns is not None:
+                late.add_metric([each.tenant, each.dataset], each.late_ns / NS)
+        yield from (last, late)
         yield _gauge(
             "datasets_left_out",
             "Datasets without a metric of their own (--metrics-datasets).",
             max(0, sum(counts.values()) - len(listed)),
         )
+
+    def _runs(self) -> Metric:
+        runs = GaugeMetricFamily(
+            "staddle_runs_last_day",
+            "Runs that began within the last 24 hours, by their outcome so far.",
+            labels=["tenant", "outcome"],
+        )
+        since_ns = self._sources.now_ns() - DAY_NS
+        for each in self._sources.catalog.figures.runs(since_ns):
+            runs.add_metric([each.tenant, each.outcome.name.lower()], each.number)
+        return runs
 
     def _stored(self) -> Iterator[Metric]:
         figures = self._sources.catalog.figures
