@@ -105,6 +105,9 @@ def _hang(site: Site, rng: random.Random, steps: Steps) -> str:
     """Its interpreter is stuck, while gRPC still accepts connections, until somebody kills it."""
     plan = _plan(rng, steps, signal.SIGUSR2)
     pid = _reached(site, plan, steps)
+    while steps.named and pid is not None and site.member_of(pid) is None:
+        os.kill(pid, signal.SIGKILL)  # the collector's command was first
+        pid = _reached(site, plan, steps)
     where = f"{plan.phase} {plan.step}"
     member = None if pid is None else site.member_of(pid)
     if member is None:

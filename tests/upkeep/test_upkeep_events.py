@@ -267,6 +267,34 @@ def test_a_ping_service_hears_regularly_and_at_once_of_a_change(service: Running
     assert service.catalog.deliveries.states()["beat"].reached_ns is not None
 
 
+def test_a_ping_service_hears_nothing_while_it_is_unknown_how_things_are(
+    service: Running, receiver: Receiver
+) -> None:
+    use(service, Ping("beat", Filter(), receiver.parsed("/uuid"), every_s=300))
+    ending_token(service)
+
+    def fails(*_: object) -> bool:
+        raise Unavailable("STORE_UNAVAILABLE", "read-only")
+
+    change = service.catalog.events.change
+    service.catalog.events.change = fails  # type: ignore[method-assign]
+    look(service)
+    send(service, "beat")
+    assert receiver.all() == []
+    service.catalog.events.change = change  # type: ignore[method-assign]
+    look(service)
+    send(service, "beat")
+    assert [each.path for each in receiver.all()] == ["/uuid/fail"]
+
+
+def test_a_catalog_that_takes_no_writes_is_an_alarm(service: Running) -> None:
+    service.service._heartbeat._failing = True
+    look(service)
+    assert [alarm.key[:1] + alarm.key[3:] for alarm in service.service._events.holding] == [
+        ("restore-only", "catalog")
+    ]
+
+
 def test_new_targets_get_what_begins_from_then_on_and_removed_ones_nothing(
     service: Running, receiver: Receiver
 ) -> None:

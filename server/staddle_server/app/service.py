@@ -124,7 +124,7 @@ class Service:
         self.store_watch = _store_watch(kept, second, settings)
         watches = Watches(self.clock_watch, self._integrity, self.store_watch)
         own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
-        self.notifier = Notifier(catalog, guard, clock)
+        self.notifier = Notifier(catalog, guard, clock, lambda: self._events.works)
         runs = _runs(kept, settings)
         asked = (own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space))
         self._events = _event_watch(kept, guard, asked, self.notifier)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -48,6 +49,9 @@ BAD: Final = (RunOutcome.FAILED.value, RunOutcome.ABANDONED.value)
 _RUNNING: Final = literal(RunOutcome.RUNNING.value, literal_execute=True)
 _DONE: Final = literal(RunOutcome.DONE.value, literal_execute=True)
 _TRIMMED_AT_ONCE: Final = 1000
+# Every upload needs these, and building a statement takes as long as running it.
+_ENTER: Final = insert(schema.runs)
+_SET: Final = update(schema.runs).where(_r.id == bindparam("this"))
 _newer = schema.runs.alias("newer")
 
 
@@ -172,13 +176,13 @@ def begun(connection: Connection, upload: Mapping[str, Any]) -> None:
     """Enter the run of an upload that begins, from its row."""
     row = _row(outcome=RunOutcome.RUNNING, reported=False, end_ns=None, reason="")
     row |= {key: upload[key] for key in ("id", "tenant", "dataset", "principal", "host", "begin_ns")}
-    later(connection, insert(schema.runs), row)
+    later(connection, _ENTER, row)
 
 
 def taken_over(connection: Connection, upload: bytes, principal: str) -> None:
     """Let the run of an upload that is resumed run again, in the hands of this principal."""
     again = {"outcome": RunOutcome.RUNNING.value, "principal": principal, "end_ns": None, "reason": ""}
-    later(connection, update(schema.runs).where(_r.id == upload).values(**again))
+    later(connection, _SET, {"this": upload, **again})
 
 
 def done(connection: Connection, backup: Backup, problem_count: int) -> None:
@@ -195,7 +199,7 @@ def done(connection: Connection, backup: Backup, problem_count: int) -> None:
         "backup": backup.id,
         "reason": "",
     }
-    later(connection, update(schema.runs).where(_r.id == backup.upload).values(**values))
+    later(connection, _SET, {"this": backup.upload, **values})
 
 
 def ended(connection: Connection, upload: bytes, reason: str, now_ns: int) -> None:

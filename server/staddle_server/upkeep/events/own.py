@@ -104,6 +104,15 @@ class OwnState:
                 server=server,
                 subject="store",
             )
+        if not self._catalog_writes():
+            yield alarm(
+                kinds.RESTORE_ONLY,
+                CRITICAL,
+                f"The catalog of the server on {self._host} takes no writes. Backups are refused; restores work.",
+                "Check the disk or the database of the catalog; the server's log says why. It recovers by itself.",
+                server=server,
+                subject="catalog",
+            )
         if not self.has_room():
             yield alarm(
                 kinds.RESTORE_ONLY,
@@ -169,7 +178,7 @@ class OwnState:
             yield alarm(
                 kinds.DAMAGE,
                 CRITICAL,
-                f"Keys or records of tenant {names.get(tenant, tenant.hex())} are damaged or missing: {objects.words}.",
+                f"Keys or records of tenant {names.get(tenant, tenant.hex())} are damaged or missing: {objects.words.partition('. ')[0]}.",
                 "Run `staddle-server check` to see what that costs, then `staddle-server repair`.",
                 tenant=names.get(tenant, ""),
                 server=server,

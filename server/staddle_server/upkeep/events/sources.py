@@ -69,7 +69,7 @@ class EndingTokens:
                 kinds.TOKEN,
                 CRITICAL if ended else WARNING,
                 f"The token {token.name} of tenant {tenant} {'ended' if ended else 'ends'} at {utc_minute(ends_ns)}. "
-                f"Clients that use it {'are' if ended else 'will be'} refused.",
+                f"{'Clients' if ended else 'After that, clients'} that use it are refused.",
                 "Hand its clients a new one (`staddle-server token create`), then revoke this one "
                 f"(`staddle-server token revoke {token.name} --tenant {tenant}`).",
                 tenant=tenant,

@@ -65,6 +65,11 @@ class EventWatch:
         """Stop the thread."""
         self._thread.stop()
 
+    @property
+    def works(self) -> bool:
+        """Whether the last look could compare and record everything."""
+        return not self._failing
+
     def reaches_targets(self) -> bool:
         """Return whether no notification target fails."""
         return not self.failing_targets()

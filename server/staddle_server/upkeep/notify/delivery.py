@@ -44,8 +44,17 @@ TRIES_MIN: Final = 10
 class Notifier:
     """The targets of one server, and the threads that send to them."""
 
-    def __init__(self, catalog: Catalog, guard: ClockGuard, clock: Clock, every_s: float = LOOK_S) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        guard: ClockGuard,
+        clock: Clock,
+        knows: Callable[[], bool],
+        every_s: float = LOOK_S,
+    ) -> None:
+        """`knows` returns whether the events are up to date: if not, no ping service hears that all is well."""
         self._catalog = catalog
+        self._knows = knows
         self._guard = guard
         self._clock = clock
         self._every_s = every_s
@@ -135,6 +144,8 @@ class Notifier:
         self._end(target, ended, error, pause)
 
     def _tell(self, target: Ping, pause: _Pause) -> None:
+        if not self._knows():
+            return  # the service raises the alarm when it hears nothing
         events = self._catalog.events.open(self._guard.believed_ns()).events
         notices = open_notices(target, events)
         state = frozenset(notice.id for notice in notices)
