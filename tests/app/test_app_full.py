@@ -157,7 +157,7 @@ def test_a_server_on_a_full_disk_restores_deletes_and_collects_and_then_accepts_
         filler.unlink()
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", second, "--dataset", "e")
-        until(lambda: reserve.stat().st_size == Reserve(reserve).full_bytes(), server)
+        until(lambda: reserve.stat().st_size == Reserve(reserve, disk / "catalog.db").full_bytes(), server)
         assert server.logged("the disk has space again")
     finally:
         stop(server)

@@ -209,6 +209,20 @@ def test_what_cannot_be_expected_is_wrong_usage(staddle: CommandLine, arguments:
     assert staddle("expect", "--json").records[:-1] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--every", "1s"), "--every: the shortest period is 60 seconds"),
+        (("--every", "90y"), "--every: use whole seconds, at most 3,660 days"),
+        (("--every", "1d", "--grace", "90y"), "--grace: use whole seconds, at most 3,660 days"),
+    ],
+)
+def test_a_period_that_the_server_refuses_is_named_by_its_option(
+    staddle: CommandLine, words: tuple[str, ...], said: str
+) -> None:
+    assert said in staddle("expect", "www", *words, code=2).err
+
+
 # --- status
 
 

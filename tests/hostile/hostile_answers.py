@@ -337,8 +337,8 @@ HOSTILE: dict[str, dict[str, Answer]] = {
     "GetServerInfo": {
         "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),
         "a duration beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(clock_jump={"seconds": 2**62})),
-        "a lock beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(lock={"packs_until": {"seconds": 2**62}})),
-        "a promise beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(lock={"promise": {"seconds": 2**62}})),
+        "a lock beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(object_lock={"packs_until": {"seconds": 2**62}})),
+        "a promise beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(object_lock={"promise": {"seconds": 2**62}})),
         "a lag beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(second_site={"lag": {"seconds": -(2**62)}})),
         "a start beyond all": lambda _: sv.GetServerInfoResponse(servers=[{"start_time": {"seconds": 2**62}}]),
         "too many warnings": lambda _: sv.GetServerInfoResponse(condition={"warnings": ["a"] * 1_001}),

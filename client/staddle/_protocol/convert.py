@@ -389,7 +389,7 @@ def _condition_of(message: sv.ServerCondition) -> ServerCondition:
         warnings=tuple(message.warnings),
         missing_objects=message.missing_objects,
         hidden_objects=message.hidden_objects,
-        lock=_lock_of(message.lock) if message.HasField("lock") else None,
+        lock=_lock_of(message.object_lock) if message.HasField("object_lock") else None,
         second_site=_second_site_of(message.second_site) if message.HasField("second_site") else None,
     )
 

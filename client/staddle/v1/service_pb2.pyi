@@ -2666,7 +2666,7 @@ class ServerCondition(_message.Message):
     DAMAGED_FOOTERS_FIELD_NUMBER: _builtins.int
     MISSING_OBJECTS_FIELD_NUMBER: _builtins.int
     HIDDEN_OBJECTS_FIELD_NUMBER: _builtins.int
-    LOCK_FIELD_NUMBER: _builtins.int
+    OBJECT_LOCK_FIELD_NUMBER: _builtins.int
     SECOND_SITE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     takes_backups: _builtins.bool
@@ -2692,7 +2692,7 @@ class ServerCondition(_message.Message):
         """The server believes the jump once so much more time has passed."""
 
     @_builtins.property
-    def lock(self) -> Global___StoreLock:
+    def object_lock(self) -> Global___StoreLock:
         """The object lock of the store. Unset: it has none."""
 
     @_builtins.property
@@ -2717,13 +2717,13 @@ class ServerCondition(_message.Message):
         damaged_footers: _builtins.int = ...,
         missing_objects: _builtins.int = ...,
         hidden_objects: _builtins.int = ...,
-        lock: Global___StoreLock | None = ...,
+        object_lock: Global___StoreLock | None = ...,
         second_site: Global___SecondSite | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "lock", b"lock", "second_site", b"second_site"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "object_lock", b"object_lock", "second_site", b"second_site"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "hidden_objects", b"hidden_objects", "lock", b"lock", "missing_objects", b"missing_objects", "second_site", b"second_site", "takes_backups", b"takes_backups", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "hidden_objects", b"hidden_objects", "missing_objects", b"missing_objects", "object_lock", b"object_lock", "second_site", b"second_site", "takes_backups", b"takes_backups", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

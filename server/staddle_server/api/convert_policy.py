@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
+from staddle._base.figures import counted
 from staddle.v1 import resources_pb2 as pb
 
 from staddle_server.api import convert
@@ -31,7 +32,7 @@ def policy_of(m: pb.RetentionPolicy) -> Policy:
 def whole_seconds(m: Duration, field: str, most_s: int) -> int:
     """Return a Duration of whole seconds."""
     if m.nanos or not 0 <= m.seconds <= most_s:
-        raise convert.bad(field, f"use whole seconds, at most {most_s}")
+        raise convert.bad(field, f"use whole seconds, at most {counted(most_s // 86_400, 'day')}")
     return m.seconds
 
 

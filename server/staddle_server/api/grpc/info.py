@@ -98,7 +98,7 @@ def _condition_out(condition: Condition, *, for_admin: bool) -> sv.ServerConditi
         warnings=condition.warnings if for_admin else (),
         missing_objects=condition.lost.missing,
         hidden_objects=condition.lost.hidden,
-        lock=None if condition.lock is None else _lock_out(condition.lock),
+        object_lock=None if condition.lock is None else _lock_out(condition.lock),
         second_site=None if condition.site is None else _site_out(condition.site),
     )
     if clock is not None and clock.jump_ns:
