@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,9 +33,9 @@ class SmallSite(chaos_site.Servers):
         stopping.callback(self.database.close)
         stopping.callback(self.store.stop)
         catalog = f"postgresql://{postgres_server.USER}@/{server.new_database()}?host={self.database.place}"
-        super().__init__(
-            place, stopping, catalog, s3.url("chaos", self.store.endpoint), upkeep=NOTHING_BY_ITSELF
-        )
+        # Several of these may use one store.
+        store = s3.url(f"chaos-{uuid.uuid4().hex}", self.store.endpoint)
+        super().__init__(place, stopping, catalog, store, upkeep=NOTHING_BY_ITSELF)
 
     def staddle(self, *words: str) -> tuple[int, str]:
         """The command with the addresses of all servers; its exit status and output."""

@@ -152,7 +152,7 @@ def test_a_copy_to_which_nothing_had_to_be_sent_for_days_is_not_late_with_the_ne
 
 def test_a_service_without_lock_or_second_site_says_nothing_of_them(running: Running) -> None:
     said = condition(running)
-    assert (said.HasField("lock"), said.HasField("second_site")) == (False, False)
+    assert (said.HasField("object_lock"), said.HasField("second_site")) == (False, False)
     assert (health(running, LOCK), health(running, SECOND_SITE)) == ("SERVING", "SERVING")
     assert warnings(running) == []
 
@@ -183,7 +183,7 @@ def test_the_command_shows_the_lock_of_a_running_server_and_makes_hidden_objects
 
     back_up(server.stub(), "set", FILES)
     said = server.stub().GetServerInfo(sv.GetServerInfoRequest()).condition
-    assert (said.lock.promise.seconds, said.lock.late) == (7 * DAY_S, False)
+    assert (said.object_lock.promise.seconds, said.object_lock.late) == (7 * DAY_S, False)
     shown = run("lock")
     assert shown.startswith("What backups need is locked for at least 7d at any time.\nPacks: ")
     client = s3.client()

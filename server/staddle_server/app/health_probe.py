@@ -118,15 +118,18 @@ def check_on(
             f"the server at {address} refuses backups, because its disk is nearly full (--min-free): it restores, deletes and collects. "
             "Delete backups and collect (staddle-server gc), or free space"
         )
+    if integrity != SERVING:
+        also = (
+            "" if writes == SERVING else ". It refuses backups, too: its store or its catalog takes no writes"
+        )
+        raise DamageKnownError(
+            f"the server at {address} serves, but some stored data is damaged or missing. `staddle-server check` lists it, "
+            f"and how to repair it{also}"
+        )
     if writes != SERVING:
         raise ReadOnlyError(
             f"the server at {address} is read-only: it restores, and refuses backups, because its store or its "
             "catalog takes no writes. Its log says why; check the disk or the database, then restart it"
-        )
-    if integrity != SERVING:
-        raise DamageKnownError(
-            f"the server at {address} serves, but some stored data is damaged or missing. `staddle-server check` lists it, "
-            "and how to repair it"
         )
     warnings = [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
     if certificate != SERVING:
