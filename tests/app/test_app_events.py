@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -56,7 +57,7 @@ def configure(server: ServerProcess, **urls: str) -> None:
 
 def claims_end(server: ServerProcess) -> None:
     """Let the time pass for which the dead server claimed what it was sending."""
-    with sqlite3.connect(server.data / "catalog.db") as catalog:
+    with contextlib.closing(sqlite3.connect(server.data / "catalog.db")) as catalog, catalog:
         catalog.execute("UPDATE deliveries SET next_ns = 1 WHERE state = 0")
 
 
@@ -89,7 +90,7 @@ def test_what_a_server_sent_before_kill_9_but_did_not_mark_is_sent_again_with_th
     listed = json.loads(run("events", "--json", "--data", server.data).stdout)
     assert f"{listed['id']}.began" == sent.decode()
     wait_until(lambda: json.loads(run("notify", "list", "--json", "--data", server.data).stdout)["reached"])
-    with sqlite3.connect(server.data / "catalog.db") as catalog:
+    with contextlib.closing(sqlite3.connect(server.data / "catalog.db")) as catalog, catalog:
         assert catalog.execute("SELECT count(*) FROM deliveries WHERE state = 0").fetchone() == (0,)
     assert receiver.all() == []
 
