@@ -31,7 +31,7 @@ class AlarmKey(NamedTuple):
     Attributes:
         kind: What is wrong (upkeep/events/kinds.py).
         tenant: The name of the tenant; empty for what concerns all of them.
-        server: The data directory of the one server that it concerns; empty for all.
+        server: The endpoint of the one server that it concerns; empty for all.
         subject: What it is about among those of its kind, such as a dataset or a file.
 
     """
