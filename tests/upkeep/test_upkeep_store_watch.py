@@ -13,6 +13,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from postgres_server import only_in_a_file
 from seaweed import LOCKED_BUCKET, S3Server
 from second_place import replicate
 from servers import Running, ServerProcess
@@ -53,6 +54,7 @@ def ended(running: Running, task: str, outcome: str, now_ns: int) -> None:
     assert running.catalog.tasks.end(task, fence, now_ns, outcome)
 
 
+@only_in_a_file
 def test_the_standing_of_a_lock_says_until_when_it_protects_and_what_is_late(running: Running) -> None:
     catalog, now_ns, span_s = running.catalog, running.clock.now_ns(), 30.0 * DAY_S
 
