@@ -21,7 +21,7 @@ from servers import NOTHING_BY_ITSELF, ServerProcess
 from staddle_server.cli.run import group
 from thin import wait_until
 
-FULL = (*NOTHING_BY_ITSELF, "--min-free", "99%")
+FULL = (*NOTHING_BY_ITSELF, "--min-free", "100%")
 """A server whose disk counts as nearly full, which is an event."""
 WORDS = (
     f"The disk of the server on {socket.gethostname()} is nearly full. Backups are refused; restores work."
