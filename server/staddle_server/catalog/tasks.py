@@ -4,7 +4,7 @@ Where several servers share the catalog, the database's clock decides what is du
 of them at a time.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, select, update
 
@@ -15,6 +15,8 @@ from staddle_server.catalog.validation import NS
 
 _t = schema.tasks.c
 OUTCOME_CHARS_MAX = 1000
+FAILED: Final = "failed: "
+"""How the outcome of a run that failed begins; the reason follows."""
 
 
 class Period(NamedTuple):
@@ -34,6 +36,11 @@ class TaskRun(NamedTuple):
     begun_ns: int | None
     ended_ns: int | None
     outcome: str
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended with a failure."""
+        return self.outcome.startswith(FAILED)
 
 
 class Tasks:

@@ -14,7 +14,7 @@ from staddle_server.base.clock import Clock
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.threads import Background, shortage
 from staddle_server.catalog import Catalog
-from staddle_server.catalog.tasks import Period
+from staddle_server.catalog.tasks import FAILED, Period
 from staddle_server.tenancy.clock_guard import JUMP_S
 from staddle_server.upkeep.held_lease import LEASE_S, HeldLease, holder_name
 
@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 NS: Final = 1_000_000_000
 LOOK_S: Final = 10.0
 """How often the schedule checks what is due."""
-
-FAILED: Final = "failed: "
-"""How the outcome of a task begins that failed."""
 
 Stopping = Callable[[], bool]
 """Whether the server is about to end, or lost the task's lease: tasks call it from time to time, and then end

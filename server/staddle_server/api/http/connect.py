@@ -196,11 +196,7 @@ class _UnaryMethod:
             line.end("RESOURCE_EXHAUSTED")
             return refused(TOO_LONG)
         except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
-            refusal = refusal_of(e, self._name)
-            line.end(code_of(refusal).name, refusal)
-            response = failed(refusal)
-            free_frames(refusal)
-            return response
+            return ended_by(e, self._name, line)
         line.end("OK")
         return response
 
@@ -281,6 +277,15 @@ def failed(error: StaddleError) -> Response:
     if code == "unauthenticated":
         headers["www-authenticate"] = "Bearer"
     return Response(compact_json(body), STATUSES[code], headers, JSON)
+
+
+def ended_by(error: Exception, name: str, line: CallLine) -> Response:
+    """End a call that raised: write its line, and return the response."""
+    refusal = refusal_of(error, name)
+    line.end(code_of(refusal).name, refusal)
+    response = failed(refusal)
+    free_frames(refusal)
+    return response
 
 
 def refused(refusal: Refusal) -> Response:

@@ -21,10 +21,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from staddle_server.api.call_line import CallLine, free_frames, refusal_of
-from staddle_server.api.error_table import code_of
+from staddle_server.api.call_line import CallLine
 from staddle_server.api.gate import CallerGone, Gate
-from staddle_server.api.http.connect import CANCELED, failed, peer_of, refused, token_in
+from staddle_server.api.http.connect import CANCELED, ended_by, peer_of, refused, token_in
 from staddle_server.api.http.exchange import Exchange
 from staddle_server.base.errors import PermissionDenied
 from staddle_server.base.observer import Observer
@@ -161,11 +160,7 @@ class MetricsPage:
             line.end("CANCELLED")
             return refused(CANCELED)
         except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
-            refusal = refusal_of(e, NAME)
-            line.end(code_of(refusal).name, refusal)
-            response = failed(refusal)
-            free_frames(refusal)
-            return response
+            return ended_by(e, NAME, line)
         line.end("OK")
         return response
 

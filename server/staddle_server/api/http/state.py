@@ -236,7 +236,7 @@ class StateCollector(Collector):
             begun.add_metric([run.name], (run.begun_ns or 0) / NS)
             if run.ended_ns is not None:
                 ended.add_metric([run.name], run.ended_ns / NS)
-                failed.add_metric([run.name], run.outcome.startswith("failed"))
+                failed.add_metric([run.name], run.has_failed)
         yield from (begun, ended, failed)
 
     def _replicas(self) -> Iterator[Metric]:

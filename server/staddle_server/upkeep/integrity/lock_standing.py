@@ -9,11 +9,10 @@ from typing import Final, NamedTuple
 from staddle._base.figures import age, duration
 
 from staddle_server.catalog import Catalog
-from staddle_server.catalog.tasks import TaskRun
+from staddle_server.catalog.tasks import FAILED, TaskRun
 from staddle_server.catalog.validation import NS
 from staddle_server.store.locks import MARGIN
 from staddle_server.upkeep.integrity.lock import PACKS, VERSIONS, versions_every_s
-from staddle_server.upkeep.schedule import FAILED
 
 LATE: Final = 1 + MARGIN / 4
 """A lock that ends earlier than this share of the promise is extended late: the task begins at twice the margin."""
@@ -62,17 +61,13 @@ def lock_standing(catalog: Catalog, promise_s: float, now_ns: int) -> LockStandi
 
 def _until_at_least(run: TaskRun, promise_s: float) -> int | None:
     """Return the end of the locks that a run extended or found long enough; None if it did not come to its end."""
-    if run.begun_ns is None or run.ended_ns is None or _has_failed(run):
+    if run.begun_ns is None or run.ended_ns is None or run.has_failed:
         return None
     return run.begun_ns + round(promise_s * (1 + MARGIN)) * NS
 
 
-def _has_failed(run: TaskRun) -> bool:
-    return run.outcome.startswith(FAILED)
-
-
 def _failure(run: TaskRun, what: str) -> list[str]:
-    if not _has_failed(run):
+    if not run.has_failed:
         return []
     return [f"the locks of {what} could not be extended: {run.outcome.removeprefix(FAILED)}"]
 
