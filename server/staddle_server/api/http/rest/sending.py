@@ -41,12 +41,14 @@ class Sender:
         """Send the end, and wait until everything is on its way."""
         self._put({"type": "http.response.body", "body": b"", "more_body": False})
         self._wait()
-        self.has_ended = True
 
     def break_off(self) -> None:
         """Break the connection off, unless the answer is complete: its reader must not take it for whole."""
+        self._loop.call_soon_threadsafe(self._cut_unless_ended)
+
+    def _cut_unless_ended(self) -> None:
         if not self.has_ended:
-            self._loop.call_soon_threadsafe(self._cut)
+            self._cut()
 
     def _put(self, message: dict[str, Any]) -> None:
         self._wait()
@@ -54,6 +56,8 @@ class Sender:
 
     async def _sent(self, message: dict[str, Any]) -> None:
         await self._send(message)
+        # On the event loop, before anything on it can learn that the answer is complete.
+        self.has_ended = not message.get("more_body", True)
 
     def _wait(self) -> None:
         if self._last is not None:
