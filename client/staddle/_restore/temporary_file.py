@@ -52,13 +52,10 @@ class TemporaryFile:
         try:
             if at_once:
                 mode = entry.mode & 0o777 if entry.HasField("mode") else 0o666
-                self._descriptor = os.open(name, FLAGS, mode, dir_fd=dir_fd)
+                self._descriptor = _open_new(dir_fd, name, mode)
             else:
                 mode = 0o600 if entry.HasField("mode") else 0o666
                 self._temporary, self._descriptor = open_temporary(dir_fd, FLAGS, mode)
-        except FileExistsError as error:
-            self._close_directory()
-            raise AppearedError from error
         except BaseException:
             self._close_directory()
             raise
@@ -157,6 +154,13 @@ class TemporaryFile:
             # On Linux this begins to write dirty pages; what is dropped is a few that were written meanwhile.
             with suppress(OSError):
                 os.posix_fadvise(self._descriptor, start, self._position - start, os.POSIX_FADV_DONTNEED)
+
+
+def _open_new(dir_fd: int, name: bytes, mode: int) -> int:
+    try:
+        return os.open(name, FLAGS, mode, dir_fd=dir_fd)
+    except FileExistsError as error:
+        raise AppearedError from error
 
 
 def _is_zeros(piece: memoryview) -> bool:

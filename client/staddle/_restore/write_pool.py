@@ -48,7 +48,7 @@ class SmallFile(NamedTuple):
     """It replaces nothing."""
 
 
-class _Directory(NamedTuple):
+class _OpenDirectory(NamedTuple):
     """Files for one directory, which is held open; `ours`: only this restore can enter it."""
 
     descriptor: int
@@ -60,7 +60,7 @@ class _Directory(NamedTuple):
 class _FileBatch:
     """Files by the directory that they go into, which is held open here."""
 
-    directories: list[_Directory] = field(default_factory=list)
+    directories: list[_OpenDirectory] = field(default_factory=list)
     files: int = 0
     data_bytes: int = 0
 
@@ -81,7 +81,7 @@ class _FileBatch:
 
 
 def _write(
-    directory: _Directory, file: SmallFile, applier: Applier, tally: RestoreTally, *, plain: bool
+    directory: _OpenDirectory, file: SmallFile, applier: Applier, tally: RestoreTally, *, plain: bool
 ) -> None:
     at_once = directory.ours and file.exclusive
     try:
@@ -132,7 +132,7 @@ class Crew:
         """The next files go into this directory. `ours`: only this restore can enter it."""
         if len(self._batch.directories) >= BATCH_DIRECTORIES:
             self._hand_over()
-        self._batch.directories.append(_Directory(os.dup(dir_fd), [], ours))
+        self._batch.directories.append(_OpenDirectory(os.dup(dir_fd), [], ours))
         self._parent = parent
 
     def add(self, file: SmallFile) -> None:
