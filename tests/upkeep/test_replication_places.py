@@ -86,6 +86,19 @@ def test_a_place_that_another_process_holds_the_store_itself_and_foreign_files_a
     assert [path.name for path in (place.parent / "foreign").iterdir()] == ["letter"]
 
 
+def test_a_file_is_no_place_and_a_path_that_is_not_utf_8_is_one(running: Running, place: Path) -> None:
+    two_backups(running)
+    place.parent.mkdir(exist_ok=True)
+    (place.parent / "file").write_text("dear")
+    for file in (place.parent / "file", Path(os.devnull)):
+        with pytest.raises(SiteRefused, match="is a file, not a directory"):
+            replicate(running, file)
+    odd = Path(os.fsdecode(os.fsencode(place) + b"\xff"))
+    assert replicate(running, odd).packs
+    assert not replicate(running, odd).packs
+    assert (odd / "format").exists()
+
+
 def test_a_place_with_decisions_that_this_catalog_never_made_gets_no_record(
     running: Running, place: Path, scratch: Any, tmp_path: Path
 ) -> None:

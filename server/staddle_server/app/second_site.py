@@ -11,6 +11,7 @@ from typing import Final
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.store_place import DataDirectoryError, DirectoryPlace, ObjectStorePlace, StorePlace
 from staddle_server.base.places import scheme_of
+from staddle_server.catalog.validation import stored_text
 from staddle_server.store.blobs import BlobExists, create_format
 from staddle_server.upkeep.replication.site import Site, SiteRefused
 
@@ -34,8 +35,8 @@ class SecondSite:
 
     @property
     def name(self) -> str:
-        """What messages and the catalog call it: without options."""
-        return str(self._place)
+        """What messages and the catalog call it: without options, and as text also where a path is none."""
+        return stored_text(str(self._place))
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Site]:
@@ -66,8 +67,12 @@ class SecondSite:
             raise SiteRefused(f"cannot write in {self.name}: {error.strerror}") from error
 
     def _require_other(self) -> None:
-        same = str(self._directory.place) == self.name
+        same = str(self._directory.place) == str(self._place)
         if self._path is not None:
+            if self._path.exists() and not self._path.is_dir():
+                raise SiteRefused(
+                    f"{self.name} is a file, not a directory: nothing was changed; name another place"
+                )
             with contextlib.suppress(OSError):
                 same = same or os.path.samefile(self._path, self._directory.store)
         if same:
