@@ -39,15 +39,18 @@ class SecondSite:
         return stored_text(str(self._place))
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Site]:
-        """Open it, made if it is missing, and locked where it has locks.
+    def opened(self, *, known: bool) -> Iterator[Site]:
+        """Open it, made if it is missing and not `known`, and locked where it has locks.
 
-        Raises SiteRefused for the store itself, for foreign content, and for a place that is in use.
+        Raises SiteRefused for the store itself, for foreign content, for a place that is in use, and for a known
+        one that is missing: a new, empty one in its place would lack what counts as copied.
         """
         with contextlib.ExitStack() as held:
             with self._refusing():
                 self._require_other()
                 if not self._place.is_marked():
+                    if known:
+                        raise self._lost()
                     self._place.make()
                     with contextlib.suppress(BlobExists):
                         create_format(self._place.open())
@@ -65,6 +68,12 @@ class SecondSite:
             raise SiteRefused(str(error)) from error
         except OSError as error:
             raise SiteRefused(f"cannot write in {self.name}: {error.strerror}") from error
+
+    def _lost(self) -> SiteRefused:
+        return SiteRefused(
+            f"{self.name} is missing or empty, and has copies of this store: is its file system mounted? Nothing was changed. If they are "
+            "lost, run `staddle-server replicate --forget` with this place, and everything is copied again"
+        )
 
     def _require_other(self) -> None:
         same = str(self._directory.place) == str(self._place)
