@@ -478,21 +478,6 @@ def test_a_misspelt_variable_is_named_with_the_right_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "url"),
-    [
-        ("replicate_to", "s3://AKIA:sesame@bucket/x"),
-        ("replicate_to", "s3://bucket/x?secret=sesame"),
-        ("traces", "htp://user:sesame@collector/v1/traces"),
-        ("listen", "http://user:sesame@host:80"),
-    ],
-)
-def test_no_setting_repeats_a_url_that_may_have_a_password(tmp_path: Path, field: str, url: str) -> None:
-    with pytest.raises(SettingsError, match="is something else: ") as caught:
-        load({"data": str(tmp_path), field: url}, {})
-    assert "sesame" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("url", "why"),
     [
         ("s3://key:sesame@bucket/a", "credentials do not belong in the URL"),
