@@ -115,7 +115,6 @@ CHANGES: Final = {
         replicas note_compared
         replicas note_copied
         replicas note_gone
-        replicas note_whole
         replicas note_missing
         replicas note_progress
     """,

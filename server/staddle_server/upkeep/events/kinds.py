@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Alarm, AlarmKey
+from staddle_server.catalog.validation import stored_text
 
 WARNING: Final = "warning"
 CRITICAL: Final = "critical"
@@ -82,12 +83,6 @@ def alarm(
     """
     key = AlarmKey(kind.name, tenant, server, stored_text(subject)[:SUBJECT_CHARS_MAX])
     return Alarm(key, severity, printable(text), printable(advice), since_ns)
-
-
-def stored_text(text: str) -> str:
-    r"""Return a text as a catalog can keep it: bytes of a path that are not UTF-8 as \xff."""
-    raw = text.encode("utf-8", "surrogateescape")
-    return raw.decode("utf-8", "backslashreplace")
 
 
 def printable(text: str, most: int = TEXT_CHARS_MAX) -> str:
