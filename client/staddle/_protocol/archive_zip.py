@@ -19,6 +19,7 @@ from staddle._types.options import BinarySink
 from staddle.v1 import resources_pb2 as pb
 
 MEMBERS_BYTES_IN_MEMORY: Final = 8 * 1024 * 1024
+COMMENT_BYTES_MAX: Final = 2**16 - 1
 _WORDS: Final = {
     pb.ENTRY_TYPE_FIFO: "a fifo",
     pb.ENTRY_TYPE_CHAR_DEVICE: "a device",
@@ -74,6 +75,10 @@ class ZipArchive(Archive):
         assert self._file is not None  # a file has begun
         self._file.close()
         self._file = None
+
+    def comment(self, text: str) -> None:
+        """Write what programs show when they unpack the archive. Call it before `finish`."""
+        self._zip.comment = text.encode("utf-8", "backslashreplace")[:COMMENT_BYTES_MAX]
 
     def finish(self) -> None:
         """See Archive."""
