@@ -20,6 +20,9 @@ from staddle_server.api.gate import Gate
 from staddle_server.api.http import connect
 from staddle_server.api.http.connections import Acceptor, HttpProtocol, Tls
 from staddle_server.api.http.metrics import Metrics, MetricsPage
+from staddle_server.api.http.rest.calls import Calls
+from staddle_server.api.http.rest.serving import RestRoute
+from staddle_server.api.http.rest.table import operations
 from staddle_server.api.http.state import Sources, StateCollector
 from staddle_server.base.limits import HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_SILENCE_S
 from staddle_server.base.threads import Threads, no_thread, start_thread
@@ -61,7 +64,8 @@ class HttpServer:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
-        app = Starlette(routes=[*connect.routes(gate, table, self._threads), page.route()])
+        rest = RestRoute(gate, operations(Calls(table)), self._threads)
+        app = Starlette(routes=[rest, *connect.routes(gate, table, self._threads), page.route()])
         self._config = Config(
             app,
             loop="asyncio",
