@@ -81,12 +81,13 @@ class ArchiveCalls:
         chosen = restore.select(paths, exact=False)
         large = self._tenants.get(call.principal.tenant).large
 
-        def noted(piece: bytes) -> bytes:
-            call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
-            return piece
+        def noted(pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
+                yield piece
 
         pieces = archive_pieces(restore, chosen, form, backup.begin_ns, large)
-        return OpenedArchive(backup, map(noted, pieces))
+        return OpenedArchive(backup, noted(pieces))
 
     # ------------------------------------------------------------------ in
 
@@ -94,8 +95,8 @@ class ArchiveCalls:
         """Make a backup of a tar, all or nothing.
 
         Raises:
-            TarError, Unfinished, and whatever an upload may raise. Then there is neither a backup nor an upload,
-            and the run has the reason.
+            TarError, and whatever an upload may raise. Then there is neither a backup nor an upload, and the run
+                has the reason.
 
         """
         call.facts["dataset"] = sent.upload.dataset

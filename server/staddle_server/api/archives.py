@@ -61,10 +61,11 @@ class _Output:
         self._waiting: list[bytes] = []
         self.size = 0
 
-    def write(self, data: bytes) -> None:
-        """See BinarySink."""
-        self._waiting.append(bytes(data))
+    def write(self, data: bytes) -> int:
+        """Take all of it."""
+        self._waiting.append(data)
         self.size += len(data)
+        return len(data)
 
     def take(self) -> bytes:
         """Return all of it."""

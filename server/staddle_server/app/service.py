@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import grpc
 
 from staddle_server import __version__
+from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
@@ -192,7 +193,14 @@ class Service:
             self._kept.clock.now_ns,
         )
         public = self._settings.metrics == "public"
-        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, public=public)
+        kept = self._kept
+        archives = ArchiveCalls(
+            Reads(kept.catalog, kept.tenants, kept.clock, self._openers),
+            self._uploads,
+            kept.tenants,
+            _runs(kept, self._settings),
+        )
+        self._http = HttpServer(self._gate, self._table, archives, opening.metrics, sources, public=public)
         self._http.start(opening.listening, opening.tls)
 
     def join(self, endpoint: str, place: str = "") -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
-from staddle_server.base.errors import Unfinished
 from staddle_server.base.limits import FILE_BYTES_MAX, KIB, MIB, PATH_BYTES_MAX, ZERO_BYTES_MAX
 from staddle_server.base.types import EntryType, Xattr
 from staddle_server.manifest.entries import shown
@@ -119,8 +118,7 @@ class TarReader:
         """Yield all members; skip what was not read of one before the next.
 
         Raises:
-            TarError: It is damaged, or holds what a backup cannot.
-            Unfinished: It ended before its end.
+            TarError: It is damaged or cut short, or holds what a backup cannot.
 
         """
         while (member := self._located()) is not None:
@@ -316,20 +314,10 @@ class TarReader:
         while have < size:
             data = self._source.read(size - have)
             if not data:
-                raise self._cut_short()
+                raise TarError("it is cut short, so there is no backup: send it whole")
             pieces.append(data)
             have += len(data)
         return b"".join(pieces)
-
-    def _cut_short(self) -> Unfinished:
-        if not self.member_count:
-            return Unfinished(
-                "UNFINISHED_STREAM", "the tar is empty or cut short: it has no end; send it whole"
-            )
-        return Unfinished(
-            "UNFINISHED_STREAM",
-            f"the tar is cut short in or after {shown(self._path or b'.')!r}: there is no backup; send it whole",
-        )
 
 
 def _zeros(count: int) -> Iterator[int]:

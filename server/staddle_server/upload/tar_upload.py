@@ -68,7 +68,7 @@ class TarUpload:
         """Take all members. The upload can then be committed.
 
         Raises:
-            TarError, Unfinished: See TarReader.
+            TarError: See TarReader.
             BadRequest: An entry breaks a limit.
             Exhausted: TOO_MANY, it needs more memory than there is for the tenant.
 

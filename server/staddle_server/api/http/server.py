@@ -16,10 +16,12 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from staddle_server.api.answering import Method
+from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.gate import Gate
 from staddle_server.api.http import connect
 from staddle_server.api.http.connections import Acceptor, HttpProtocol, Tls
 from staddle_server.api.http.metrics import Metrics, MetricsPage
+from staddle_server.api.http.rest.archives import archive_operations
 from staddle_server.api.http.rest.calls import Calls
 from staddle_server.api.http.rest.serving import RestRoute
 from staddle_server.api.http.rest.table import operations
@@ -59,12 +61,19 @@ class HttpServer:
     """Serves HTTP on one socket. Start it once, stop it once."""
 
     def __init__(
-        self, gate: Gate, table: dict[str, Method], metrics: Metrics, sources: Sources, *, public: bool
+        self,
+        gate: Gate,
+        table: dict[str, Method],
+        archives: ArchiveCalls,
+        metrics: Metrics,
+        sources: Sources,
+        *,
+        public: bool,
     ) -> None:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
-        rest = RestRoute(gate, operations(Calls(table)), self._threads)
+        rest = RestRoute(gate, [*operations(Calls(table)), *archive_operations(archives)], self._threads)
         app = Starlette(routes=[rest, *connect.routes(gate, table, self._threads), page.route()])
         self._config = Config(
             app,

@@ -15,7 +15,7 @@ class Sender:
 
     Attributes:
         has_begun: Whether the head was sent, so that no other answer can be.
-        has_ended: Whether all of it was sent.
+        has_ended: Whether all of it was sent, or is being sent.
 
     """
 
@@ -41,18 +41,22 @@ class Sender:
         """Send the end, and wait until everything is on its way."""
         self._put({"type": "http.response.body", "body": b"", "more_body": False})
         self._wait()
-        self.has_ended = True
 
     def break_off(self) -> None:
         """Break the connection off, unless the answer is complete: its reader must not take it for whole."""
+        self._loop.call_soon_threadsafe(self._cut_unless_ended)
+
+    def _cut_unless_ended(self) -> None:
         if not self.has_ended:
-            self._loop.call_soon_threadsafe(self._cut)
+            self._cut()
 
     def _put(self, message: dict[str, Any]) -> None:
         self._wait()
         self._last = asyncio.run_coroutine_threadsafe(self._sent(message), self._loop)
 
     async def _sent(self, message: dict[str, Any]) -> None:
+        # Known before the end leaves, on the event loop: with it the request ends, and so does its call.
+        self.has_ended = message.get("more_body") is False
         await self._send(message)
 
     def _wait(self) -> None:
