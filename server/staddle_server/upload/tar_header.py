@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from staddle_server.base.errors import BadRequest
@@ -25,7 +26,6 @@ _FIELDS: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _CHECKSUM: Final = slice(148, 156)
 _GNU_MAGIC: Final = b"ustar  \0"
 _POSIX_MAGIC: Final = b"ustar\0"
-_OCTAL: Final = re.compile(rb"[0-7]*")
 _TIME: Final = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 _LENGTH_DIGITS_MAX: Final = 8
 
@@ -110,9 +110,12 @@ def number(field: bytes) -> int:
     if field[0] == 0xFF:
         return int.from_bytes(field, "big", signed=True)
     digits = field.partition(b"\0")[0].strip(b" ")
-    if not _OCTAL.fullmatch(digits):
-        raise TarError("a header is damaged, or what was sent is not a tar: a number in it is not octal")
-    return int(digits, 8) if digits else 0
+    if not digits:
+        return 0
+    with suppress(ValueError):
+        if digits.isdigit():  # nothing else that `int` reads
+            return int(digits, 8)
+    raise TarError("a header is damaged, or what was sent is not a tar: a number in it is not octal")
 
 
 # ---------------------------------------------------------------------- PAX

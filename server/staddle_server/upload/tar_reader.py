@@ -33,6 +33,8 @@ EXTENSIONS_MAX: Final = 16
 LONG_NAME_BYTES_MAX: Final = PATH_BYTES_MAX + 4 * KIB
 PADDING_BYTES_MAX: Final = 16 * MIB
 """Zeros behind the end: writers fill their last record."""
+HOLES_BYTES_MAX: Final = 64 * 1024 * 1024 * MIB
+"""Zeros in the holes of all files of a tar: a few bytes stand for them, and they take 2 s of work a TiB."""
 PIECE_BYTES: Final = 1 * MIB
 _FILE_TYPES: Final = b"\0007S"
 _GLOBAL_KEYS: Final = frozenset({b"mtime", b"uid", b"gid", b"uname", b"gname"})
@@ -112,6 +114,7 @@ class TarReader:
         """Bytes of the current member that are still to come, and what fills its last block."""
         self._sparse: Sparse | None = None
         self._path: bytes | None = None
+        self._holes_bytes = 0
         self.member_count = 0
 
     def members(self) -> Iterator[Member]:
@@ -272,7 +275,15 @@ class TarReader:
             size, pieces = tar_sparse.old_gnu(block, lambda: self._exactly(BLOCK))
         else:
             return None
-        return tar_sparse.checked(size, pieces, self._left, path)
+        found = tar_sparse.checked(size, pieces, self._left, path)
+        self._holes_bytes += found.size - self._left
+        if self._holes_bytes > HOLES_BYTES_MAX:
+            raise TarError(
+                f"with the holes of this sparse file, those of the tar have more than {HOLES_BYTES_MAX // MIB**2} TiB: "
+                "send it in several tars",
+                path,
+            )
+        return found
 
     # ------------------------------------------------------------------ bytes
 
@@ -314,7 +325,7 @@ class TarReader:
         while have < size:
             data = self._source.read(size - have)
             if not data:
-                raise TarError("it is cut short, so there is no backup: send it whole")
+                raise TarError("it is cut short, so there is no backup: send it whole", self._path)
             pieces.append(data)
             have += len(data)
         return b"".join(pieces)
