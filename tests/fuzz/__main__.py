@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz_engine import CORPUS, BrokenPromiseError, Report, Target, corpus, name_of, run
 from fuzz_targets import BY_NAME

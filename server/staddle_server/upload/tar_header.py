@@ -33,8 +33,11 @@ _LENGTH_DIGITS_MAX: Final = 8
 class TarError(BadRequest):
     """A tar breaks its format, or holds what a backup cannot."""
 
-    def __init__(self, message: str, path: bytes | None = None) -> None:
-        where = "the tar" if path is None else f"the tar, at {shown(path)!r}"
+    def __init__(self, message: str, path: bytes | None = None, *, after: bool = False) -> None:
+        """`path` is that of the member; with `after`, of the one before it."""
+        where = (
+            "the tar" if path is None else f"the tar, {'after' if after else 'at'} {shown(path or b'.')!r}"
+        )
         super().__init__("BAD_FIELD", f"{where}: {message}", field="body")
         self.what = message
         if path is not None:

@@ -10,7 +10,6 @@ from urllib.parse import unquote_to_bytes
 
 from staddle_server.base.limits import FILE_BYTES_MAX, KIB, MIB, PATH_BYTES_MAX, ZERO_BYTES_MAX
 from staddle_server.base.types import EntryType, Xattr
-from staddle_server.manifest.entries import shown
 from staddle_server.upload import tar_sparse
 from staddle_server.upload.tar_header import (
     BLOCK,
@@ -155,7 +154,7 @@ class TarReader:
         except TarError as error:
             if "path" in error.facts or self._path is None:
                 raise
-            raise TarError(f"{error.what} (after {shown(self._path or b'.')!r})", self._path) from error
+            raise TarError(error.what, self._path, after=True) from error
 
     def _next(self) -> Member | None:
         described = _Described()

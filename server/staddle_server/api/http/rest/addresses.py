@@ -93,6 +93,9 @@ def given(operation: Operation, segments: Mapping[str, bytes], query: bytes) -> 
             raise _bad(name, "given twice")
         else:
             found[name] = _read(parameter, value)
+    for name, parameter in known.items():
+        if parameter.required and name not in found:
+            raise _bad(name, "required")
     return found
 
 

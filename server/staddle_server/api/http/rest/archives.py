@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Final
-from urllib.parse import quote
 
 from google.protobuf import json_format
 from staddle.v1 import resources_pb2 as pb
@@ -15,6 +14,7 @@ from staddle_server.api.archive_calls import ArchiveCalls, SentTar
 from staddle_server.api.archives import MEDIA_TYPES
 from staddle_server.api.convert import bad
 from staddle_server.api.http.rest import kinds
+from staddle_server.api.http.rest.files import disposition
 from staddle_server.api.http.rest.operations import (
     Answer,
     Body,
@@ -23,7 +23,6 @@ from staddle_server.api.http.rest.operations import (
     RestRequest,
     Streamed,
 )
-from staddle_server.api.http.rest.table import BACKUP, BACKUPS, DATASET, READ
 from staddle_server.base.limits import HTTP_TAR_SILENCE_S, ROOT_BYTES_MAX
 from staddle_server.base.types import Kind, Scope, TokenRole
 from staddle_server.catalog import UploadRequest
@@ -70,12 +69,18 @@ _IN: Final = (
 )
 
 
-def archive_operations(calls: ArchiveCalls) -> list[Operation]:
-    """Return the rows of the table whose request or answer is an archive."""
+def archive_operations(
+    calls: ArchiveCalls, backups: str, backup: str, dataset: RestParameter, read: RestParameter
+) -> list[Operation]:
+    """Return the rows of the table whose request or answer is an archive.
+
+    `backups` and `backup` are the addresses of a dataset's backups and of one; `dataset` and `read` are the
+    parameters in them.
+    """
     return [
         Operation(
             "GET",
-            f"{BACKUP}/archive",
+            f"{backup}/archive",
             "GetArchive",
             TokenRole.READER,
             "A backup, or a part of it, as an archive.",
@@ -88,7 +93,7 @@ def archive_operations(calls: ArchiveCalls) -> list[Operation]:
                     headers={"Content-Disposition": "A name for the file."},
                 ),
             ),
-            (DATASET, READ, _PATHS, _OUT),
+            (dataset, read, _PATHS, _OUT),
             errors=("not_found", "data_loss"),
             more="If something of it is damaged, the connection breaks off: what arrived is not complete, and its "
             "end is missing.",
@@ -96,13 +101,13 @@ def archive_operations(calls: ArchiveCalls) -> list[Operation]:
         ),
         Operation(
             "PUT",
-            BACKUPS,
+            backups,
             "PutArchive",
             TokenRole.WRITER,
             "Make a backup of a tar, all or nothing.",
             lambda asked: _put(calls, asked),
             (Answer(201, "The backup.", sv.CommitUploadResponse),),
-            (DATASET, *_IN),
+            (dataset, *_IN),
             Body(BODY_TYPES),
             errors=("not_found", "failed_precondition"),
             more="`tar c . | curl -T - …` sends one. `Content-Encoding` gzip or zstd is the same as the format tar.gz "
@@ -128,7 +133,7 @@ def _get(calls: ArchiveCalls, asked: RestRequest) -> Streamed:
     name = f"{dataset}-{backup.number}.{form}"
     return Streamed(
         200,
-        {"content-type": MEDIA_TYPES[form], "content-disposition": attachment(name)},
+        {"content-type": MEDIA_TYPES[form], "content-disposition": disposition(name.encode())},
         pieces,
     )
 
@@ -140,12 +145,6 @@ def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 def _selector(given: Mapping[str, str]) -> Selector:
     return convert.selector_of(json_format.ParseDict(dict(given), pb.BackupSelector()))
-
-
-def attachment(name: str) -> str:
-    """Return the Content-Disposition of a file to save (RFC 6266): nothing in the name can be more than a name."""
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name).lstrip(".") or "_"
-    return f"attachment; filename=\"{safe}\"; filename*=UTF-8''{quote(name.replace('/', '_'), safe='')}"
 
 
 # ---------------------------------------------------------------------- in

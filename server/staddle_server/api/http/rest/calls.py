@@ -32,18 +32,21 @@ class Calls:
         about: str,
         parameters: tuple[RestParameter, ...] = (),
         *,
+        without: tuple[str, ...] = (),
         required: tuple[str, ...] = (),
         errors: tuple[str, ...] = (),
         more: str = "",
+        id_: str = "",
     ) -> Operation:
-        """Return the operation that calls the method `name`.
+        """Return the operation that calls the method `name`, in OpenAPI under the name `id_`.
 
         Its parameters are fields of the request. With PUT, PATCH and POST the body has the others;
-        `required` names those that it must have. A POST whose parameters are all fields has no body.
+        except those in `without`; `required` names those that it must have. A POST whose parameters are all
+        fields has no body.
         """
         method, answer = self._table[name], _type_of(name, "output_type")
         request = _type_of(name, "input_type")
-        elsewhere = tuple(each.field or each.name for each in parameters)
+        elsewhere = (*(each.field or each.name for each in parameters), *without)
         fields = {field.json_name for field in request.DESCRIPTOR.fields}
         takes = verb in {"PUT", "PATCH", "POST"} and bool(fields - set(elsewhere))
         body = Body((JSON,), request, elsewhere, required) if takes else None
@@ -53,17 +56,14 @@ class Calls:
             name,
             method.role,
             about,
-            _handler(name, method, request, parameters),
+            _handler(name, method, request, parameters, without),
             (Answer(200, about, answer),),
             parameters,
             body,
             errors,
             more,
+            id=id_,
         )
-
-    def call(self, name: str, request: Message, asked: RestRequest) -> Any:
-        """Call a method for a request, and return its answer."""
-        return self._table[name].handler(reading_of(name).decode(request.SerializeToString()), asked.call)
 
 
 def _type_of(name: str, of: str) -> type[Message]:
@@ -72,27 +72,33 @@ def _type_of(name: str, of: str) -> type[Message]:
 
 
 def _handler(
-    name: str, method: Method, type_: type[Message], parameters: tuple[RestParameter, ...]
+    name: str,
+    method: Method,
+    type_: type[Message],
+    parameters: tuple[RestParameter, ...],
+    without: tuple[str, ...],
 ) -> Callable[[RestRequest], Any]:
     # The limits of messages count for the encoded request, as for every caller.
     reading = reading_of(name)
     fields = {each.name: each.field or each.name for each in parameters}
 
     def handle(asked: RestRequest) -> Any:
-        return method.handler(reading.decode(_request(asked, type_, fields)), asked.call)
+        return method.handler(reading.decode(_request(asked, type_, fields, without)), asked.call)
 
     return handle
 
 
-def _request(asked: RestRequest, type_: type[Message], fields: Mapping[str, str]) -> bytes:
+def _request(
+    asked: RestRequest, type_: type[Message], fields: Mapping[str, str], without: tuple[str, ...]
+) -> bytes:
     """Return the encoded request of a method."""
     message = type_()
     if asked.body:
         parse_json(asked.body, message)
         for field, _ in message.ListFields():
-            if field.json_name in fields.values():
+            if field.json_name in fields.values() or field.json_name in without:
                 raise BadRequest(
-                    "BAD_FIELD", f"{field.json_name}: it is in the address, not in the body", field=field.name
+                    "BAD_FIELD", f"{field.json_name}: the address says it, not the body", field=field.name
                 )
     found: dict[str, Any] = {}
     for name, value in asked.given.items():

@@ -26,7 +26,8 @@ class RestParameter(NamedTuple):
         about: What it is for, in words.
         field: The field of the RPC's request that gets it, in JSON; "": its name.
         many: Whether it may come several times; then its value is a list.
-        where: PATH or QUERY. What is in the path is always given.
+        required: Whether it must be given; what is in the path always is.
+        where: PATH or QUERY.
 
     """
 
@@ -35,6 +36,7 @@ class RestParameter(NamedTuple):
     about: str
     field: str = ""
     many: bool = False
+    required: bool = False
     where: str = QUERY
 
 
@@ -130,7 +132,7 @@ class Operation(NamedTuple):
         verb: The HTTP method. GET answers HEAD, too.
         path: The template of the address. "{name}" is one segment, decoded; "{name...}" at its end is all
             that follows, decoded segment by segment.
-        name: Its name: in the log, in metrics, and in OpenAPI. That of the RPC if it is one.
+        name: Its name in the log and in metrics: that of the RPC if it is one.
         role: The least role that a token needs.
         about: What it does, in one sentence.
         handler: Answers.
@@ -140,6 +142,7 @@ class Operation(NamedTuple):
         errors: The codes of errors that it has besides those of all operations, as in `connect.STATUSES`.
         more: What else callers should know, in sentences.
         is_stream: Whether it takes a slot of a stream, because it takes or answers more than a message.
+        id: Its name in OpenAPI, where no other operation has the same; "": its name.
 
     """
 
@@ -155,6 +158,7 @@ class Operation(NamedTuple):
     errors: tuple[str, ...] = ()
     more: str = ""
     is_stream: bool = False
+    id: str = ""
 
     def of(self, where: str) -> Iterable[RestParameter]:
         """Return the parameters of the path or of the query."""

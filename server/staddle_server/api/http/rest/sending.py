@@ -58,6 +58,8 @@ class Sender:
         # Known before the end leaves, on the event loop: with it the request ends, and so does its call.
         self.has_ended = message.get("more_body") is False
         await self._send(message)
+        # On the event loop, before anything on it can learn that the answer is complete.
+        self.has_ended = not message.get("more_body", True)
 
     def _wait(self) -> None:
         if self._last is not None:
