@@ -50,8 +50,13 @@ def archive_pieces(
         Damaged: A part cannot be read. The archive is cut off there, in the middle: it must not look complete.
 
     """
-    pieces = _Writing(form, time_ns, large).pieces(restore.events(paths, exact=False))
+    pieces = _pieces(restore.events(paths, exact=False), form, time_ns, large)
     return compressed(pieces) if form == "tar.zst" else pieces
+
+
+def _pieces(events: Iterator[Event], form: str, time_ns: int, large: threading.Lock) -> Iterator[bytes]:
+    # An archive that nobody reads must not hold a temporary file.
+    yield from _Writing(form, time_ns, large).pieces(events)
 
 
 class _Output:
