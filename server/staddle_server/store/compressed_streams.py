@@ -30,7 +30,7 @@ def compressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Bytes on demand, as `io.RawIOBase` has them."""
 
     def read(self, size: int, /) -> bytes:
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 class Pieces:
-    """A Source of pieces that arrive."""
+    """A ByteSource of pieces that arrive."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -56,7 +56,7 @@ class Pieces:
         return bytes(taken)
 
 
-def inflated(form: str, source: Pieces) -> Source:
+def inflated(form: str, source: Pieces) -> ByteSource:
     """Return a source of what a compressed source holds. `form` is "", "gzip" or "zstd".
 
     It inflates no more than is asked for. Several frames or members in succession count as one stream.

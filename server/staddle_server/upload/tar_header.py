@@ -44,7 +44,7 @@ class TarError(BadRequest):
             self.facts["path"] = shown(path)
 
 
-class Header(NamedTuple):
+class TarHeader(NamedTuple):
     """A header block."""
 
     name: bytes
@@ -61,7 +61,7 @@ class Header(NamedTuple):
     devminor: int
 
 
-def header_of(block: bytes) -> Header:
+def header_of(block: bytes) -> TarHeader:
     """Parse a header block. Raises TarError."""
     (
         name,
@@ -86,7 +86,7 @@ def header_of(block: bytes) -> Header:
     if magic[:6] == _POSIX_MAGIC and (front := _text(prefix)):
         name = front + b"/" + name
     known = magic[:6] == _POSIX_MAGIC or magic == _GNU_MAGIC
-    return Header(
+    return TarHeader(
         name,
         number(mode),
         number(uid),

@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
+
+from staddle._base.figures import counted
 
 from staddle_server.base.limits import FILE_BYTES_MAX, KIB, MIB, PATH_BYTES_MAX, ZERO_BYTES_MAX
 from staddle_server.base.types import EntryType, Xattr
+from staddle_server.store.compressed_streams import ByteSource
 from staddle_server.upload import tar_sparse
 from staddle_server.upload.tar_header import (
     BLOCK,
     PAX_BYTES_MAX,
     ZERO_BLOCK,
-    Header,
     TarError,
+    TarHeader,
     header_of,
     in_range,
     nearest_ns,
@@ -49,13 +52,6 @@ _TYPES: Final = {
     b"D": EntryType.DIRECTORY,
 }
 _DEVICES: Final = frozenset({EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE})
-
-
-class Source(Protocol):
-    """Bytes on demand."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return 1 to `size` bytes; none at the end."""
 
 
 class Member(NamedTuple):
@@ -106,7 +102,7 @@ class _Described:
 class TarReader:
     """Reads the members of a tar in order. Not thread-safe."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self._source = source
         self._defaults: dict[bytes, bytes] = {}
         self._left = self._padding = 0
@@ -181,14 +177,14 @@ class TarReader:
         if self._exactly(BLOCK) != ZERO_BLOCK:
             raise TarError("a lone block of zeros is in the middle of it: it is damaged there")
 
-    def _extend(self, header: Header, described: _Described) -> None:
+    def _extend(self, header: TarHeader, described: _Described) -> None:
         described.headers += 1
         if described.headers > EXTENSIONS_MAX:
             raise TarError(f"more than {EXTENSIONS_MAX} extended headers describe one member", self._path)
         most = LONG_NAME_BYTES_MAX if header.type in b"LK" else PAX_BYTES_MAX
         if header.size > most:
             raise TarError(
-                f"an extended header after {self.member_count} members has {header.size} bytes; the limit is {most}"
+                f"an extended header after {counted(self.member_count, 'member')} has {header.size} bytes; the limit is {most}"
             )
         data = self._exactly(header.size)
         self._exactly(-header.size % BLOCK)
@@ -205,7 +201,7 @@ class TarReader:
                     described.sparse_numbers.append(whole_number(key.decode(), value))
                 described.records[key] = value
 
-    def _member(self, header: Header, block: bytes, described: _Described) -> Member:
+    def _member(self, header: TarHeader, block: bytes, described: _Described) -> Member:
         records = {
             key: value
             for key, value in (self._defaults | described.records).items()
@@ -254,7 +250,7 @@ class TarReader:
 
     def _map(
         self,
-        header: Header,
+        header: TarHeader,
         block: bytes,
         records: dict[bytes, bytes],
         described: _Described,
@@ -336,7 +332,7 @@ def _zeros(count: int) -> Iterator[int]:
         count -= ZERO_BYTES_MAX
 
 
-def _named_as_directory(records: dict[bytes, bytes], header: Header) -> bool:
+def _named_as_directory(records: dict[bytes, bytes], header: TarHeader) -> bool:
     return (records.get(b"path") or header.name).endswith(b"/")
 
 

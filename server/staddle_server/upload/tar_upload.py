@@ -39,7 +39,7 @@ class TakenTar(NamedTuple):
     problem_count: int
 
 
-class _Link(NamedTuple):
+class _TarLink(NamedTuple):
     target: bytes
     number: int
     """Of the member."""
@@ -58,7 +58,7 @@ class TarUpload:
         self._described = described
         self._links_held = links
         self._changes = writer.upload.scope is Scope.CHANGES
-        self._links: dict[bytes, _Link] = {}
+        self._links: dict[bytes, _TarLink] = {}
         """Hard links, by path. A tar does not say of a file that links to it follow: they wait for the end."""
         self._targets: dict[bytes, int] = {}
         """Files that links name, each with the number of the last member at its path that came after a link."""
@@ -124,7 +124,7 @@ class TarUpload:
             return
         self._forget_link(path)
         self._links_held.change(LINK_BYTES + len(path) + len(target))
-        self._links[path] = _Link(target, number)
+        self._links[path] = _TarLink(target, number)
         self._targets.setdefault(target, 0)
 
     def _forget_link(self, path: bytes) -> None:

@@ -28,11 +28,11 @@ from staddle_server.base.types import Kind, Scope, TokenRole
 from staddle_server.catalog import UploadRequest
 from staddle_server.restore.browse import Selector
 
-TAR: Final = "application/x-tar"
+ANY_TYPE: Final = "*/*"
 COMPRESSIONS: Final = {"tar": "", "tar.gz": "gzip", "tar.zst": "zstd"}
 """By the name of the format."""
 BODY_TYPES: Final = (
-    TAR,
+    "application/x-tar",
     "application/tar",
     "application/gzip",
     "application/zstd",
@@ -88,8 +88,8 @@ def archive_operations(
             (
                 Answer(
                     200,
-                    "The archive.",
-                    media_type=TAR,
+                    "The archive: application/x-tar, application/zstd or application/zip.",
+                    media_type=ANY_TYPE,
                     headers={"Content-Disposition": "A name for the file."},
                 ),
             ),

@@ -142,4 +142,4 @@ TIME: Final = ParameterKind({"type": "string", "format": "date-time"}, _time)
 TAG: Final = ParameterKind({"type": "string", "maxLength": TAG_KEY_BYTES_MAX + 1 + TAG_VALUE_BYTES_MAX}, _tag)
 """KEY or KEY=VALUE; its value is both, None for a value that does not matter."""
 HOST: Final = text(HOST_BYTES_MAX)
-PAGE_TOKEN: Final = text(PAGE_TOKEN_BYTES_MAX)
+PAGE_TOKEN: Final = ParameterKind({"type": "string"}, text(PAGE_TOKEN_BYTES_MAX).read)
