@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import shutil
@@ -20,6 +21,9 @@ from fs_trees import Node, make_socket, nodes_of, plant
 from http_door import Answer, ask, open_http
 from servers import Running
 from staddle import Client
+from staddle._protocol import archive_formats
+from staddle.v1 import resources_pb2 as pb
+from staddle_server.api.http.rest.sending import Sender
 from thin import back_up, noise
 
 TAR = {"content-type": "application/x-tar"}
@@ -327,3 +331,45 @@ def test_damage_in_the_middle_breaks_the_connection_and_damage_at_the_start_is_a
             with tarfile.open(fileobj=io.BytesIO(got.stdout)) as opened, pytest.raises(tarfile.ReadError):
                 opened.getmembers()
     running.stop()
+
+
+def test_the_end_of_a_call_does_not_break_off_an_answer_whose_end_is_leaving() -> None:
+    """With the end of the answer the request ends, and so does its call, before the sending thread knows."""
+    cuts: list[str] = []
+
+    async def answered() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def send(message: dict[str, object]) -> None:
+            if message.get("more_body") is False:
+                sender.break_off()
+                await asyncio.sleep(0)  # what `break_off` asks of the loop happens now
+
+        sender = Sender(loop, send, lambda: cuts.append("cut"))
+
+        def work() -> None:
+            sender.begin(200, {})
+            sender.piece(b"data")
+            sender.end()
+
+        await loop.run_in_executor(None, work)
+        assert sender.has_ended
+
+    asyncio.run(answered())
+    assert cuts == []
+
+
+def test_files_that_links_may_name_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_formats, "LINKS_MAX", 3)
+    monkeypatch.setattr(archive_formats, "LINKS_BYTES_MAX", 100)
+    links = archive_formats.LinkSources()
+
+    def entry(number: int) -> pb.Entry:
+        return pb.Entry(link_group=b"%d" % number, content=pb.Content(content_id=b"same"))
+
+    for number in range(5):
+        links.add(b"p%d" % number, entry(number))
+    assert [links.find(entry(number)) for number in range(5)] == [None, None, b"p2", b"p3", b"p4"]
+    links.add(b"x" * 97, entry(5))
+    assert [links.find(entry(number)) is not None for number in range(3, 6)] == [False, True, True]
+    assert links.find(pb.Entry(content=pb.Content(content_id=b"same"))) is None

@@ -74,18 +74,11 @@ class _Gzip:
         self._source = source
         self._reader = zlib.decompressobj(_GZIP)
         self._input = b""
-        self._begun = False
 
     def read(self, size: int, /) -> bytes:
         while True:
-            if self._reader.eof:
-                self._input = self._reader.unused_data or self._source.read(INFLATED_PIECE_BYTES)
-                if not self._input:
-                    return b""
-                if not self._input.strip(b"\0"):  # padding, as tapes and some tools add it
-                    self._input = b""
-                    continue
-                self._reader, self._begun = zlib.decompressobj(_GZIP), False
+            if self._reader.eof and not self._begin_next():
+                return b""
             if not self._input:
                 self._input = self._source.read(INFLATED_PIECE_BYTES)
                 if not self._input:
@@ -97,6 +90,16 @@ class _Gzip:
             self._input = self._reader.unconsumed_tail
             if found:
                 return found
+
+    def _begin_next(self) -> bool:
+        """Begin the next member; return False if there is none, behind padding as tapes and some tools add it."""
+        rest = self._reader.unused_data
+        while not rest.strip(b"\0"):
+            rest = self._source.read(INFLATED_PIECE_BYTES)
+            if not rest:
+                return False
+        self._input, self._reader = rest, zlib.decompressobj(_GZIP)
+        return True
 
 
 class _Zstd:
@@ -147,7 +150,8 @@ class _Marked:
         found = b"" if self.at_end else self._source.read(size)
         if not found:
             self.at_end = True
-            found, self._mark = self._mark, b""
+            # Byte by byte: zstd would take a frame that is whole at once, also in the middle of a header.
+            found, self._mark = self._mark[:1], self._mark[1:]
         return found
 
 
