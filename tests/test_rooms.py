@@ -120,6 +120,7 @@ OUTSIDE: Final = {
     ("staddle_server", "starlette"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "uvicorn"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "jinja2"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "markupsafe"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "opentelemetry"): (
         frozenset({"app"}),
         "rooms report to an observer, and know no tracing",

@@ -10,7 +10,7 @@ from direct import Failed, Stub, WideDoor, open_door
 from every_call import ROWS, Place, Stepping
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from http_door import JSON, PROTO, HttpError, HttpStub, call, open_http
+from http_door import JSON, PROTO, HttpError, HttpStub, ask, call, open_http
 from rest_door import TABLE, NoAddressError, RestStub, address_of
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
@@ -153,6 +153,25 @@ def test_reads_answer_the_same_message_at_both_doors(doors: Doors) -> None:
         for answer in answers:
             answer.ClearField("next_page_token") if hasattr(answer, "next_page_token") else None
         assert all(answer == answers[0] for answer in answers), method
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        sv.ReadRangeRequest(dataset="nowhere", path="f00001", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="nothing", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="../f00001", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="f", backup=pb.BackupSelector(backup="0000"), length_bytes=1),
+    ],
+)
+def test_a_file_over_rest_has_the_errors_of_read_range(doors: Doors, request_: sv.ReadRangeRequest) -> None:
+    token = doors.place.token("reader")
+    backup = request_.backup.backup or "latest"
+    address = f"/v1/datasets/{request_.dataset}/backups/{backup}/files/{request_.path}"
+    found = ask(doors.port, address, None, {"authorization": f"Bearer {token}"})
+    expected = doors.outcomes("ReadRange", request_, token)
+    assert {(HttpError(found).code, HttpError(found).reason)} == set(expected.values())
 
 
 @pytest.mark.parametrize("method", STREAMS)

@@ -72,9 +72,10 @@ class HttpServer:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
-        rest = operations(Calls(table), parts)
-        served = [RestRoute(gate, rest, self._threads), *reference_routes(rest)]
-        app = Starlette(routes=[*served, *connect.routes(gate, table, self._threads), page.route()])
+        addresses = operations(Calls(table), parts)
+        rest = [RestRoute(gate, addresses, self._threads), *reference_routes(addresses)]
+        calls = connect.routes(gate, table, self._threads)
+        app = Starlette(routes=[*rest, *calls, page.route()])
         self._config = Config(
             app,
             loop="asyncio",
