@@ -206,6 +206,26 @@ def test_many_hard_links_are_found_again_over_several_checkpoints(
     assert found == [{f"f{n:05}", f"l{n:05}"} for n in range(0, 9_000, 90)]
 
 
+def test_more_hard_links_than_may_wait_are_made_in_between(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar_upload, "LINKS_BYTES_MAX", 2_000)
+    made: list[int] = []
+    make = tar_upload.TarUpload._make_links
+    monkeypatch.setattr(
+        tar_upload.TarUpload, "_make_links", lambda self: (made.append(len(self._links)), make(self))[1]
+    )
+    body = member(b"f", b"1") + member(b"g", b"2")
+    body += b"".join(link(b"l%02d" % n, b"fg"[n % 2 : n % 2 + 1]) for n in range(30)) + link(b"last", b"l00")
+    place.taken(body + END, dataset="waiting")
+    assert groups(place, "waiting") == [
+        {"f", "last", *(f"l{n:02}" for n in range(0, 30, 2))},
+        {"g", *(f"l{n:02}" for n in range(1, 30, 2))},
+    ]
+    assert len(made) > 5
+    assert max(made) < 10
+
+
 def test_a_link_that_a_later_member_replaces_is_gone(place: Place) -> None:
     body = member(b"f", b"1") + link(b"g", b"f") + member(b"g", b"2") + link(b"h", b"f") + link(b"h", b"g")
     place.taken(body + END, dataset="replaced")

@@ -262,7 +262,7 @@ class TarReader:
             if version != (b"1", b"0"):
                 raise TarError("its sparse format is unknown: make the tar with --sparse-version=1.0", path)
             size = whole_number("GNU.sparse.realsize", records.get(b"GNU.sparse.realsize", b""), path)
-            pieces, _ = tar_sparse.in_data(lambda: self._block_of_data(path), path)
+            pieces = tar_sparse.in_data(lambda: self._block_of_data(path), path)
         elif b"GNU.sparse.size" in records:
             size = whole_number("GNU.sparse.size", records[b"GNU.sparse.size"], path)
             pieces = tar_sparse.in_records(records, described.sparse_numbers, path)

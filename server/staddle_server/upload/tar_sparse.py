@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from staddle_server.base.limits import FILE_BYTES_MAX, HOLES_MAX
 from staddle_server.base.types import Hole
-from staddle_server.upload.tar_header import BLOCK, TarError, number, whole_number
+from staddle_server.upload.tar_header import TarError, number, whole_number
 
 PIECES_MAX: Final = HOLES_MAX
 _OLD_MAP: Final = (386, 4)
@@ -101,13 +101,13 @@ def in_records(records: Mapping[bytes, bytes], listed: list[int], path: bytes) -
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def in_data(read: Read, path: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Return the pieces of format 1.0, which precede the data, and how many bytes they take. Raises TarError."""
+def in_data(read: Read, path: bytes) -> list[tuple[int, int]]:
+    """Read the pieces of format 1.0, which precede the data, and return them. Raises TarError."""
     lines = _Lines(read, path)
     count = lines.next()
     if count > PIECES_MAX:
         raise _too_many(path)
-    return [(lines.next(), lines.next()) for _ in range(count)], lines.blocks * BLOCK
+    return [(lines.next(), lines.next()) for _ in range(count)]
 
 
 class _Lines:
@@ -117,7 +117,6 @@ class _Lines:
         self._read = read
         self._path = path
         self._rest = b""
-        self.blocks = 0
 
     def next(self) -> int:
         while (end := self._rest.find(b"\n")) < 0:
@@ -126,7 +125,6 @@ class _Lines:
                     "the map of this sparse file is damaged: a number in it has no end", self._path
                 )
             self._rest += self._read()
-            self.blocks += 1
         line, self._rest = self._rest[:end], self._rest[end + 1 :]
         return whole_number("a number of the sparse map", line, self._path)
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 from blake3 import blake3
 
-from staddle_server.base.limits import KIB
+from staddle_server.base.limits import KIB, MIB
 from staddle_server.base.memory_budget import Held
 from staddle_server.base.types import Attributes, Entry, EntryType, Scope
 from staddle_server.manifest.entries import shown
@@ -23,6 +23,8 @@ WHOLE_BYTES_MAX: Final = 256 * KIB
 """A file up to this size is taken at once."""
 LINK_BYTES: Final = 400
 """A hard link that waits for the end of the tar, as objects, beside its names."""
+LINKS_BYTES_MAX: Final = 32 * MIB
+"""Hard links that wait: some 60,000. With more, those are made at once, which takes a pass over all entries."""
 DESCRIBED_FACTOR: Final = 20
 """Bytes of memory for each byte of extended headers."""
 DESCRIBED_SMALL_BYTES: Final = 16 * KIB
@@ -59,7 +61,9 @@ class TarUpload:
         self._links_held = links
         self._changes = writer.upload.scope is Scope.CHANGES
         self._links: dict[bytes, _TarLink] = {}
-        """Hard links, by path. A tar does not say of a file that links to it follow: they wait for the end."""
+        """Hard links, by path. A tar does not say of a file that links to it follow: they wait, for a pass over
+        all entries, at the end if possible.
+        """
         self._targets: dict[bytes, int] = {}
         """Files that links name, each with the number of the last member at its path that came after a link."""
         self._problems = 0
@@ -126,13 +130,15 @@ class TarUpload:
         self._links_held.change(LINK_BYTES + len(path) + len(target))
         self._links[path] = _TarLink(target, number)
         self._targets.setdefault(target, 0)
+        if self._links_held.size >= LINKS_BYTES_MAX:
+            self._make_links()
 
     def _forget_link(self, path: bytes) -> None:
         """Forget a link that a later member replaces."""
         self._links.pop(path, None)
 
     def _make_links(self) -> None:
-        """Add all links, each with the content of its file, which joins them in a group."""
+        """Add the links that wait, each with the content of its file, which joins them in a group."""
         if not self._links:
             return
         names: dict[bytes, list[bytes]] = {}
@@ -149,9 +155,11 @@ class TarUpload:
             self._check()
             if target.type is not EntryType.FILE:
                 continue
-            group = blake3(target.path, derive_key_context=GROUP_CONTEXT).digest(16)
-            linked = msgspec.structs.replace(target, link_group=group)
-            batch.append(linked)
+            linked = target
+            if not target.link_group:
+                group = blake3(target.path, derive_key_context=GROUP_CONTEXT).digest(16)
+                linked = msgspec.structs.replace(target, link_group=group)
+                batch.append(linked)
             for path in names.pop(target.path):
                 batch.append(msgspec.structs.replace(linked, path=path))
                 if len(batch) >= TOGETHER:
@@ -163,6 +171,9 @@ class TarUpload:
                 f"it is a hard link to {shown(target_path)!r}, which is not a file of this tar: put both into it",
                 paths[0],
             )
+        self._links.clear()
+        self._targets.clear()
+        self._links_held.close()
 
 
 def _bytes_of(reader: TarReader) -> bytes:
