@@ -154,6 +154,18 @@ OF_THE_CLIENT: Final = {
         frozenset({"api", "app"}),
         "protobuf messages are turned into values in api, and go no further",
     ),
+    "staddle._protocol.archive_formats": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
+    "staddle._protocol.archive_tar": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
+    "staddle._protocol.archive_zip": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
     "staddle._protocol.encoding": (
         frozenset({"api"}),
         "fields that are written by hand are messages as much as those of the generated code",

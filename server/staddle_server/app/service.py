@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import grpc
 
 from staddle_server import __version__
+from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
@@ -195,7 +196,8 @@ class Service:
             self._settings.metrics_datasets,
             kept.clock.now_ns,
         )
-        parts = RestParts(kept.catalog, kept.tenants, reads)
+        archives = ArchiveCalls(reads, self._uploads, kept.tenants, _runs(kept, self._settings))
+        parts = RestParts(kept.catalog, kept.tenants, reads, archives)
         public = self._settings.metrics == "public"
         self._http = HttpServer(self._gate, self._table, opening.metrics, sources, parts, public=public)
         self._http.start(opening.listening, opening.tls)
