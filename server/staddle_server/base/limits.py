@@ -88,6 +88,10 @@ HTTP_HEAD_S: Final = 15.0
 HTTP_SILENCE_S: Final = 30.0
 """How long a connection may be idle, a body may pause, and an answer may wait without being read."""
 HTTP_JSON_DEPTH_MAX: Final = 32
+SESSION_S: Final = 12 * 3600.0
+"""How long a login to the dashboard lasts at most."""
+FORM_BYTES_MAX: Final = 16 * KIB
+"""A form of the dashboard."""
 METRICS_DATASETS: Final = 10_000
 """Datasets with metrics of their own, unless the server is set otherwise."""
 METRICS_DATASETS_MAX: Final = 100_000

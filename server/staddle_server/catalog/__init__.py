@@ -17,6 +17,7 @@ from staddle_server.catalog.engine import (
 )
 from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
 from staddle_server.catalog.generations import Generation
+from staddle_server.catalog.overview import BackupPoint, DatasetLine, DatasetState, DayRuns, StoredFigures
 from staddle_server.catalog.pack_values import (
     CondemnedPack,
     GoneBackup,
@@ -82,6 +83,7 @@ __all__ = [
     "Applied",
     "Backup",
     "BackupFacts",
+    "BackupPoint",
     "BackupRun",
     "BeginUpload",
     "Begun",
@@ -92,7 +94,10 @@ __all__ = [
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DatasetLine",
+    "DatasetState",
     "DatasetTotals",
+    "DayRuns",
     "DeletionRefusal",
     "Delivery",
     "DurableUpdate",
@@ -135,6 +140,7 @@ __all__ = [
     "ServerState",
     "Servers",
     "StandingRoots",
+    "StoredFigures",
     "TargetState",
     "TenantRow",
     "Terms",

@@ -22,6 +22,7 @@ from staddle_server.catalog.figures import Figures
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
+from staddle_server.catalog.overview import Overview
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.replicas import Replicas
@@ -73,6 +74,7 @@ class Catalog:
         self.deliveries = Deliveries(database)
         self.space_samples = SpaceSamples(database)
         self.figures = Figures(database)
+        self.overview = Overview(database, self.tenants)
 
     @property
     def observer(self) -> Observer:
