@@ -50,7 +50,7 @@ class Visitor:
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.cookies:
             headers["cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        answer = ask(self.port, path, body, headers)
+        answer = ask(self.port, path.partition("#")[0], body, headers)
         for line in answer.headers.get_all("set-cookie") or ():
             for name, cookie in SimpleCookie(line).items():
                 assert cookie["httponly"]

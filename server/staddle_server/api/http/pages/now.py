@@ -120,11 +120,13 @@ def headline(totals: DatasetTotals, troubled: Sequence[Troubled], bad: Sequence[
         need = "needs" if len(troubled) + others == 1 else "need"
         return f"{listed(parts)} {need} you."
     datasets = counted(totals.datasets, "dataset")
-    all_ = "The dataset is" if totals.datasets == 1 else f"All {datasets} are"
+    all_are = "The dataset is" if totals.datasets == 1 else f"All {datasets} are"
     if not totals.oldest_success_ns:
         return "No dataset has a backup yet."
     oldest = span((now_ns - totals.oldest_success_ns) / NS)
-    return f"{all_} safe; the oldest success is {oldest} ago."
+    # Of one without an expectation nobody said how old its newest backup may be.
+    state = f"{all_are} safe" if totals.expected == totals.datasets else "Nothing needs you"
+    return f"{state}; the oldest success is {oldest} ago."
 
 
 # ---------------------------------------------------------------------- what is wrong
@@ -178,11 +180,11 @@ def _since(event: Event) -> int:
 def _store(visit: Visit) -> Tile:
     sources = visit.sources
     stored = sources.catalog.overview.stored(visit.principal.tenant)
-    notes = [f"{size(stored.live_bytes)} stored, in {counted(stored.packs, 'pack')}"]
+    packs = counted(stored.packs, "pack")
     if sources.space is None or not visit.is_admin or not (free := sources.space.free()):
-        return Tile(
-            "Store", size(stored.live_bytes), "plain", [f"in {counted(stored.packs, 'pack')}"], None, "/store"
-        )
+        value = f"{size(stored.live_bytes)} stored"
+        return Tile("Store", value, "plain", [f"in {packs}"], visit.now_ns, "/store")
+    notes = [f"{size(stored.live_bytes)} stored, in {packs}"]
     least = min(free, key=lambda each: each.free_bytes - each.min_bytes)
     samples = sources.catalog.space_samples.of(sources.disk_server(), least.path)
     past = [sample for sample in samples if sample[0] <= visit.now_ns]

@@ -2,11 +2,19 @@
 
 from typing import Final
 
+from staddle_server.api.http.pages.actions import act
+from staddle_server.api.http.pages.dataset import dataset_page
+from staddle_server.api.http.pages.datasets import datasets_page
 from staddle_server.api.http.pages.now import now_page
 from staddle_server.api.http.pages.rendering import NavLink
 from staddle_server.api.http.pages.visit import PageRoute
 from staddle_server.base.types import TokenRole
 
 READER, ADMIN = TokenRole.READER, TokenRole.ADMIN
-PAGES: Final = (PageRoute("/", READER, now_page, "/"),)
-LINKS: Final = (NavLink("Now", "/"),)
+PAGES: Final = (
+    PageRoute("/", READER, now_page, "/"),
+    PageRoute("/datasets", READER, datasets_page, "/datasets"),
+    PageRoute("/dataset", READER, dataset_page, "/datasets"),
+    PageRoute("/do", ADMIN, act, "/datasets", "POST"),
+)
+LINKS: Final = (NavLink("Now", "/"), NavLink("Datasets", "/datasets"))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from markupsafe import Markup
-from staddle._base.figures import counted, duration, size
+from staddle._base.figures import counted, size
 
 NS: Final = 1_000_000_000
 DAY_NS: Final = 86_400 * NS
@@ -44,7 +44,6 @@ class Words:
     span = staticmethod(span)
     size = staticmethod(size)
     count = staticmethod(counted)
-    period = staticmethod(duration)
 
     def __init__(self, now_ns: int) -> None:
         self.now_ns = now_ns

@@ -96,7 +96,7 @@ function draw(place) {
     columns.push(read(column));
     const one = { label: head.textContent, value: (_, value) => write(value), spanGaps: true };
     if (role === "low" || role === "high") {
-      Object.assign(one, { stroke: "transparent", points: { show: false } });
+      Object.assign(one, { stroke: "transparent", class: "band", points: { show: false } });
     } else if (role === "outlier") {
       Object.assign(one, { stroke: colour("--red-fill"), paths: () => null, points: { show: true, size: 9, fill: colour("--card"), width: 2 } });
     } else {
@@ -108,6 +108,9 @@ function draw(place) {
   const high = series.findIndex((each) => each.label === "Usual to");
   if (low > 0 && high > 0) bands.push({ series: [high, low], fill: colour("--accent") + "33" });
   const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, font: "12px system-ui, sans-serif" };
+  const day = (at) => new Date(at * 1000).toISOString();
+  const dates = (_, ticks) => ticks.map((at) => (ticks[1] - ticks[0] < 86400 ? day(at).slice(11, 16) : day(at).slice(5, 10)));
+  const binary = Array.from({ length: 60 }, (_, power) => 2 ** power);
   const size = () => ({ width: Math.max(240, place.clientWidth), height: 200 });
   const plot = new uPlot({
     ...size(),
@@ -115,7 +118,10 @@ function draw(place) {
     bands,
     tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "Etc/UTC"),
     scales: { x: { time: true }, y: { range: (_, least, most) => [Math.min(0, least ?? 0), (most ?? 1) * 1.1 || 1] } },
-    axes: [axis, { ...axis, size: 72, values: (_, ticks) => ticks.map(write) }],
+    axes: [
+      { ...axis, values: dates, space: 64 },
+      { ...axis, size: 84, values: (_, ticks) => ticks.map(write), ...(place.dataset.unit === "bytes" ? { incrs: binary } : {}) },
+    ],
     cursor: { drag: { x: true, y: false } },
   }, [read(0), ...columns], place);
   new ResizeObserver(() => plot.setSize(size())).observe(place);
