@@ -178,11 +178,13 @@ class Service:
 
         """
         # The extra `http` may not be installed.
+        from staddle_server.api.http.rest.table import RestParts
         from staddle_server.api.http.server import HttpServer
         from staddle_server.api.http.state import Sources
 
+        kept = self._kept
         sources = Sources(
-            self._kept.catalog,
+            kept.catalog,
             self._gate,
             self._space,
             {name.rpartition("/")[2]: works for name, works in self._working.items()},
@@ -190,11 +192,14 @@ class Service:
             lambda: self._uploads.open_count,
             opening.certificate_ends,
             self._settings.metrics_datasets,
-            self._kept.clock.now_ns,
+            kept.clock.now_ns,
         )
+        parts = RestParts(kept.catalog, kept.tenants, self._reads())
         public = self._settings.metrics == "public"
         pages = self._page_sources(opening.certificate_ends)
-        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, pages, public=public)
+        self._http = HttpServer(
+            self._gate, self._table, opening.metrics, sources, pages=pages, parts=parts, public=public
+        )
         self._http.start(opening.listening, opening.tls)
 
     def _page_sources(self, certificate_ends: Callable[[], float] | None) -> PageSources:

@@ -24,6 +24,9 @@ from staddle_server.api.http.metrics import Metrics, MetricsPage
 from staddle_server.api.http.pages.site import Dashboard
 from staddle_server.api.http.pages.table import LINKS, PAGES
 from staddle_server.api.http.pages.visit import PageSources
+from staddle_server.api.http.rest.calls import Calls
+from staddle_server.api.http.rest.serving import RestRoute
+from staddle_server.api.http.rest.table import RestParts, operations
 from staddle_server.api.http.state import Sources, StateCollector
 from staddle_server.base.limits import HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_SILENCE_S
 from staddle_server.base.threads import Threads, no_thread, start_thread
@@ -61,15 +64,18 @@ class HttpServer:
         table: dict[str, Method],
         metrics: Metrics,
         sources: Sources,
-        pages: PageSources,
         *,
+        pages: PageSources,
+        parts: RestParts,
         public: bool,
     ) -> None:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
         self._site = site = Dashboard(gate, table, pages, pages=PAGES, links=LINKS, threads=self._threads)
-        app = Starlette(routes=[*connect.routes(gate, table, self._threads), page.route(), *site.routes()])
+        rest = RestRoute(gate, operations(Calls(table), parts), self._threads)
+        calls = connect.routes(gate, table, self._threads)
+        app = Starlette(routes=[rest, *calls, page.route(), *site.routes()])
         self._config = Config(
             Guarded(app),
             loop="asyncio",
