@@ -75,6 +75,7 @@ PIP := -m pip --quiet --disable-pip-version-check --no-input
 SOURCE ?= .
 ARGS ?=
 LISTEN ?= 127.0.0.1:7443
+HTTP ?= 127.0.0.1:7480
 
 .PHONY: help
 help:
@@ -128,7 +129,7 @@ cluster: $(STAMP)
 
 .PHONY: serve
 serve: $(STAMP)
-	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN)
+	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN) --http $(HTTP)
 
 # --- to work on it
 # Without this, each worker compiles all tests in each run, which takes 8 s of CPU.

@@ -9,74 +9,26 @@ from urllib.parse import quote
 
 import pytest
 from extent import examples
-from google.protobuf.duration_pb2 import Duration
-from http_door import open_http
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages_client import Visitor, text_of
+from pages_seen import Seen
 from postgres_server import on_both_databases
 from servers import Running
-from sqlalchemy import select, update
+from sqlalchemy import update
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.http.pages.dataset import USUAL_MIN, usual
 from staddle_server.api.http.pages.datasets import PAGE
 from staddle_server.api.http.pages.now import headline
 from staddle_server.api.http.pages.table import PAGES
 from staddle_server.api.http.pages.words import NS, Words, span
-from staddle_server.catalog import Alarm, AlarmKey, DatasetTotals, EventChanges, schema
+from staddle_server.catalog import DatasetTotals, schema
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.catalog.validation import pack_tags
 from staddle_server.store.space import MinFree, Space
 from thin import back_up
 
 HOUR_NS = 3600 * NS
-
-
-class Seen:
-    """A service with pages, and an administrator who looks at them."""
-
-    def __init__(self, running: Running) -> None:
-        self.running = running
-        self.stub = running.stub()
-        self.port = open_http(running)
-        self.admin = Visitor(self.port, running.token("admin"))
-        self.reader = Visitor(self.port, running.token("reader"))
-        self.now_ns = running.clock.now_ns()
-
-    def says(self, path: str = "/", visitor: Visitor | None = None) -> str:
-        return text_of((visitor or self.admin).page(path))
-
-    def expect(self, dataset: str, every_s: int = 86_400) -> None:
-        period = Duration(seconds=every_s)
-        self.stub.SetExpectation(sv.SetExpectationRequest(dataset=dataset, every=period))
-
-    def fail(self, dataset: str, reason: str, host: str = "web1") -> None:
-        self.stub.ReportRun(sv.ReportRunRequest(dataset=dataset, reason=reason, host=host))
-
-    def succeeded(self, dataset: str, ago_ns: int) -> None:
-        """Let its newest success be older."""
-        with self.running.catalog.database.write() as connection:
-            this = update(schema.datasets).where(schema.datasets.c.name == dataset)
-            connection.execute(this.values(success_ns=self.now_ns - ago_ns))
-
-    def move(self, backup: str, begin_ns: int, took_ns: int = 60 * NS, **more: int) -> None:
-        """Let a backup, and its run, be of another time."""
-        with self.running.catalog.database.write() as connection:
-            table = schema.backups
-            this = table.c.id == bytes.fromhex(backup)
-            upload = connection.execute(select(table.c.upload).where(this)).scalar_one()
-            times = {"begin_ns": begin_ns, "commit_ns": begin_ns + took_ns}
-            connection.execute(update(table).where(this).values(**times, **more))
-            run = update(schema.runs).where(schema.runs.c.id == upload)
-            connection.execute(run.values(begin_ns=begin_ns, end_ns=begin_ns + took_ns))
-
-    def alarm(
-        self, text: str, severity: str = "critical", tenant: str = "default", kind: str = "lock"
-    ) -> None:
-        events = self.running.catalog.events
-        opened = events.open(self.now_ns)
-        found = Alarm(AlarmKey(kind, tenant, "", text), severity, text, "Run `staddle-server lock`.", None)
-        assert events.change(opened.fence, EventChanges(begun=[found]), lambda _: [], "test", self.now_ns)
 
 
 @pytest.fixture
@@ -269,7 +221,7 @@ def test_a_dataset_shows_its_backups_its_plots_and_what_goes_next(seen: Seen) ->
     unusual = [row for row in table.split("<tr>") if 'data-v="10000000"' in row]
     assert len(unusual) == 1
     assert unusual[0].count("9.5 MiB") == 2  # as its value, and as unusual
-    assert len(re.findall(r'<th scope="row">Number (\d+)', page)) == 12
+    assert len(re.findall(r'row"><a[^>]*>Number (\d+)', page)) == 12
     freed = seen.says("/dataset?name=one&freed=1")
     assert re.search(r"Once collected, that frees [\d.]+ (B|KiB)", freed), freed
 
@@ -294,7 +246,7 @@ def test_older_backups_are_further_pages(seen: Seen) -> None:
     numbers = [
         number
         for page in (first, seen.admin.page(further))
-        for number in re.findall(r"row\">Number (\d+)", page)
+        for number in re.findall(r'row"><a[^>]*>Number (\d+)', page)
     ]
     assert numbers == [str(number) for number in range(23, 0, -1)]
 
@@ -396,7 +348,8 @@ def pages_with(named: Seen, name: str, reason: str, host: str, tag: str) -> dict
         connection.execute(update(schema.datasets).values(name=name, host=host))
         connection.execute(update(schema.backups).values(tags=pack_tags({tag: tag}), host=host))
         connection.execute(update(schema.runs).values(reason=reason, host=host))
-    query = f"?name={quote(name, safe='')}"
+    name = quote(name, safe="")
+    query = f"?name={name}&dataset={name}&path=a"
     paths = [page.path for page in PAGES if page.verb == "GET"]
     return {path: re.sub(r"<time.*?</time>", "", named.admin.page(path + query)) for path in paths}
 

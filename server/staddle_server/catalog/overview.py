@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, select
+from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select
 
 from staddle_server.base.types import Kind, RunOutcome
 from staddle_server.catalog import schema
@@ -14,6 +14,7 @@ from staddle_server.catalog.rows import Page, dataset_row, page_of
 from staddle_server.catalog.run_values import Expectation
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS
+from staddle_server.catalog.values import Hold
 
 _b, _d, _p, _r = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c
 _SHOWN: Final = (_b.deleted_ns.is_(None), _b.purged_ns.is_(None))
@@ -95,6 +96,24 @@ class BackupPoint(NamedTuple):
     entry_count: int
     data_bytes: int
     stored_bytes: int
+
+
+class ProtectedDataset(NamedTuple):
+    """What protects the backups of a dataset; `policy` as in `Retention`."""
+
+    name: str
+    policy: str
+    minimum_s: int
+    hold: Hold | None
+
+
+class HeldBackup(NamedTuple):
+    """A backup with a hold of its own."""
+
+    dataset: str
+    number: int
+    id: bytes
+    hold: Hold
 
 
 class BackupTotals(NamedTuple):
@@ -196,12 +215,65 @@ class Overview:
         packs, live_bytes, condemned_bytes, parity_bytes = map(int, sums)
         return StoredFigures(packs, live_bytes, condemned_bytes, parity_bytes, unread_ns, int(unread))
 
+    def coverage(self, tenant: bytes, since_ns: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the number and the bytes of packs that were last read since each of these times, which fall, and not
+        since the one before; then of those read before all of them; then of those that were never read.
+        """
+        never = len(since_ns) + 1
+        read = [(_p.verified_ns >= each, place) for place, each in enumerate(since_ns)]
+        place = case((_p.verified_ns.is_(None), never), *read, else_=len(since_ns)).label("place")
+        query = select(place, func.count(), func.sum(_p.size_bytes)).where(_p.state == schema.PACK_LIVE)
+        with self._database.read() as connection:
+            mine = query.where(_p.tenant == self._tenants.row(connection, tenant)).group_by(place)
+            found = {int(row[0]): (int(row[1]), int(row[2])) for row in connection.execute(mine)}
+        return [found.get(number, (0, 0)) for number in range(never + 1)]
+
+    def last_runs(self, tenant: bytes, since_ns: int) -> dict[str, int]:
+        """Return when each token, by name, last began a run since then."""
+        query = select(_r.principal, func.max(_r.begin_ns)).where(_r.begin_ns >= since_ns)
+        with self._database.read() as connection:
+            mine = query.where(_r.tenant == self._tenants.row(connection, tenant))
+            return {name: int(at_ns) for name, at_ns in connection.execute(mine.group_by(_r.principal))}
+
+    def protected(self, tenant: bytes, limit: int) -> list[ProtectedDataset]:
+        """Return at most `limit` datasets that have a policy, a minimum retention or a hold, in name order."""
+        columns = (_d.name, _d.policy, _d.min_retention_s, _d.hold_ns, _d.hold_reason)
+        some = or_(_d.policy != "", _d.min_retention_s > 0, _d.hold_ns.is_not(None))
+        with self._database.read() as connection:
+            mine = _d.tenant == self._tenants.row(connection, tenant)
+            query = select(*columns).where(mine, some).order_by(_d.name).limit(limit)
+            return [
+                ProtectedDataset(row.name, row.policy, row.min_retention_s, _hold(row))
+                for row in connection.execute(query)
+            ]
+
+    def held(self, tenant: bytes, limit: int) -> list[HeldBackup]:
+        """Return at most `limit` backups with a hold of their own, the first held first."""
+        columns = (_d.name, _b.number, _b.id, _b.hold_ns, _b.hold_reason)
+        with self._database.read() as connection:
+            mine = _b.tenant == self._tenants.row(connection, tenant)
+            query = (
+                select(*columns)
+                .join_from(schema.backups, schema.datasets, _b.dataset == _d.row)
+                .where(mine, _b.hold_ns.is_not(None), _b.purged_ns.is_(None))
+                .order_by(_b.hold_ns)
+                .limit(limit)
+            )
+            return [
+                HeldBackup(row.name, row.number, row.id, Hold(row.hold_reason, row.hold_ns))
+                for row in connection.execute(query)
+            ]
+
     def backups(self, tenant: bytes) -> BackupTotals:
         """Return how many backups a tenant has, and what they would restore."""
         query = select(func.count(), func.coalesce(func.sum(_b.data_bytes), 0)).select_from(schema.backups)
         with self._database.read() as connection:
             mine = _b.tenant == self._tenants.row(connection, tenant)
             return BackupTotals(*map(int, connection.execute(query.where(mine, *_SHOWN)).one()))
+
+
+def _hold(row: Any) -> Hold | None:
+    return None if row.hold_ns is None else Hold(row.hold_reason, row.hold_ns)
 
 
 def _in_state(state: DatasetState, now_ns: int) -> Sequence[ColumnElement[bool]]:

@@ -73,9 +73,10 @@ class HttpServer:
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
         self._site = site = Dashboard(gate, table, pages, pages=PAGES, links=LINKS, threads=self._threads)
-        rest = RestRoute(gate, operations(Calls(table), parts), self._threads)
+        addresses = operations(Calls(table), parts)
+        rest = [RestRoute(gate, addresses, self._threads), site.downloads(addresses)]
         calls = connect.routes(gate, table, self._threads)
-        app = Starlette(routes=[rest, *calls, page.route(), *site.routes()])
+        app = Starlette(routes=[*rest, *calls, page.route(), *site.routes()])
         self._config = Config(
             Guarded(app),
             loop="asyncio",

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from staddle._base.figures import counted, listed, size
 
+from staddle_server.api.http.pages.history import is_shown
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.api.http.pages.words import DAY_NS, NS, span
 from staddle_server.base.types import RunOutcome
@@ -161,11 +162,9 @@ def _of_dataset(found: Troubled) -> Bad:
 
 def _of_events(visit: Visit) -> Iterator[Bad]:
     """Yield the open events that are not about one dataset: the tenant's, and for an administrator the service's."""
-    tenant = visit.call.tenant
     for event in visit.sources.catalog.events.open(visit.now_ns).events:
         alarm = event.alarm
-        is_ours = alarm.key.tenant == tenant or (visit.is_admin and not alarm.key.tenant)
-        if event.absent_ns is not None or not is_ours or alarm.key.kind in OF_DATASETS:
+        if event.absent_ns is not None or not is_shown(visit, event) or alarm.key.kind in OF_DATASETS:
             continue
         yield Bad(alarm.severity, alarm.text, _since(event), advice=alarm.advice if visit.is_admin else "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from http import HTTPStatus
 from typing import Final
@@ -36,6 +36,8 @@ from staddle_server.api.http.pages.sessions import (
 from staddle_server.api.http.pages.static_files import StaticFiles
 from staddle_server.api.http.pages.visit import PageRoute, PageSources, Shown, Visit
 from staddle_server.api.http.pages.words import Words
+from staddle_server.api.http.rest.operations import Operation
+from staddle_server.api.http.rest.serving import RestRoute
 from staddle_server.api.slots import first
 from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import BadRequest, StaddleError, Unauthenticated
@@ -47,6 +49,10 @@ FORM: Final = "application/x-www-form-urlencoded"
 FIELDS_MAX: Final = 32
 LOGIN_AGE_S: Final = 3600
 GONE: Final = 499
+REST: Final = "/v1/"
+DOWNLOAD: Final = "/download/"
+SENDING: Final = ("/files/{path...}", "/archive")
+"""How the addresses of REST end that send files."""
 HOME: Final = "/"
 
 Answer = Callable[[Request, Exchange, CallLine], Response]
@@ -84,6 +90,21 @@ class Dashboard:
             self._route("/logout", "POST", self._log_out),
             *(self._route(page.path, page.verb, self._page(page)) for page in self._pages),
         ]
+
+    def downloads(self, addresses: Iterable[Operation]) -> RestRoute:
+        """Return the addresses of REST that send files, for people who are logged in: a link carries no token."""
+        mine = [
+            each._replace(path=DOWNLOAD + each.path.removeprefix(REST))
+            for each in addresses
+            if each.verb == "GET" and each.path.endswith(SENDING)
+        ]
+        return RestRoute(
+            self._gate,
+            mine,
+            self._threads,
+            principal_of=lambda request: self._sessions.find(request).principal,
+            prefix=DOWNLOAD.encode(),
+        )
 
     def _route(self, path: str, verb: str, answer: Answer) -> Route:
         async def respond(request: Request) -> Response:
