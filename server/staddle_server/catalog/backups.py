@@ -30,8 +30,6 @@ ALL: Final = BackupFilter()
 
 _b = schema.backups.c
 _p = schema.pending_records.c
-_SHOWN = _b.deleted_ns.is_(None)
-_KEPT = _b.purged_ns.is_(None)
 """Visible, or deleted and still recoverable."""
 
 
@@ -61,7 +59,9 @@ class Backups:
         with opened() as connection:
             row = dataset_number(self._tenants.row(connection, tenant), dataset)
             query = select_backups().where(
-                _b.dataset == row, _KEPT if show_deleted else _SHOWN, *_conditions(among)
+                _b.dataset == row,
+                schema.IS_KEPT if show_deleted else schema.IS_SHOWN,
+                *_conditions(among),
             )
             if before_number is not None:
                 query = query.where(_b.number < before_number)
@@ -101,7 +101,7 @@ class Backups:
         """
         with self._database.read() as connection:
             found = self._of_dataset(connection, tenant, dataset)
-            among = (found, _KEPT if include_deleted else _SHOWN)
+            among = (found, schema.IS_KEPT if include_deleted else schema.IS_SHOWN)
             if at_ns is not None:
                 return _at(connection, among, dataset, at_ns)
             if backup in {"", "latest"}:

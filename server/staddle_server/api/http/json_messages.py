@@ -13,7 +13,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.answering import Reading
 from staddle_server.api.messages import SERVICE, reading_of
 from staddle_server.base.errors import BadRequest
-from staddle_server.base.limits import HTTP_JSON_DEPTH_MAX
+from staddle_server.base.limits import DECODED_TENANT_BYTES_MAX, HTTP_JSON_DEPTH_MAX, MIB
 
 _OBJECT_BYTES: Final = 640
 _ITEM_BYTES: Final = 160
@@ -30,9 +30,20 @@ def json_reading_of(method: str) -> Reading:
 
 
 def weigh_json(text: bytes) -> int:
-    """Estimate the memory of a message from its structure; rather too high than too low."""
+    """Estimate the memory of a message from its structure; rather too high than too low.
+
+    Raises BadRequest for one that alone takes more than a tenant's share: no wait would bring it room.
+    """
     objects = sum(map(text.count, _OPENINGS))
-    return 4 * len(text) + _OBJECT_BYTES * objects + _ITEM_BYTES * text.count(b",")
+    size = 4 * len(text) + _OBJECT_BYTES * objects + _ITEM_BYTES * text.count(b",")
+    if size > DECODED_TENANT_BYTES_MAX:
+        raise BadRequest(
+            "BAD_FIELD",
+            f"the body has too many objects and lists: it would take {size // MIB} MiB of memory, of at most "
+            f"{DECODED_TENANT_BYTES_MAX // MIB}; send less at once",
+            field="message",
+        )
+    return size
 
 
 def _encoder(type_: type[Message]) -> Callable[[bytes], bytes]:
