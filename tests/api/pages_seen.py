@@ -8,9 +8,8 @@ from pages_client import Visitor, text_of
 from servers import Running
 from sqlalchemy import select, update
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Alarm, AlarmKey, EventChanges, schema
-
-NS = 10**9
 
 
 class Seen:

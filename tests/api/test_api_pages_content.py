@@ -21,7 +21,8 @@ from staddle_server.api.http.pages.dataset import USUAL_MIN, usual
 from staddle_server.api.http.pages.datasets import PAGE
 from staddle_server.api.http.pages.now import headline
 from staddle_server.api.http.pages.table import PAGES
-from staddle_server.api.http.pages.words import NS, Words, span
+from staddle_server.api.http.pages.words import Words, span
+from staddle_server.base.clock import NS
 from staddle_server.catalog import DatasetTotals, schema
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.catalog.validation import pack_tags

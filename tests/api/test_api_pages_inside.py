@@ -22,8 +22,8 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.http.pages.browse import ENTRIES, TEXT_BYTES_MAX, VERSIONS
 from staddle_server.api.http.pages.history import EVENTS, RUNS
 from staddle_server.api.http.pages.table import PAGES
-from staddle_server.api.http.pages.words import NS
 from staddle_server.app.store_place import DataDirectoryError
+from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.cli.run import COMMANDS

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select
 
+from staddle_server.base.clock import NS
 from staddle_server.base.types import Kind, RunOutcome
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
@@ -13,7 +14,6 @@ from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.rows import Page, dataset_row, page_of
 from staddle_server.catalog.run_values import Expectation
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS
 from staddle_server.catalog.values import Hold
 
 _b, _d, _p, _r = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c

@@ -35,7 +35,7 @@ MARKS: Final = {
 }
 
 
-class Looked(NamedTuple):
+class BrowsedPath(NamedTuple):
     """Where somebody looks: a dataset, one of its backups, and a path in it."""
 
     dataset: str
@@ -73,7 +73,7 @@ class Looked(NamedTuple):
         )
 
 
-class Version(NamedTuple):
+class FileVersion(NamedTuple):
     """A version of a file: the newest backup that has it, and how many have the same content in a row."""
 
     point: BackupPoint
@@ -89,7 +89,7 @@ def path_fields(path: bytes) -> dict[str, str]:
         return {"raw": path.hex()}
 
 
-def _looked(visit: Visit) -> Looked:
+def _looked(visit: Visit) -> BrowsedPath:
     dataset = visit.query.get("dataset", "")
     line_of(visit, dataset)
     raw = visit.query.get("raw", "")
@@ -100,10 +100,10 @@ def _looked(visit: Visit) -> Looked:
     chosen = visit.query.get("backup", "")
     backup = visit.sources.reads.pick(visit.principal, dataset, Selector(backup=chosen))
     points = visit.sources.catalog.overview.points(visit.principal.tenant, dataset, BACKUPS)
-    return Looked(dataset, backup, path, points[::-1])
+    return BrowsedPath(dataset, backup, path, points[::-1])
 
 
-def _values(looked: Looked) -> dict[str, Any]:
+def _values(looked: BrowsedPath) -> dict[str, Any]:
     numbers = [each.number for each in looked.points]
     place = numbers.index(looked.backup.number) if looked.backup.number in numbers else None
     return {
@@ -152,7 +152,7 @@ def is_hex(text: str) -> bool:
         return False
 
 
-def _entry_link(looked: Looked, entry: Entry) -> str:
+def _entry_link(looked: BrowsedPath, entry: Entry) -> str:
     page = {EntryType.DIRECTORY: "browse", EntryType.FILE: "file"}.get(entry.type, "")
     return looked.link(page, entry.path) if page else ""
 
@@ -185,7 +185,7 @@ def _find(visit: Visit, backup: Backup, path: bytes) -> Entry:
     raise Precondition("NOT_A_FILE", f"'{shown(path)}' is not a file", path=shown(path))
 
 
-def _preview(visit: Visit, looked: Looked, entry: Entry) -> dict[str, str]:
+def _preview(visit: Visit, looked: BrowsedPath, entry: Entry) -> dict[str, str]:
     size = entry.content.size if entry.content is not None else 0
     head = _read(visit, looked, min(size, 16))
     kind = next((kind for magic, kind in IMAGES.items() if head.startswith(magic)), "")
@@ -201,7 +201,7 @@ def _preview(visit: Visit, looked: Looked, entry: Entry) -> dict[str, str]:
     return {"text": text} if "\0" not in text else {"why": "It is not text"}
 
 
-def _read(visit: Visit, looked: Looked, length: int) -> bytes:
+def _read(visit: Visit, looked: BrowsedPath, length: int) -> bytes:
     if not length:
         return b""
     found = visit.sources.reads.read_range(
@@ -210,9 +210,9 @@ def _read(visit: Visit, looked: Looked, length: int) -> bytes:
     return bytes(found.data)
 
 
-def _versions(visit: Visit, looked: Looked) -> Iterator[Version]:
+def _versions(visit: Visit, looked: BrowsedPath) -> Iterator[FileVersion]:
     """Yield the versions in the newest backups; equal ones in a row are one."""
-    current: Version | None = None
+    current: FileVersion | None = None
     for point in looked.points[:VERSIONS]:
         backup = visit.sources.reads.pick(visit.principal, looked.dataset, Selector(backup=point.id.hex()))
         try:
@@ -224,7 +224,7 @@ def _versions(visit: Visit, looked: Looked) -> Iterator[Version]:
             continue
         if current is not None:
             yield current
-        current = Version(point, entry, 1)
+        current = FileVersion(point, entry, 1)
     if current is not None:
         yield current
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Final
 
@@ -49,12 +49,15 @@ def day_words(number: int, day: DayRuns | None) -> str:
 
 
 def strip(days: Mapping[int, DayRuns], today: int, count: int) -> Markup:
-    """Draw the last `count` days beside each other, today last."""
-    numbers = range(today - count + 1, today + 1)
-    cells = [_cell(place * STEP, 0, number, days.get(number)) for place, number in enumerate(numbers)]
-    return _drawing(
-        "strip", count * STEP - (STEP - CELL), CELL, cells, _summary(days.get(number) for number in numbers)
-    )
+    """Draw the last `count` days beside each other, today last. A list has many: each kind of day is one shape."""
+    kinds = [kind_of(days.get(number)) for number in range(today - count + 1, today + 1)]
+    shapes = []
+    for kind in WORDS:
+        places = [place * STEP for place, each in enumerate(kinds) if each == kind]
+        if places:
+            drawn = "".join(f"M{x} 0h{CELL}v{CELL}h-{CELL}z" for x in places)
+            shapes.append(f'<path class="{kind}" d="{drawn}"/>')
+    return _drawing("strip", count * STEP - (STEP - CELL), CELL, shapes, _summary(kinds))
 
 
 def calendar(days: Mapping[int, DayRuns], today: int) -> Markup:
@@ -69,7 +72,7 @@ def calendar(days: Mapping[int, DayRuns], today: int) -> Markup:
         when = EPOCH + timedelta(days=number)
         if when.day == 1 and week < 52:
             cells.append(f'<text x="{week * STEP}" y="{CELL - 2}">{MONTHS[when.month - 1]}</text>')
-    label = _summary(days.get(number) for number in numbers)
+    label = _summary([kind_of(days.get(number)) for number in numbers])
     return _drawing("calendar", 53 * STEP, 8 * STEP, cells, label)
 
 
@@ -89,8 +92,7 @@ def _cell(x: int, y: int, number: int, day: DayRuns | None) -> str:
     )
 
 
-def _summary(days: Iterable[DayRuns | None]) -> str:
-    kinds = [kind_of(day) for day in days]
+def _summary(kinds: Sequence[str]) -> str:
     parts = [f"{kinds.count(kind)} {words}" for kind, words in WORDS.items() if kind in kinds]
     return f"{counted(len(kinds), 'day')}: {listed(parts)}"
 

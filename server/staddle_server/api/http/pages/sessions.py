@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from staddle_server.api.page_tokens import PageTokens
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import BadRequest, Fault, PermissionDenied, Unauthenticated
 from staddle_server.base.limits import SESSION_S
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, Principal
 from staddle_server.tenancy.tenant import Tenants
 
-NS: Final = 1_000_000_000
 NONCE_BYTES: Final = 16
 COOKIE_CHARS_MAX: Final = 512
 LOGIN: Final = "login"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from staddle._base.figures import counted
+
 from staddle_server.api.http.pages.dataset import Column, Plot
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.api.http.pages.words import DAY_NS
@@ -85,8 +87,8 @@ def coverage(visit: Visit) -> list[Covered]:
     found = visit.sources.catalog.overview.coverage(
         visit.principal.tenant, [visit.now_ns - days * DAY_NS for days in AGES_DAYS]
     )
-    titles = ["Within a day", *(f"Within {days} days" for days in AGES_DAYS[1:])]
-    titles += [f"More than {AGES_DAYS[-1]} days ago", "Never since it was written"]
+    titles = ["Within a day", *(f"Within {counted(days, 'day')}" for days in AGES_DAYS[1:])]
+    titles += [f"More than {counted(AGES_DAYS[-1], 'day')} ago", "Never since it was written"]
     total = sum(size for _, size in found) or 1
     return [
         Covered(title, packs, size, size / total)

@@ -9,7 +9,8 @@ from typing import Final
 from markupsafe import Markup
 from staddle._base.figures import counted, size
 
-NS: Final = 1_000_000_000
+from staddle_server.base.clock import NS
+
 DAY_NS: Final = 86_400 * NS
 _UNITS: Final = (
     ("day", 86_400),
