@@ -25,6 +25,7 @@ from staddle_server.api.http.pages.site import Dashboard
 from staddle_server.api.http.pages.table import LINKS, PAGES
 from staddle_server.api.http.pages.visit import PageSources
 from staddle_server.api.http.rest.calls import Calls
+from staddle_server.api.http.rest.reference import reference_routes
 from staddle_server.api.http.rest.serving import RestRoute
 from staddle_server.api.http.rest.table import RestParts, operations
 from staddle_server.api.http.state import Sources, StateCollector
@@ -74,7 +75,11 @@ class HttpServer:
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
         self._site = site = Dashboard(gate, table, pages, pages=PAGES, links=LINKS, threads=self._threads)
         addresses = operations(Calls(table), parts)
-        rest = [RestRoute(gate, addresses, self._threads), site.downloads(addresses)]
+        rest = [
+            RestRoute(gate, addresses, self._threads),
+            site.downloads(addresses),
+            *reference_routes(addresses),
+        ]
         calls = connect.routes(gate, table, self._threads)
         app = Starlette(routes=[*rest, *calls, page.route(), *site.routes()])
         self._config = Config(
