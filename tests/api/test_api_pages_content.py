@@ -234,6 +234,10 @@ def test_a_dataset_that_does_not_exist_is_not_found_also_if_another_tenant_has_i
         answer = seen.admin.get(f"/dataset?name={name}")
         assert (answer.status, b"does not exist" in answer.body) == (404, True)
     assert "theirs" not in seen.admin.page("/datasets")
+    seen.fail("mistyped & odd", "no such host")
+    answer = seen.admin.get("/dataset?name=mistyped%20%26%20odd")
+    assert (answer.status, answer.headers["location"]) == (303, "/runs?dataset=mistyped%20%26%20odd")
+    assert "no such host" in seen.says(answer.headers["location"])
     for before in ("x", "-1", "9" * 40, "²"):
         back_up(seen.stub, "ours", {"a": b"1"})
         assert seen.admin.get(f"/dataset?name=ours&before={quote(before)}").status == 400

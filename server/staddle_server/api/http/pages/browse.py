@@ -67,10 +67,15 @@ class BrowsedPath(NamedTuple):
     @property
     def download(self) -> str:
         """Return the address of the file's bytes."""
-        return (
-            f"/download/datasets/{quote(self.dataset, safe='')}/backups/{self.backup.id.hex()}/files/"
-            f"{quote(self.path)}"
-        )
+        return f"{self._download}/files/{quote(self.path)}"
+
+    def archive(self, form: str) -> str:
+        """Return the address of an archive of the directory."""
+        return f"{self._download}/archive?format={form}&path={quote(self.path, safe='')}"
+
+    @property
+    def _download(self) -> str:
+        return f"/download/datasets/{quote(self.dataset, safe='')}/backups/{self.backup.id.hex()}"
 
 
 class FileVersion(NamedTuple):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from staddle.v1 import service_pb2 as sv
+from starlette.responses import RedirectResponse, Response
 
 from staddle_server.api.http.pages.actions import done_words
 from staddle_server.api.http.pages.datasets import badge_of
@@ -15,7 +17,14 @@ from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.api.http.pages.words import DAY_NS
 from staddle_server.base.clock import NS
 from staddle_server.base.errors import BadRequest, NotFound, StaddleError
-from staddle_server.catalog import BackupPoint, DatasetLine, DatasetState, Troubled, protection_of
+from staddle_server.catalog import (
+    BackupPoint,
+    DatasetLine,
+    DatasetState,
+    RunFilter,
+    Troubled,
+    protection_of,
+)
 from staddle_server.upkeep.lifecycle.retention import Policy, decode_policy
 
 POINTS: Final = 180
@@ -66,10 +75,15 @@ def usual(values: Sequence[float], place: int) -> Usual:
     return Usual(max(0.0, middle - wide), middle + wide)
 
 
-def dataset_page(visit: Visit) -> Shown:
-    """Show one dataset."""
+def dataset_page(visit: Visit) -> Shown | Response:
+    """Show one dataset; of one that only failed runs named, these runs."""
     name = visit.query.get("name", "")
-    line = line_of(visit, name)
+    try:
+        line = line_of(visit, name)
+    except NotFound:
+        # Raises NotFound too if there is no run of that name.
+        visit.sources.runs.list_page(visit.principal, RunFilter(dataset=name or "-"), 1, None)
+        return RedirectResponse(f"/runs?dataset={quote(name, safe='')}", 303)
     tenant, overview = visit.principal.tenant, visit.sources.catalog.overview
     points = overview.points(tenant, name, POINTS)
     today = visit.now_ns // DAY_NS

@@ -44,7 +44,13 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals.update(static=files.url, version=__version__, draw=drawings)
+        self._templates.globals.update(
+            static=files.url, version=__version__, draw=drawings, has_archives=False
+        )
+
+    def offer_archives(self) -> None:
+        """Have pages link to archives of directories, because this server sends them."""
+        self._templates.globals["has_archives"] = True
 
     def response(
         self,

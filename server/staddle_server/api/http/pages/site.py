@@ -51,7 +51,8 @@ LOGIN_AGE_S: Final = 3600
 GONE: Final = 499
 REST: Final = "/v1/"
 DOWNLOAD: Final = "/download/"
-SENDING: Final = ("/files/{path...}", "/archive")
+ARCHIVE: Final = "/archive"
+SENDING: Final = ("/files/{path...}", ARCHIVE)
 """How the addresses of REST end that send files."""
 HOME: Final = "/"
 
@@ -98,6 +99,8 @@ class Dashboard:
             for each in addresses
             if each.verb == "GET" and each.path.endswith(SENDING)
         ]
+        if any(each.path.endswith(ARCHIVE) for each in mine):
+            self._renderer.offer_archives()
         return RestRoute(
             self._gate,
             mine,
