@@ -164,6 +164,23 @@ def test_datasets_show_from_when_to_when_they_are_protected(seen: Seen) -> None:
     assert re.search(r"30 days: 3 with a backup, 1 with failures alone and 26 without a run", row)
 
 
+def test_a_dataset_shows_when_a_restore_was_last_proven_and_what_the_last_trial_found(seen: Seen) -> None:
+    back_up(seen.stub, "one", {"a": b"1"})
+    row = seen.admin.page("/datasets").partition(">one</a>")[2].partition("</tr>")[0]
+    assert '<td data-name="Proven restore">never</td>' in row
+    with seen.running.catalog.database.write() as connection:
+        drilled = {"drill_ns": seen.now_ns, "drill_fault": "a/b: a chunk is missing"}
+        proven = {"proven_ns": seen.now_ns - 3 * DAY_NS, "proven_number": 1}
+        connection.execute(update(schema.datasets).values(**drilled, **proven))
+    row = seen.admin.page("/datasets").partition(">one</a>")[2].partition("</tr>")[0]
+    assert re.search(
+        r'data-name="Proven restore"><span class="badge red">failed</span> <time[^>]*>3 days ago', row
+    )
+    said = seen.says("/dataset?name=one")
+    assert "a/b: a chunk is missing" in said
+    assert "Last proven restore 3 days ago , of number 1" in said
+
+
 @on_both_databases
 def test_datasets_are_filtered_by_name_and_by_state(seen: Seen) -> None:
     for name in ("Orders", "orders_old", "web%", "quiet"):

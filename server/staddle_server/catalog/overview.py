@@ -14,7 +14,7 @@ from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.rows import Page, dataset_row, page_of
 from staddle_server.catalog.run_values import Expectation
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.values import Hold
+from staddle_server.catalog.values import DrillState, Hold
 
 _b, _d, _p, _r = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c
 _SHOWN: Final = (_b.deleted_ns.is_(None), _b.purged_ns.is_(None))
@@ -45,6 +45,7 @@ class DatasetLine(NamedTuple):
         last_ns: When the newest was begun.
         data_bytes: What the newest would restore.
         stored_bytes: What these added to the store.
+        drill: What drills have found; None: there was none.
 
     """
 
@@ -58,6 +59,7 @@ class DatasetLine(NamedTuple):
     last_ns: int | None
     data_bytes: int
     stored_bytes: int
+    drill: DrillState | None
 
 
 class DayRuns(NamedTuple):
@@ -310,8 +312,10 @@ def _sums(connection: Connection, datasets: Sequence[int]) -> dict[int, Any]:
 
 def _line(row: Any, sums: Any) -> DatasetLine:
     known = (row.row, row.name, row.host, row.success_ns, expectation_of(row))
-    if sums is None:
-        return DatasetLine(*known, 0, None, None, 0, 0)
-    return DatasetLine(
-        *known, sums.backups, sums.first_ns, sums.last_ns, sums.data_bytes, int(sums.stored_bytes)
-    )
+    found = (0, None, None, 0, 0)
+    if sums is not None:
+        found = (sums.backups, sums.first_ns, sums.last_ns, sums.data_bytes, int(sums.stored_bytes))
+    drill = None
+    if row.drill_ns:
+        drill = DrillState(row.drill_ns, row.drill_fault, row.proven_ns, row.proven_number)
+    return DatasetLine(*known, *found, drill)
