@@ -95,10 +95,14 @@ python:
 	  echo "On Debian and Ubuntu: apt-get install python$$version-venv" >&2; exit 1; fi
 
 # --- environments
+# One of another interpreter is made anew: half of each would not run.
+REAL := import os, sys; print(os.path.realpath(sys.executable))
+make_venv = $(BASE_PYTHON) -m venv \
+  $$([ "$$($(1)/bin/python -c '$(REAL)' 2>/dev/null)" = "$$($(BASE_PYTHON) -c '$(REAL)')" ] || echo --clear) $(1)
 # The version is in the server's package; an installation keeps the version from when it was made.
 $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | python
 	@echo "Setting up $(VENV) with $$($(BASE_PYTHON) --version) (once; about a minute) ..."
-	@$(BASE_PYTHON) -m venv $(VENV)
+	@$(call make_venv,$(VENV))
 	@# Dependency groups need pip 25.1.
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3,lock,http,otel,apprise]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
@@ -106,14 +110,14 @@ $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | pyth
 
 $(PROTOS_STAMP): pyproject.toml | python
 	@echo "Setting up $(PROTOS_VENV), the generators of client/staddle/v1 ..."
-	@$(BASE_PYTHON) -m venv $(PROTOS_VENV)
+	@$(call make_venv,$(PROTOS_VENV))
 	@$(PROTOS_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
 	@touch $@
 
 $(DEPLOY_STAMP): pyproject.toml | python
 	@echo "Setting up $(DEPLOY_VENV), which reads the files in server/deploy ..."
-	@$(BASE_PYTHON) -m venv $(DEPLOY_VENV)
+	@$(call make_venv,$(DEPLOY_VENV))
 	@$(DEPLOY_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(DEPLOY_VENV)/bin/python $(PIP) install --group deploy
 	@touch $@

@@ -32,7 +32,7 @@ from staddle_server.base.types import (
     Scope,
     Xattr,
 )
-from staddle_server.catalog import Backup, Dataset, Hold, Upload, UploadRequest
+from staddle_server.catalog import Backup, Dataset, DrillState, Hold, Upload, UploadRequest
 from staddle_server.manifest.compare import Changed
 from staddle_server.manifest.entries import I64_MAX, I64_MIN
 from staddle_server.restore.browse import Selector
@@ -446,6 +446,16 @@ def dataset_out(dataset: Dataset) -> pb.Dataset:
         root=dataset.root,
         backup_count=dataset.backup_count,
         newest_backup=None if dataset.newest_backup is None else backup_out(dataset.newest_backup),
+        drill=None if dataset.drill is None else _drill_out(dataset.drill),
+    )
+
+
+def _drill_out(drill: DrillState) -> pb.Drill:
+    return pb.Drill(
+        end_time=timestamp(drill.end_ns),
+        fault=drill.fault,
+        proven_time=timestamp(drill.proven_ns) if drill.proven_ns else None,
+        proven_number=drill.proven_number,
     )
 
 

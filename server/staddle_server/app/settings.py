@@ -4,6 +4,7 @@ The command line, the environment and the file are read through it (`settings_re
 docs/operations.md lists it (a test compares).
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -59,6 +60,7 @@ class ServiceSettings:
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
+    drill_period_s: float = 0.0
     runs_kept_s: float = limits.RUNS_KEPT_S
     replicate_every_s: float = limits.REPLICATE_EVERY_S
     replicate_bytes_per_s: float = 0.0
@@ -122,10 +124,11 @@ def parse_mode(text: str) -> int:
 
 def parse_http(text: str) -> Address:
     """Parse where to serve HTTP. Raises ValueError."""
-    address = parse_address(text)
-    if isinstance(address, UnixAddress):
-        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480")  # noqa: TRY004 - operators see it
-    return address
+    with contextlib.suppress(ValueError):
+        address = parse_address(text)
+        if isinstance(address, Address):
+            return address
+    raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480 or [::1]:7480")
 
 
 def parse_traces(text: str) -> str:
@@ -416,6 +419,14 @@ OPTIONS: Final = (
         _size(64 * limits.KIB),
         "20MiB",
         "How many bytes per second the scrubber reads at most.",
+    ),
+    Option(
+        "drill_period_s",
+        "drill-period",
+        "DURATION",
+        _duration(0, 3650 * 86_400),
+        "7d",
+        "How often to read the newest backup of each dataset as a restore does, at the scrub rate; 0: never.",
     ),
     Option(
         "replicate_to",
