@@ -39,6 +39,7 @@
 #   make bench-servers   the same uploads against one server, and between two
 #   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
 #   make bench-index     bytes and speed of the chunk index; ARGS="--rows 1e7"
+#   make bench-pages     how long pages of the dashboard take; ARGS="--backups 10000"
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
 #   make bench-peers     install these (Debian, as root, with cargo; into .tools/)
@@ -79,6 +80,7 @@ PIP := -m pip --quiet --disable-pip-version-check --no-input
 SOURCE ?= .
 ARGS ?=
 LISTEN ?= 127.0.0.1:7443
+HTTP ?= 127.0.0.1:7480
 
 .PHONY: help
 help:
@@ -136,7 +138,7 @@ cluster: $(STAMP)
 
 .PHONY: serve
 serve: $(STAMP)
-	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN)
+	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN) --http $(HTTP)
 
 # --- to work on it
 # Without this, each worker compiles all tests in each run, which takes 8 s of CPU.
@@ -253,6 +255,10 @@ bench-cluster: $(STAMP)
 .PHONY: bench-index
 bench-index: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.chunk_rows $(ARGS)
+
+.PHONY: bench-pages
+bench-pages: $(STAMP)
+	@PYTHONPATH=tests/support:tests/api $(BIN)/python -m benchmarks.pages $(ARGS)
 
 .PHONY: bench-wire
 bench-wire: $(STAMP)
