@@ -175,8 +175,8 @@ OF_THE_CLIENT: Final = {
         "counts, sizes and durations are written and read alike on both sides",
     ),
     "staddle._base.given_files": (
-        frozenset({"app", "cli"}),
-        "what people write, copy and mount is read alike on both sides",
+        frozenset({"app", "cli", "store"}),
+        "what people write, copy and mount is read alike on both sides; a store has a file of credentials",
     ),
     "staddle._base.interpreter": (
         frozenset({"cli"}),
@@ -187,8 +187,8 @@ OF_THE_CLIENT: Final = {
         "certificates and keys are read alike on both sides; only TLS needs them",
     ),
     "staddle._base.pem_files": (
-        frozenset({"app"}),
-        "certificates and keys are read alike on both sides; only TLS needs them",
+        frozenset({"app", "store"}),
+        "certificates and keys are read alike on both sides; only TLS needs them, also that of an object store",
     ),
     "staddle._base.standard_streams": (
         frozenset({"app", "cli"}),

@@ -97,6 +97,10 @@ INFLATED_PIECE_BYTES: Final = 64 * KIB
 """What is read of a compressed body at once."""
 ZSTD_STREAM_WINDOW_BYTES_MAX: Final = 8 * MIB
 """The memory of a compressed body's reader: what zstd needs up to level 19, and without `--long`."""
+SESSION_S: Final = 12 * 3600.0
+"""How long a login to the dashboard lasts at most."""
+FORM_BYTES_MAX: Final = 16 * KIB
+"""A form of the dashboard."""
 METRICS_DATASETS: Final = 10_000
 """Datasets with metrics of their own, unless the server is set otherwise."""
 METRICS_DATASETS_MAX: Final = 100_000
