@@ -341,7 +341,7 @@ def _runs(calls: Calls) -> list[Operation]:
             (DATASET,),
             required=("reason",),
             example={"reason": "pg_dump: exit status 1", "host": "db1"},
-            errors=("not_found", "failed_precondition"),
+            errors=("not_found", "failed_precondition", "already_exists"),
         ),
     ]
 
