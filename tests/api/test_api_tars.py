@@ -7,6 +7,7 @@ import io
 import socket
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,7 +19,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.base.limits import XATTR_VALUE_BYTES_MAX
 from staddle_server.upload import tar_upload
 from tars import END, GNU, header, member, pax, sparse, tar_of
-from thin import noise, restore, wait_until
+from thin import back_up, noise, restore, wait_until
 
 MIB = 1 << 20
 
@@ -376,3 +377,31 @@ def test_a_tar_that_python_wrote_with_many_links_and_long_names_is_taken(place: 
     place.taken(made.getvalue(), dataset="long")
     found = restore(place.stub, "long").entries
     assert {entry.link_target for path, entry in found.items() if "/" in path} == {"t" * 200}
+
+
+def test_a_token_that_ends_meanwhile_ends_the_tar(place: Place) -> None:
+    token = place.running.token("writer", name="ends")
+    line = socket.create_connection(("127.0.0.1", place.port), timeout=60)
+    head = f"PUT /v1/datasets/refused/backups HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+    line.sendall(f"{head}Content-Length: {len(SOUND)}\r\n\r\n".encode() + SOUND[:MIB])
+    wait_until(lambda: place.running.service._uploads.open_count == 1)
+    place.running.catalog.tokens.revoke(place.running.tenant, "ends", 1)
+    assert place.running.service._gate.end_invalid() == 1
+    line.sendall(SOUND[MIB:])
+    with line:
+        found = answer_of(line)
+    assert (found.status, found.info.reason) == (401, "UNAUTHENTICATED")
+    place.assert_nothing_but(found.said["message"], "refused")
+
+
+def test_a_server_that_stops_leaves_no_backup_of_half_a_tar(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    door = Place(running, open_http(running))
+    line = door.connect(f"Content-Length: {len(SOUND)}", "www")
+    line.sendall(SOUND[:MIB])
+    wait_until(lambda: running.service._uploads.open_count == 1)
+    running.restart()
+    line.close()
+    assert not running.stub().ListBackups(sv.ListBackupsRequest(dataset="www")).backups
+    back_up(running.stub(), "www", {"a": b"1"})
+    running.stop()
