@@ -38,6 +38,7 @@
 #                        ARGS="--count 64 --way thin"
 #   make bench-servers   the same uploads against one server, and between two
 #   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
+#   make bench-entries   processor time for each tiny file; ARGS="--files 100000"
 #   make bench-index     bytes and speed of the chunk index; ARGS="--rows 1e7"
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
@@ -249,6 +250,10 @@ bench-index: $(STAMP)
 .PHONY: bench-wire
 bench-wire: $(STAMP)
 	@$(BIN)/python -m benchmarks.streams $(ARGS)
+
+.PHONY: bench-entries
+bench-entries: $(STAMP)
+	@$(BIN)/python -m benchmarks.entries $(ARGS)
 
 .PHONY: bench-profile
 bench-profile: $(STAMP)

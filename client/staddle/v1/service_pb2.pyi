@@ -923,7 +923,9 @@ class PutEntriesRequest(_message.Message):
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntryChange]:
-        """At most 4,096. FILE entries carry content, data or content_from_base."""
+        """At most 4,096, where each entry in columns counts as one. FILE entries carry content, data or
+        content_from_base.
+        """
 
     def __init__(
         self,
@@ -947,6 +949,7 @@ class EntryChange(_message.Message):
 
     ENTRY_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """The entry's chunk list is not complete. It continues in a later change: an entry with the same path and
@@ -956,18 +959,23 @@ class EntryChange(_message.Message):
     def entry(self) -> _resources_pb2.Entry: ...
     @_builtins.property
     def remove(self) -> _resources_pb2.Remove: ...
+    @_builtins.property
+    def columns(self) -> _resources_pb2.EntryColumns:
+        """As many entries, one after another."""
+
     def __init__(
         self,
         *,
         entry: _resources_pb2.Entry | None = ...,
         remove: _resources_pb2.Remove | None = ...,
+        columns: _resources_pb2.EntryColumns | None = ...,
         more: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "entry", b"entry", "remove", b"remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "columns", b"columns", "entry", b"entry", "remove", b"remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "entry", b"entry", "more", b"more", "remove", b"remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "columns", b"columns", "entry", b"entry", "more", b"more", "remove", b"remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["entry", "remove"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["entry", "remove", "columns"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -980,7 +988,9 @@ class PutEntriesResponse(_message.Message):
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def incomplete(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Positions in changes of entries that refer to chunks that are still missing, ascending."""
+        """Positions in changes of entries that refer to chunks that are still missing, ascending. Columns take as
+        many positions as they have entries.
+        """
 
     def __init__(
         self,

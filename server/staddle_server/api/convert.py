@@ -126,9 +126,7 @@ def duration(seconds: float) -> Duration:
 
 def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
     """Convert a sent entry. Called millions of times: a field that is not set costs only the check."""
-    digest = message.file_digest.blake3 if message.HasField("file_digest") else b""
-    if digest and len(digest) != 32:
-        raise bad("entry.file_digest.blake3", "a digest must be 32 bytes")
+    digest = file_digest_of(message)
     refs = None
     stated_size = None
     content_id = b""
@@ -152,11 +150,24 @@ def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
         from_base=from_base,
         size=stated_size,
         content_id=content_id,
-        profile=_PROFILES.get(profile) or _enum(Profile, profile, "entry.profile"),
+        profile=profile_of(profile, "entry.profile"),
         continue_at=message.continue_at_bytes if message.HasField("continue_at_bytes") else None,
         digest=digest,
         more=more,
     )
+
+
+def file_digest_of(message: pb.Entry) -> bytes:
+    """Return the digest that a sent entry states for its whole file; empty if it states none."""
+    digest = message.file_digest.blake3 if message.HasField("file_digest") else b""
+    if digest and len(digest) != 32:
+        raise bad("entry.file_digest.blake3", "a digest must be 32 bytes")
+    return digest
+
+
+def profile_of(number: int, field: str) -> Profile:
+    """Return the chunker profile with this number on the wire."""
+    return _PROFILES.get(number) or _enum(Profile, number, field)
 
 
 def _enum(enum: type[T], value: int, field: str) -> T:
@@ -166,14 +177,18 @@ def _enum(enum: type[T], value: int, field: str) -> T:
         raise bad(field, f"unknown value {value}") from None
 
 
-def _entry_in(m: pb.Entry) -> Entry:
-    attributes = None
+def attributes_of(m: pb.Entry) -> Attributes | None:
+    """Return a sent entry's extended attributes and holes; None if it has none."""
     xattrs, holes = m.xattrs, m.holes
-    if xattrs or holes:
-        attributes = Attributes(
-            tuple(Xattr(_name_of(x.name, x.raw_name, "name"), x.value) for x in xattrs),
-            tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
-        )
+    if not xattrs and not holes:
+        return None
+    return Attributes(
+        tuple(Xattr(_name_of(x.name, x.raw_name, "name"), x.value) for x in xattrs),
+        tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
+    )
+
+
+def _entry_in(m: pb.Entry) -> Entry:
     type_ = _TYPES.get(m.type) or _enum(EntryType, m.type, "entry.type")
     has = m.HasField
     major, minor = m.device_major, m.device_minor
@@ -192,7 +207,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         group=sys.intern(m.group),
         device=(major, minor) if major or minor or type_ in _DEVICES else None,
         link_group=m.link_group,
-        attributes=attributes,
+        attributes=attributes_of(m),
         flags=(_READ_AGAIN if m.read_again else 0) | (_INCOMPLETE if m.incomplete else 0),
     )
 
@@ -203,12 +218,12 @@ _DEVICES: Final = frozenset({EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE})
 
 
 def change_of(message: sv.EntryChange) -> Sent | Removed:
-    """Convert one change of a PutEntries call."""
+    """Convert one change of a PutEntries call that is not columns."""
     if message.HasField("entry"):
         return sent_of(message.entry, more=message.more)
     if message.HasField("remove"):
         return Removed(path_of(message.remove))
-    raise bad("changes", "a change must be an entry or a removal")
+    raise bad("changes", "a change must be an entry, columns of entries, or a removal")
 
 
 # ---------------------------------------------------------------------- entries out

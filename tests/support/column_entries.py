@@ -1,0 +1,103 @@
+"""Entries of all kinds for tests of columns, as messages, and what a server makes of them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from blake3 import blake3
+from hypothesis import strategies as st
+from staddle._protocol.columns import columns_of, row_of
+from staddle.chunking import content_id
+from staddle.v1 import resources_pb2 as pb
+from staddle_server.api import convert
+from staddle_server.base.types import Content, Entry, EntryType, sort_key
+from staddle_server.manifest.content import store_attributes
+from staddle_server.manifest.pages import encoder
+
+CDC = pb.CHUNKER_PROFILE_CONTENT_DEFINED
+U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+TIMES = st.integers(-(2**63), 2**63 - 1)
+NAMES = st.sampled_from([b"a", b"b", b"a.b", b".x", b"..x", b"a-", b"\xff\xfe", "é".encode(), b"x" * 1024])
+PATHS = st.lists(NAMES, max_size=4).map(b"/".join)
+
+
+class Kept(dict[bytes, bytes]):
+    """A sink of pages."""
+
+    def write(self, data: bytes) -> bytes:
+        digest = blake3(data).digest()
+        self[digest] = data
+        return digest
+
+
+def digest(number: int) -> bytes:
+    return blake3(b"%d" % number).digest()
+
+
+def set_chunks(entry: pb.Entry, lengths: Sequence[int]) -> None:
+    refs = [(length, digest(length)) for length in lengths]
+    entry.content.size_bytes = sum(lengths)
+    entry.content.content_id = content_id(refs)
+    entry.content.profile = CDC
+    for length, each in refs:
+        entry.content.chunks.add(length_bytes=length, digest=each)
+
+
+@st.composite
+def one_entry(draw: st.DrawFn, path: bytes) -> pb.Entry:
+    kind = draw(st.sampled_from([1, 1, 1, 2, 3, 4, 5, 6, 7])) if path else 2
+    entry = pb.Entry(type=kind)
+    convert.set_name(entry, "path", path)
+    entry.mode, entry.uid, entry.gid = draw(st.integers(0, 0o7777)), draw(U32), draw(U32)
+    entry.mtime_ns, entry.ctime_ns, entry.inode = draw(TIMES), draw(TIMES), draw(U64)
+    entry.owner, entry.group = (
+        draw(st.sampled_from(["", "root", "é" * 128])),
+        draw(st.sampled_from(["", "wheel"])),
+    )
+    entry.read_again = draw(st.booleans())
+    if kind == EntryType.FILE:
+        set_chunks(entry, draw(st.lists(st.integers(1, 2**20), max_size=16)))
+        entry.link_group = draw(st.sampled_from([b"", b"g"]))
+        size = entry.content.size_bytes
+        if size > 9 and draw(st.booleans()):
+            entry.holes.add(offset_bytes=2, length_bytes=size - 3)
+    elif kind == EntryType.DIRECTORY:
+        entry.incomplete = draw(st.booleans())
+    elif kind == EntryType.SYMLINK:
+        convert.set_name(entry, "link_target", draw(st.sampled_from([b"..", b"\xff", b"t" * 4096])))
+    elif kind in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}:
+        entry.device_major, entry.device_minor = draw(U32), draw(st.sampled_from([0, 7]))
+    if draw(st.integers(0, 5)) == 0:
+        for each in draw(st.sets(st.sampled_from([b"user.a", b"user.b", b"\xff"]), min_size=1)):
+            convert.set_name(entry.xattrs.add(value=b"v" * draw(st.sampled_from([0, 9, 3000]))), "name", each)
+    return entry
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> list[pb.Entry]:
+    """Entries in order, at least one."""
+    paths = sorted(draw(st.sets(PATHS, min_size=1, max_size=12)), key=sort_key)
+    return [draw(one_entry(path)) for path in paths]
+
+
+def as_columns(sent: Iterable[pb.Entry]) -> pb.EntryColumns:
+    """As a client encodes them."""
+    rows = []
+    for entry in sent:
+        row = row_of(entry, [(ref.length_bytes, ref.digest) for ref in entry.content.chunks])
+        assert row is not None
+        rows.append(row)
+    return columns_of(rows, CDC)
+
+
+def as_stored(message: pb.Entry, kept: Kept) -> bytes:
+    """What a page holds of an entry that was sent as a message."""
+    sent = convert.sent_of(message)
+    entry: Entry = sent.entry
+    if entry.type is EntryType.FILE:
+        refs = tuple(sent.refs or ())
+        size = sum(ref.length for ref in refs)
+        content = Content(size, content_id(refs), sent.profile, refs)
+        entry = msgspec.structs.replace(entry, content=content)
+    return encoder.encode(store_attributes(entry, kept))
