@@ -11,7 +11,9 @@ from blake3 import blake3
 from column_entries import Kept, as_columns, as_stored, entries, set_chunks
 from extent import extent
 from hypothesis import given
-from staddle._protocol.columns import CHUNKS_MAX
+from staddle._protocol.columns import CHUNKS_MAX, entry_of_row, rows_in
+from staddle._protocol.convert import entry_of
+from staddle._types.entries import Entry
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.convert_columns import columns_of
@@ -396,3 +398,80 @@ def test_columns_survive_a_checkpoint_and_a_take_over(running):
     source.entries, source.bytes = len(made), sum(entry.content.size_bytes for entry in made)
     source.commit()
     assert len(restore(stub, "www").entries) == len(made)
+
+
+# ------------------------------------------------------------------ reading
+
+
+@pytest.fixture
+def mixed(running):
+    """A backup of all kinds of entries, of which some lack values that others have."""
+    stub = running.stub()
+    source = Source(stub, "www")
+    made = tree()
+    source.put_chunks(source.missing(chunks_of(made)))
+    call(source, as_columns(made))
+    odd = [
+        pb.Entry(path="d00000/00003", data=b"thin"),
+        pb.Entry(path="d00050/00051", data=b"fixed", profile=pb.CHUNKER_PROFILE_FIXED, mode=0o600),
+        pb.Entry(path="n", type=5, device_major=1, device_minor=3, owner="root"),
+        pb.Entry(
+            path="x", data=b"1", xattrs=[pb.Xattr(name="user.large", value=bytes(60_000))], link_group=b"g"
+        ),
+        pb.Entry(path="below/nothing", data=b"", read_again=True),
+    ]
+    source.number = 1
+    source.put_entries(*odd)
+    source.entries = len(made) + len(odd)
+    sent = [*made, *odd]
+    source.bytes = sum(len(entry.data) or entry.content.size_bytes for entry in sent)
+    source.commit()
+    return stub
+
+
+def values(listed: list[pb.Entry]) -> list[Entry]:
+    return [entry_of(each) for each in listed]
+
+
+def test_a_restore_in_columns_has_the_same_entries(mixed):
+    request = sv.RestoreRequest(dataset="www", view=sv.ENTRY_VIEW_BASIC)
+    parts = [part for response in mixed.Restore(request) for part in response.parts]
+    plain = values([part.entry for part in parts if part.HasField("entry")])
+    request.columns = True
+    in_columns = [part for response in mixed.Restore(request) for part in response.parts]
+    assert not any(part.HasField("entry") for part in in_columns)
+    found = [
+        entry_of_row(row) for part in in_columns if part.HasField("columns") for row in rows_in(part.columns)
+    ]
+    assert found == plain
+    assert in_columns[-1].end == parts[-1].end
+    assert len(in_columns) < len(parts) / 10
+
+
+@pytest.mark.parametrize("page_size", extent([7, 1000], [1, 50]))
+def test_a_list_in_columns_has_the_same_entries_and_pages(mixed, page_size):
+    def listed(*, columns: bool) -> tuple[list[Entry], int]:
+        request = sv.ListEntriesRequest(dataset="www", recursive=True, page_size=page_size, columns=columns)
+        found: list[Entry] = []
+        pages = 0
+        while True:
+            page = mixed.ListEntries(request)
+            rows = [entry_of_row(row) for each in page.columns for row in rows_in(each)]
+            assert len(rows) + len(page.entries) <= page_size
+            found += [*values(page.entries), *rows]
+            pages += 1
+            if not page.next_page_token:
+                return found, pages
+            request.page_token = page.next_page_token
+
+    assert listed(columns=True) == listed(columns=False)
+
+
+def test_columns_are_refused_with_views_that_they_cannot_have(mixed):
+    for view in (sv.ENTRY_VIEW_DATA, sv.ENTRY_VIEW_REFERENCES):
+        with pytest.raises(grpc.RpcError) as refused:
+            list(mixed.Restore(sv.RestoreRequest(dataset="www", view=view, columns=True)))
+        assert info(refused.value).metadata["field"] == "columns"
+    with pytest.raises(grpc.RpcError) as refused:
+        mixed.ListEntries(sv.ListEntriesRequest(dataset="www", view=sv.ENTRY_VIEW_REFERENCES, columns=True))
+    assert info(refused.value).metadata["field"] == "columns"

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import grpc
 from blake3 import blake3
+from column_entries import one_column
 from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -369,6 +370,8 @@ class MemoryService(StaddleServiceServicer):
             below = [p for p in below if b"/" not in p[len(top) :].strip(b"/")]
         items = [backup.entries[path].entry for path in sorted(below, key=sort_key)]
         response = sv.ListEntriesResponse(backup_id=backup.message.id)
+        if request.columns:
+            return self._page(request, response, "columns", [one_column(item) for item in items])
         return self._page(request, response, "entries", items)
 
     def ListChanges(self, request, context):

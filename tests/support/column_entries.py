@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 from blake3 import blake3
 from hypothesis import strategies as st
-from staddle._protocol.columns import columns_of, row_of
+from staddle._protocol.columns import EntryRow, columns_of, row_of
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle_server.api import convert
@@ -101,3 +102,64 @@ def as_stored(message: pb.Entry, kept: Kept) -> bytes:
         content = Content(size, content_id(refs), sent.profile, refs)
         entry = msgspec.structs.replace(entry, content=content)
     return encoder.encode(store_attributes(entry, kept))
+
+
+def one_column(entry: pb.Entry) -> pb.EntryColumns:
+    """A listed entry as columns of its own, as any server may send it."""
+    row = EntryRow(
+        path=entry.raw_path or entry.path.encode(),
+        type=entry.type or pb.ENTRY_TYPE_FILE,
+        flags=entry.read_again + 2 * entry.incomplete + 4 * entry.implied,
+        **{
+            name: getattr(entry, name) if entry.HasField(name) else None
+            for name in ("mode", "uid", "gid", "mtime_ns", "ctime_ns", "inode")
+        },
+        owner=entry.owner,
+        group=entry.group,
+        size_bytes=entry.content.size_bytes,
+        content_id=entry.content.content_id or bytes(32),
+        link_target=entry.raw_link_target or entry.link_target.encode(),
+        rare=pb.Entry(
+            link_group=entry.link_group,
+            device_major=entry.device_major,
+            device_minor=entry.device_minor,
+            xattrs=entry.xattrs,
+            holes=entry.holes,
+            file_digest=entry.file_digest if entry.HasField("file_digest") else None,
+        ),
+    )
+    return columns_of([row], CDC)
+
+
+BAD_PATHS = ("../x", "/etc/x", "a/../../x", ".", "a//b", "x" * 1025)
+
+
+def listed_columns(**fields: Any) -> pb.EntryColumns:
+    """The columns of a directory and a file, with other values for some."""
+    honest: dict[str, Any] = {"paths": b"d\0f", "types": b"\2\1", "sizes": [1], "content_ids": bytes(32)}
+    return pb.EntryColumns(**honest | fields)
+
+
+BAD_COLUMNS: dict[str, pb.EntryColumns] = {
+    **{f"columns with the path {path[:20]!r}": listed_columns(paths=path.encode() + b"\0z") for path in BAD_PATHS},
+    **{f"columns that end with the path {path[:20]!r}": listed_columns(paths=b".a\0" + path.encode()) for path in BAD_PATHS},
+    "columns of nothing": pb.EntryColumns(),
+    "columns of an unknown type": listed_columns(types=b"\2\x63"),
+    "a path more than types": listed_columns(paths=b"d\0f\0g"),
+    "columns out of order": listed_columns(paths=b"f\0d"),
+    "columns with a path twice": listed_columns(paths=b"d\0d"),
+    "columns out of order by component": listed_columns(paths=b"d-\0d/f"),
+    "flags of more entries": listed_columns(flags=b"\0\0\0"),
+    "modes of fewer entries": listed_columns(modes=[1]),
+    "inodes of a million entries": listed_columns(inodes=[1] * 10**6),
+    "sizes of more files": listed_columns(sizes=[1, 2]),
+    "half a content id": listed_columns(content_ids=bytes(16)),
+    "an owner without a name": listed_columns(owners=[0, 1]),
+    "a name too long": listed_columns(names=["x" * 257], owners=[1, 0]),
+    "targets without links": listed_columns(types=b"\2\3", sizes=[], content_ids=b""),
+    "a target too long": listed_columns(types=b"\2\3", sizes=[], content_ids=b"", link_targets=b"x" * 4097),
+    "rare fields of no entry": listed_columns(rare_at=[2], rare=[pb.Entry(link_group=b"g")]),
+    "rare fields without a position": listed_columns(rare=[pb.Entry(link_group=b"g")]),
+    "rare fields twice": listed_columns(rare_at=[1, 1], rare=[pb.Entry(link_group=b"g")] * 2),
+    "too many rare holes": listed_columns(rare_at=[1], rare=[pb.Entry(holes=[pb.Hole()] * 40_000)]),
+}  # fmt: skip

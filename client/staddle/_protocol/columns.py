@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import compress
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import compress, islice, repeat
+from operator import lt
+from struct import Struct
+from typing import Any, Final, NamedTuple, cast
 
-from staddle._protocol.convert import link_target_of
+from staddle._errors import ProtocolError
+from staddle._protocol.convert import (
+    COMPONENT_BYTES_MAX,
+    ENTRY_TYPES,
+    link_target_of,
+    path_fault,
+    rare_values,
+    sort_key,
+)
+from staddle._protocol.entry_rules import (
+    CONTENT_ID_BYTES,
+    LINK_TARGET_BYTES_MAX,
+    OWNER_BYTES_MAX,
+    check_entry,
+)
+from staddle._types.entries import Entry
 from staddle.v1 import resources_pb2 as pb
 
 READ_AGAIN: Final = 1
 INCOMPLETE: Final = 2
+IMPLIED: Final = 4
 CHUNKS_MAX: Final = 16
 """A longer list of chunks does not go into columns."""
+_DIGEST: Final = Struct(f"{CONTENT_ID_BYTES}s")
+_TYPES: Final = bytes(kind for kind in pb.EntryType.values() if kind)
 _RARE_FIELDS: Final = ("link_group", "device_major", "device_minor")
 
 
 class EntryRow(NamedTuple):
-    """One entry with everything that a column has of it."""
+    """One entry with everything that a column has of it. None: it has no such value."""
 
     path: bytes
     type: int
     flags: int
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
+    mode: int | None
+    uid: int | None
+    gid: int | None
+    mtime_ns: int | None
+    ctime_ns: int | None
+    inode: int | None
     owner: str
     group: str
     size_bytes: int = 0
@@ -85,7 +106,10 @@ def _rare_of(entry: pb.Entry, chunks: Sequence[tuple[int, bytes]]) -> pb.Entry |
 
 
 def columns_of(rows: Sequence[EntryRow], profile: pb.ChunkerProfile.ValueType) -> pb.EntryColumns:
-    """The columns of entries, at least one, which must be in order; `profile` is that of their contents."""
+    """The columns of entries, at least one, which must be in order, and have the same values (`presence`).
+
+    `profile` is that of their contents.
+    """
     (
         paths,
         types,
@@ -104,27 +128,163 @@ def columns_of(rows: Sequence[EntryRow], profile: pb.ChunkerProfile.ValueType) -
         rare,
     ) = zip(*rows, strict=True)
     kinds = bytes(types)
-    places = {name: place for place, name in enumerate(dict.fromkeys(("", *owners, *groups)))}
+    names = {name: place for place, name in enumerate(dict.fromkeys(("", *owners, *groups)))}
     is_file = list(map(pb.ENTRY_TYPE_FILE.__eq__, kinds))
-    columns = pb.EntryColumns(
+    places_of_rare = [place for place, each in enumerate(rare) if each is not None]
+    return pb.EntryColumns(
         paths=b"\0".join(paths),
         types=kinds,
         flags=bytes(flags) if any(flags) else b"",
-        modes=modes,
-        uids=uids,
-        gids=gids,
-        mtimes_ns=mtimes,
-        ctimes_ns=ctimes,
-        inodes=inodes,
-        names=[name for name in places if name],
-        owners=map(places.__getitem__, owners),
-        groups=map(places.__getitem__, groups),
+        modes=_whole(modes),
+        uids=_whole(uids),
+        gids=_whole(gids),
+        mtimes_ns=_whole(mtimes),
+        ctimes_ns=_whole(ctimes),
+        inodes=_whole(inodes),
+        names=[name for name in names if name],
+        owners=map(names.__getitem__, owners) if any(owners) else (),
+        groups=map(names.__getitem__, groups) if any(groups) else (),
         sizes=compress(sizes, is_file),
         content_ids=b"".join(compress(ids, is_file)),
         profile=profile,
         link_targets=b"\0".join(compress(targets, map(pb.ENTRY_TYPE_SYMLINK.__eq__, kinds))),
+        rare_at=places_of_rare,
+        rare=map(rare.__getitem__, places_of_rare),
     )
-    places_of_rare = [place for place, each in enumerate(rare) if each is not None]
-    columns.rare_at.extend(places_of_rare)
-    columns.rare.extend(map(rare.__getitem__, places_of_rare))
-    return columns
+
+
+def presence(row: EntryRow) -> tuple[bool, ...]:
+    """Which values an entry has that may be missing: a column has them of all its entries, or of none."""
+    return (
+        row.mode is None,
+        row.uid is None,
+        row.gid is None,
+        row.mtime_ns is None,
+        row.ctime_ns is None,
+        row.inode is None,
+    )
+
+
+def _whole(column: Sequence[int | None]) -> Sequence[int]:
+    """A column for a message; empty if the entries have no such value."""
+    return () if column[0] is None else cast("Sequence[int]", column)
+
+
+# --- from a server
+
+
+def rows_in(columns: pb.EntryColumns) -> list[EntryRow]:
+    """The entries in columns of a server, in order. Raises ProtocolError for what could not have been stored."""
+    types = columns.types
+    count = len(types)
+    if not count or types.translate(None, _TYPES):
+        raise ProtocolError("The server sent columns without entries, or with one of an unknown type.")
+    files, links = types.count(pb.ENTRY_TYPE_FILE), types.count(pb.ENTRY_TYPE_SYMLINK)
+    paths = _checked_paths(columns.paths, count)
+    ids, targets = columns.content_ids, columns.link_targets.split(b"\0") if links else []
+    if len(targets) != links or len(columns.sizes) != files or len(ids) != files * CONTENT_ID_BYTES:
+        raise ProtocolError("The server sent columns of contents or link targets with another length.")
+    if targets and not (all(targets) and max(map(len, targets)) <= LINK_TARGET_BYTES_MAX):
+        raise ProtocolError("The server sent a link target that is empty or too long.")
+    is_file = list(map(pb.ENTRY_TYPE_FILE.__eq__, types))
+    names = ["", *columns.names]
+    return list(
+        map(
+            EntryRow,
+            paths,
+            types,
+            _column(columns.flags, count, 0),
+            _column(columns.modes, count, None),
+            _column(columns.uids, count, None),
+            _column(columns.gids, count, None),
+            _column(columns.mtimes_ns, count, None),
+            _column(columns.ctimes_ns, count, None),
+            _column(columns.inodes, count, None),
+            _named(names, columns.owners, count),
+            _named(names, columns.groups, count),
+            _spread(columns.sizes, is_file, 0),
+            _spread([each for (each,) in _DIGEST.iter_unpack(ids)], is_file, b""),
+            _spread(targets, [each == pb.ENTRY_TYPE_SYMLINK for each in types], b""),
+            _rare_in(columns, paths),
+        )
+    )
+
+
+def _checked_paths(joined: bytes, count: int) -> list[bytes]:
+    """Valid paths in order."""
+    paths = joined.split(b"\0")
+    if len(paths) != count:
+        raise ProtocolError(f"The server sent {len(paths)} paths in columns of {count} entries.")
+    # Most columns skip the look at each path.
+    if (
+        joined[:1] in {b"/", b"."}
+        or joined[-1:] == b"/"
+        or any(each in joined for each in (b"//", b"/.", b"\0.", b"/\0", b"\0/"))
+        or max(map(len, paths)) > COMPONENT_BYTES_MAX
+    ):
+        for path in paths:
+            if wrong := path_fault(path):
+                raise ProtocolError(f"The server sent the path {path!r}: {wrong}.")
+    keys = [sort_key(path) for path in paths]
+    if not all(map(lt, keys, islice(keys, 1, None))):
+        raise ProtocolError("The server sent columns whose paths are out of order.")
+    return paths
+
+
+def _column(values: Sequence[Any], count: int, default: Any) -> Iterable[Any]:
+    if values and len(values) != count:
+        raise ProtocolError(f"The server sent a column of {len(values)} values for {count} entries.")
+    return values[:] if values else repeat(default, count)
+
+
+def _named(names: list[str], places: Sequence[int], count: int) -> Iterable[str]:
+    if places and max(places) >= len(names):
+        raise ProtocolError(
+            f"The server sent an owner with the place {max(places)} of {len(names) - 1} names."
+        )
+    if max(map(len, names)) > OWNER_BYTES_MAX:
+        raise ProtocolError(f"The server sent a name of an owner with over {OWNER_BYTES_MAX} bytes.")
+    return map(names.__getitem__, _column(places, count, 0))
+
+
+def _spread(values: Sequence[Any], has: Sequence[bool], default: Any) -> Iterable[Any]:
+    """The values at the positions that have one, and the default elsewhere."""
+    following = iter(values)
+    return (next(following) if each else default for each in has)
+
+
+def _rare_in(columns: pb.EntryColumns, paths: Sequence[bytes]) -> list[pb.Entry | None]:
+    rare: list[pb.Entry | None] = [None] * len(paths)
+    if len(columns.rare_at) != len(columns.rare) or any(place >= len(paths) for place in columns.rare_at):
+        raise ProtocolError("The server sent columns with rare fields of no entry.")
+    for place, entry in zip(columns.rare_at, columns.rare, strict=True):
+        if rare[place] is not None:
+            raise ProtocolError(f"The server sent the rare fields of {paths[place]!r} twice.")
+        check_entry(paths[place], entry)
+        rare[place] = entry
+    return rare
+
+
+def entry_of_row(row: EntryRow) -> Entry:
+    """An entry as the server lists it."""
+    entry = Entry(
+        row.path,
+        ENTRY_TYPES[cast("pb.EntryType.ValueType", row.type)],
+        row.mode,
+        row.uid,
+        row.gid,
+        row.owner,
+        row.group,
+        row.mtime_ns,
+        row.ctime_ns,
+        row.inode,
+        row.size_bytes,
+        row.content_id.hex(),
+        link_target_bytes=row.link_target,
+        read_again=bool(row.flags & READ_AGAIN),
+        implied=bool(row.flags & IMPLIED),
+        incomplete=bool(row.flags & INCOMPLETE),
+    )
+    if row.rare is None:
+        return entry
+    return replace(entry, **rare_values(row.rare, entry.type))

@@ -13,6 +13,7 @@ from blake3 import blake3
 from staddle._base.figures import counted
 from staddle._errors import ProtocolError
 from staddle._protocol.answers import check_id
+from staddle._protocol.columns import EntryRow, rows_in
 from staddle._protocol.convert import is_below, path_of, sort_key
 from staddle._protocol.entry_rules import check_entry
 from staddle._protocol.segments import Chunk, Segments
@@ -53,6 +54,12 @@ class EntryEvent(NamedTuple):
     data: bytes | memoryview = b""
 
 
+class RowsEvent(NamedTuple):
+    """The next entries, where columns were asked for."""
+
+    rows: list[EntryRow]
+
+
 class DataEvent(NamedTuple):
     """The next bytes of the open entry, not yet checked as a whole: `data`, or so many zeros."""
 
@@ -90,7 +97,7 @@ class EndEvent(NamedTuple):
     damage_count: int
 
 
-Event = HeaderEvent | EntryEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
+Event = HeaderEvent | EntryEvent | RowsEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
 
 
 def is_file(entry: pb.Entry) -> bool:
@@ -103,13 +110,16 @@ def read_restore(
     *,
     view: sv.EntryView.ValueType = VIEW_DATA,
     segments: Segments | None = None,
+    columns: bool = False,
     paths: int = 0,
 ) -> Iterator[Event]:
     """The events of a Restore stream that was asked for with `view`, so many `paths`, and with segments if `segments` are given.
 
+    With `columns`, entries come as RowsEvents alone.
+
     Raises ProtocolError, and what `responses` raises.
     """
-    reader = _Reader(view=view, segments=segments, paths=paths)
+    reader = _Reader(view=view, segments=segments, columns=columns, paths=paths)
     for response in responses if segments is None else segments.ahead(responses):
         if not response.parts:
             reader.nothing()
@@ -121,10 +131,13 @@ def read_restore(
 class _Reader:
     """The state between parts."""
 
-    def __init__(self, *, view: sv.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
+    def __init__(
+        self, *, view: sv.EntryView.ValueType, segments: Segments | None, columns: bool, paths: int
+    ) -> None:
         self._data = view == VIEW_DATA
         self._refers = view == VIEW_REFERENCES
         self._segments = segments
+        self._columns = columns
         self._paths = paths
         self._started = False
         self._ended = False
@@ -160,7 +173,7 @@ class _Reader:
             raise ProtocolError("The restore did not begin with its header.")
         if kind not in _BRINGS_NOTHING:
             self._empty = 0
-        if kind == "entry":
+        if kind == "entry" and not self._columns:
             piece = self._opened_segments().chunk(part.piece) if part.HasField("piece") else None
             return (self._entry(part.entry, piece),)
         read = _PARTS.get(kind or "")
@@ -215,6 +228,20 @@ class _Reader:
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
         return EntryEvent(path, entry, open=False, data=data)
+
+    def columns(self, columns: pb.EntryColumns) -> tuple[RowsEvent]:
+        if not self._columns:
+            raise ProtocolError("The restore has columns that were not requested.")
+        rows = rows_in(columns)
+        first = sort_key(rows[0].path)
+        if self._last_key is not None and first <= self._last_key:
+            raise ProtocolError(f"The restore is out of order at {rows[0].path!r}.")
+        self._last_key = sort_key(rows[-1].path)
+        self._entries += len(rows)
+        self._at_most("entries", self._entries, self._backup.entry_count)
+        self._file_bytes += sum(columns.sizes)
+        self._at_most("bytes", self._file_bytes, self._backup.data_bytes)
+        return (RowsEvent(rows),)
 
     def _enter(self, path: bytes, entry: pb.Entry) -> None:
         """Keep the directories above the path, and drop the others."""
@@ -323,6 +350,7 @@ _PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
     "entry_end": _Reader.entry_end,
     "damage": _Reader.damage,
     "content": _Reader.content,
+    "columns": _Reader.columns,
     "end": _Reader.end,
 }
 

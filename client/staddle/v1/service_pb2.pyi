@@ -1016,6 +1016,7 @@ class RestoreRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     view: Global___EntryView.ValueType
     exact: _builtins.bool
@@ -1025,6 +1026,8 @@ class RestoreRequest(_message.Message):
     in segment and pieces, which is half the bytes and a third of the server's work. The server chooses: Data
     and inline data come too.
     """
+    columns: _builtins.bool
+    """Only with the view BASIC: entries come in columns."""
     @_builtins.property
     def backup(self) -> _resources_pb2.BackupSelector: ...
     @_builtins.property
@@ -1047,10 +1050,11 @@ class RestoreRequest(_message.Message):
         view: Global___EntryView.ValueType = ...,
         exact: _builtins.bool = ...,
         segments: _builtins.bool = ...,
+        columns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "exact", b"exact", "paths", b"paths", "raw_paths", b"raw_paths", "segments", b"segments", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "columns", b"columns", "dataset", b"dataset", "exact", b"exact", "paths", b"paths", "raw_paths", b"raw_paths", "segments", b"segments", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1089,6 +1093,7 @@ class RestorePart(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     PIECES_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     PIECE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___RestoreHeader: ...
@@ -1120,6 +1125,10 @@ class RestorePart(_message.Message):
         """The next bytes of the open entry, in place of Data."""
 
     @_builtins.property
+    def columns(self) -> _resources_pb2.EntryColumns:
+        """Entries, one after another, in place of entry."""
+
+    @_builtins.property
     def piece(self) -> Global___Piece:
         """Beside an entry: its whole content is this piece, and it is complete."""
 
@@ -1135,13 +1144,14 @@ class RestorePart(_message.Message):
         content: Global___ContentPart | None = ...,
         segment: Global___Segment | None = ...,
         pieces: Global___Pieces | None = ...,
+        columns: _resources_pb2.EntryColumns | None = ...,
         piece: Global___Piece | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "entry", "data", "entry_end", "damage", "end", "content", "segment", "pieces"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "entry", "data", "entry_end", "damage", "end", "content", "segment", "pieces", "columns"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -1557,6 +1567,7 @@ class ListEntriesRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     path: _builtins.str
     """A directory (empty: the root), whose entries are listed; any other entry lists itself."""
@@ -1568,6 +1579,8 @@ class ListEntriesRequest(_message.Message):
     """At most 10,000; 0: 1,000. A page may be shorter."""
     page_token: _builtins.str
     """Binds the pages to the backup that the first one picked."""
+    columns: _builtins.bool
+    """Only with the view BASIC: the page comes in columns."""
     @_builtins.property
     def backup(self) -> _resources_pb2.BackupSelector: ...
     def __init__(
@@ -1581,10 +1594,11 @@ class ListEntriesRequest(_message.Message):
         view: Global___EntryView.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        columns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "raw_path", b"raw_path", "recursive", b"recursive", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "columns", b"columns", "dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "raw_path", b"raw_path", "recursive", b"recursive", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1597,21 +1611,27 @@ class ListEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     backup_id: _builtins.str
     """The backup that was picked."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Entry]: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.EntryColumns]:
+        """In place of entries, one after another."""
+
     def __init__(
         self,
         *,
         entries: _abc.Iterable[_resources_pb2.Entry] | None = ...,
         next_page_token: _builtins.str = ...,
         backup_id: _builtins.str = ...,
+        columns: _abc.Iterable[_resources_pb2.EntryColumns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "columns", b"columns", "entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -244,25 +244,30 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
     set_name(m, "path", entry.path)
     if entry.owner or entry.group:
         m.owner, m.group = entry.owner, entry.group
-    if entry.link_group:
-        m.link_group = entry.link_group
     if flags:
         m.read_again = bool(flags & _READ_AGAIN)
         m.implied = bool(flags & _IMPLIED)
         m.incomplete = bool(flags & _INCOMPLETE)
     if entry.link_target is not None:
         set_name(m, "link_target", entry.link_target)
+    if entry.content is not None:
+        _content_out(entry.content, refs, m.content)
+    set_rare(entry, m)
+    return m
+
+
+def set_rare(entry: Entry, m: pb.Entry) -> None:
+    """Write the fields of an entry that few entries have."""
+    if entry.link_group:
+        m.link_group = entry.link_group
     if entry.device is not None:
         m.device_major, m.device_minor = entry.device
     if entry.attributes is not None:
         _attributes_out(entry.attributes, m)
-    if entry.content is not None:
-        _content_out(entry.content, refs, m.content)
     if entry.file_digest:
         m.file_digest.blake3 = entry.file_digest
-        verified = flags & _DIGEST_VERIFIED
+        verified = entry.flags & _DIGEST_VERIFIED
         m.file_digest.origin = pb.DIGEST_ORIGIN_VERIFIED if verified else pb.DIGEST_ORIGIN_CLAIMED
-    return m
 
 
 # As plain numbers: an operation on flags creates an object of their class for each of millions of entries.

@@ -1,4 +1,4 @@
-"""Entries as columns: messages to values, with every length checked."""
+"""Entries as columns: messages to values, with every length checked, and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from itertools import pairwise
 from struct import Struct
 from typing import Any, Final
 
+from staddle._protocol.columns import IMPLIED, INCOMPLETE, READ_AGAIN, EntryRow, presence
+from staddle._protocol.columns import columns_of as columns_from
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api.convert import attributes_of, bad, change_of, file_digest_of, profile_of
-from staddle_server.base.limits import ENTRIES_PER_CALL_MAX
-from staddle_server.base.types import ChunkRef, EntryType, Flag
+from staddle_server.api.convert import attributes_of, bad, change_of, file_digest_of, profile_of, set_rare
+from staddle_server.base.limits import ENTRIES_PER_CALL_MAX, KIB
+from staddle_server.base.types import ChunkRef, Entry, EntryType, Flag, Profile
 from staddle_server.manifest.columns import Columns, Rare
 from staddle_server.upload.intake import Change
 
@@ -149,3 +151,80 @@ def _rare_of(m: pb.Entry, kind: int, at: str) -> Rare:
 
 
 _DEVICES: Final = frozenset({EntryType.CHAR_DEVICE.value, EntryType.BLOCK_DEVICE.value})
+
+
+# ---------------------------------------------------------------------- entries out
+
+ROWS_MAX: Final = 1024
+"""Entries in one message of columns: what is gathered takes about as many KiB."""
+ROWS_BYTES: Final = 256 * KIB
+"""What these may have beside their columns."""
+_FROM_FLAGS: Final = [
+    (READ_AGAIN if flags & Flag.READ_AGAIN else 0)
+    | (INCOMPLETE if flags & Flag.INCOMPLETE else 0)
+    | (IMPLIED if flags & Flag.IMPLIED else 0)
+    for flags in range(2 * max(each.value for each in Flag))
+]
+
+
+class ColumnsOut:
+    """Gathers consecutive entries, without their chunks, for columns."""
+
+    def __init__(self) -> None:
+        self._rows: list[EntryRow] = []
+        self._presence: tuple[bool, ...] = ()
+        self._profile: Profile | None = None
+        self._size = 0
+
+    def add(self, entry: Entry) -> bytes | None:
+        """Add the next entry; return the encoded columns of those before it, if it does not go with them."""
+        row = _row_out(entry)
+        profile = self._profile if entry.content is None else entry.content.profile
+        has = presence(row)
+        before = None
+        if (
+            has != self._presence
+            or (profile is not self._profile and self._profile is not None)
+            or len(self._rows) >= ROWS_MAX
+            or self._size >= ROWS_BYTES
+        ):
+            before = self.take()
+        self._rows.append(row)
+        self._presence = has
+        self._profile = profile
+        self._size += len(row.path) + len(row.link_target) + (row.rare.ByteSize() if row.rare else 0)
+        return before
+
+    def take(self) -> bytes | None:
+        """Return the encoded columns of what was gathered; None if that is nothing."""
+        if not self._rows:
+            return None
+        profile = (self._profile or Profile.CONTENT_DEFINED).value
+        columns = columns_from(self._rows, profile)  # type: ignore[arg-type] # the numbers are the same
+        self._rows, self._profile, self._size = [], None, 0
+        return columns.SerializeToString()
+
+
+def _row_out(entry: Entry) -> EntryRow:
+    content = entry.content
+    rare = None
+    if entry.link_group or entry.device is not None or entry.attributes is not None or entry.file_digest:
+        rare = pb.Entry()
+        set_rare(entry, rare)
+    return EntryRow(
+        entry.path,
+        entry.type,
+        _FROM_FLAGS[entry.flags % len(_FROM_FLAGS)],
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.mtime_ns,
+        entry.ctime_ns,
+        entry.inode,
+        entry.owner,
+        entry.group,
+        0 if content is None else content.size,
+        b"" if content is None else content.content_id,
+        entry.link_target or b"",
+        rare,
+    )

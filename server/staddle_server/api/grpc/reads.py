@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -12,10 +12,12 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert, encoding
 from staddle_server.api.convert import bad
+from staddle_server.api.convert_columns import ColumnsOut
 from staddle_server.api.encoding import Pieces
 from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
+from staddle_server.base.types import Entry
 from staddle_server.catalog import Backup, Catalog
 from staddle_server.manifest.content import with_attributes
 from staddle_server.manifest.entries import check_path
@@ -66,6 +68,8 @@ class ReadCalls:
         view = request.view or sv.ENTRY_VIEW_DATA
         if request.segments and view != sv.ENTRY_VIEW_DATA:
             raise bad("segments", "it requires the view DATA")
+        if request.columns and view != sv.ENTRY_VIEW_BASIC:
+            raise bad("columns", "it requires the view BASIC")
         backup = self._pick(request, call)
         restore = self._reads.restore(
             call.principal,
@@ -79,7 +83,9 @@ class ReadCalls:
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
         parts: Iterator[Pieces] = chain(
             [encoding.part(header)],
-            _restore_parts(restore.events(chosen, exact=request.exact), self._large(call)),
+            (_column_parts if request.columns else _restore_parts)(
+                restore.events(chosen, exact=request.exact), self._large(call)
+            ),
             _end(restore),
         )
 
@@ -160,6 +166,8 @@ class ReadCalls:
         limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
         if request.view == sv.ENTRY_VIEW_DATA:
             raise bad("view", "a list carries no data; use Restore")
+        if request.columns and request.view == sv.ENTRY_VIEW_REFERENCES:
+            raise bad("columns", "it requires the view BASIC")
         tokens, query = self._tokens(call), ("entries", request.dataset, path, request.recursive)
         after = None
         if request.page_token:
@@ -171,19 +179,22 @@ class ReadCalls:
         )
         refs = limits.CHUNKS_PER_CALL_MAX if request.view == sv.ENTRY_VIEW_REFERENCES else 0
         response = sv.ListEntriesResponse(backup_id=backup.id.hex())
-        page: list[bytes] = []
-        size, last = 0, b""
+
+        def encoded(listed: Listed) -> bytes:
+            chunks = self._reads.chunks(call.principal, listed.entry, refs, call.check) if refs else ()
+            return _listed_bytes(listed, chunks, self._large(call))
+
+        page = _ColumnPage(self._large(call)) if request.columns else _EntryPage(encoded)
+        last = b""
         for listed in entries:
             call.check()
-            if len(page) >= limit or size >= PAGE_BYTES:
+            if page.count >= limit or page.size >= PAGE_BYTES:
                 response.next_page_token = tokens.make(query, (backup.id.hex(), last))
                 break
-            chunks = self._reads.chunks(call.principal, listed.entry, refs, call.check) if refs else ()
-            page.append(_listed_bytes(listed, chunks, self._large(call)))
-            size += len(page[-1])
+            page.add(listed)
             last = listed.entry.path
-        call.facts["entries"] = len(page)
-        return encoding.entries_response(response, page)
+        call.facts["entries"] = page.count
+        return encoding.entries_response(response, page.items(), columns=request.columns)
 
     def list_changes(self, request: sv.ListChangesRequest, call: Call) -> sv.ListChangesResponse:
         call.facts["dataset"] = request.dataset
@@ -221,6 +232,85 @@ class ReadCalls:
 
     def _tokens(self, call: Call) -> PageTokens:
         return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
+
+
+class _EntryPage:
+    """The encoded entries of one page of a list."""
+
+    def __init__(self, encoded: Callable[[Listed], bytes]) -> None:
+        self._encoded = encoded
+        self._items: list[bytes] = []
+        self.size = 0
+        self.count = 0
+
+    def add(self, listed: Listed) -> None:
+        self._items.append(self._encoded(listed))
+        self.size += len(self._items[-1])
+        self.count += 1
+
+    def items(self) -> list[bytes]:
+        return self._items
+
+
+class _ColumnPage:
+    """The same in columns."""
+
+    def __init__(self, large: threading.Lock) -> None:
+        self._large = large
+        self._gathered = ColumnsOut()
+        self._items: list[bytes] = []
+        self.size = 0
+        self.count = 0
+
+    def add(self, listed: Listed) -> None:
+        for columns in _columns_with(self._gathered, *listed, self._large):
+            self._items.append(columns)
+            self.size += len(columns)
+        self.count += 1
+
+    def items(self) -> list[bytes]:
+        rest = self._gathered.take()
+        return self._items if rest is None else [*self._items, rest]
+
+
+def _columns_with(
+    gathered: ColumnsOut, entry: Entry, attributes: bytes | None, large: threading.Lock
+) -> Iterator[bytes]:
+    """Add an entry, and yield the encoded columns that are complete.
+
+    One with separate attributes has columns of its own, so that they are decoded for one entry at a time.
+    """
+    if attributes is None:
+        columns = gathered.add(entry)
+        if columns is not None:
+            yield columns
+        return
+    before = gathered.take()
+    if before is not None:
+        yield before
+    alone = ColumnsOut()
+    with large:
+        alone.add(with_attributes(entry, attributes))
+        columns = alone.take()
+    if columns is not None:
+        yield columns
+
+
+def _column_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
+    """Yield parts of a restore without data, with its entries in columns."""
+    gathered = ColumnsOut()
+    for event in events:
+        if isinstance(event, SentEntry):
+            for columns in _columns_with(gathered, event.entry, event.attributes, large):
+                yield encoding.columns_part(columns)
+            continue
+        before = gathered.take()
+        if before is not None:
+            yield encoding.columns_part(before)
+        yield _part(event, large)
+    rest = gathered.take()
+    if rest is not None:
+        yield encoding.columns_part(rest)
 
 
 def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
