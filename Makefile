@@ -52,12 +52,16 @@ MAKEFLAGS += --no-print-directory
 # --- Python
 CANDIDATES := python3.14 python3.13 python3.12 python3.11 python3 python
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
-# A name on PATH is not enough: it may be a shim without an interpreter behind it.
+# The first version that runs; of several of that version, one that is optimised and makes virtual environments. A name on PATH is not
+# enough: it may be a shim without an interpreter behind it.
 ifdef PYTHON
   BASE_PYTHON := $(shell $(PYTHON) -c '$(RECENT)' >/dev/null 2>&1 && echo $(PYTHON))
   SUFFIX := -$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 else
-  BASE_PYTHON := $(shell for each in $(CANDIDATES); do $$each -c '$(RECENT)' >/dev/null 2>&1 && echo $$each && break; done)
+  BASE_PYTHON := $(shell IFS=:; for each in $(CANDIDATES); do first=; for directory in $$PATH; do \
+    found=$$directory/$$each; "$$found" -c '$(RECENT)' >/dev/null 2>&1 || continue; \
+    if "$$found" client/staddle/_base/interpreter.py && "$$found" -c 'import ensurepip, venv' 2>/dev/null; then echo "$$found"; exit; fi; first=$${first:-$$found}; done; \
+    if [ -n "$$first" ]; then echo "$$first"; exit; fi; done)
 endif
 # CONSTRAINTS=.ci/oldest.txt installs those versions, into a separate environment.
 ifdef CONSTRAINTS

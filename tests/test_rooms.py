@@ -168,6 +168,10 @@ OF_THE_CLIENT: Final = {
         frozenset({"app", "cli"}),
         "what people write, copy and mount is read alike on both sides",
     ),
+    "staddle._base.interpreter": (
+        frozenset({"cli"}),
+        "how an interpreter was built is looked up alike for a user, the benchmarks and the Makefile",
+    ),
     "staddle._base.pem_blocks": (
         frozenset({"app"}),
         "certificates and keys are read alike on both sides; only TLS needs them",

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from staddle._base.interpreter import interpreter
+
 GIB: Final = 1024**3
 LIBRARIES: Final = ("staddle", "grpcio", "protobuf", "pyfastcdc", "blake3", "zstandard", "cryptography")
 EXT4: Final = Path("/sys/fs/ext4")
@@ -31,7 +33,7 @@ def describe(place: Path) -> dict[str, str]:
         "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
         "memory": f"{memory('MemTotal') / GIB:.1f} GiB",
         "file system": f"{_file_system(place)}, {_free_bytes(place) / GIB:.0f} GiB free",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()}, {interpreter()}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
     }
 

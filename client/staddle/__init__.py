@@ -7,7 +7,8 @@ with Client.from_config() as client:
     client.restore("www", "/tmp/out", at="2h")
 """
 
-from staddle._client import Client
+from typing import TYPE_CHECKING, Any, Final
+
 from staddle._errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -74,7 +75,27 @@ from staddle._types.retention import (
 )
 from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
 from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
-from staddle._upload.upload import Upload
+
+if TYPE_CHECKING:
+    from staddle._client import Client
+    from staddle._upload.upload import Upload
+
+_LOADED_ON_USE: Final = {"Client": "staddle._client", "Upload": "staddle._upload.upload"}
+"""With them come gRPC and protobuf, which take ten times as long to load as the rest."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_LOADED_ON_USE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AccessDeniedError",

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
+from staddle._base.extra_packages import CLI_PACKAGES
 from staddle._base.figures import counted
 from staddle._errors import BadRequestError, DamageError, UnsupportedError
 from staddle._protocol.arguments import checked_path, choice
@@ -15,9 +16,6 @@ from staddle._types.reports import RestoreReport
 
 LocalPath = str | bytes | os.PathLike[str]
 """A path of this machine."""
-
-EXTRAS: Final = frozenset({"click", "pathspec", "pyfastcdc", "rich", "zstandard"})
-"""What the extra `cli` installs."""
 
 
 def backup_options(dataset: str, source: SourceArguments) -> BackupOptions:
@@ -47,7 +45,7 @@ def local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
 
 def missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:
     """The error for a missing package of the extra `cli`; any other missing module is returned unchanged."""
-    if error.name not in EXTRAS:
+    if error.name not in CLI_PACKAGES:
         return error
     return UnsupportedError(
         f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "

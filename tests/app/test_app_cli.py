@@ -59,7 +59,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert run_installed("--version").stdout.split()[-1] == __version__
+    name, version, build = run_installed("--version").stdout.split(maxsplit=2)
+    assert (name, version) == ("staddle-server", __version__)
+    assert re.fullmatch(r"\(Python 3\.\d+\.\S+, (an optimised build|built without optimisation)\)\n", build)
 
 
 def test_init_creates_the_directory_and_says_what_it_created_and_what_to_keep(tmp_path: Path) -> None:

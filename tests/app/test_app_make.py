@@ -11,8 +11,8 @@ import pytest
 TOP = Path(__file__).parents[2]
 
 
-def make(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`make` as typed in the project, on a PATH that begins with (or is) the given one."""
+def make(*arguments: str, path: Path | str | None = None) -> subprocess.CompletedProcess[str]:
+    """`make` as typed in the project, on a PATH that begins with the given one."""
     inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "CONSTRAINTS"}
     env = {name: value for name, value in os.environ.items() if name not in inherited}
     if path is not None:
@@ -44,11 +44,43 @@ def test_every_listed_target_exists() -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def interpreter(path: Path, *, optimised: bool) -> Path:
+    """A Python that says so of its build."""
+    path.parent.mkdir(exist_ok=True)
+    end = 0 if optimised else 1
+    return script(path, f'case "$1" in */interpreter.py) exit {end};; esac; exec {sys.executable} "$@"')
+
+
 def test_a_shim_without_an_interpreter_is_skipped(tmp_path: Path) -> None:
-    for name in ("python3.14", "python3.13", "python3.12"):
-        script(tmp_path / name, "echo 'command not found' >&2; exit 127")
-    script(tmp_path / "python3.11", f'exec {sys.executable} "$@"')
-    assert chosen(make("--dry-run", "venv", f"VENV={tmp_path}/v", path=tmp_path)) == "python3.11"
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("python3.14", "python3.13"):
+        script(broken / name, "echo 'command not found' >&2; exit 127")
+    works = interpreter(tmp_path / "works" / "python3.14", optimised=True)
+    interpreter(tmp_path / "works" / "python3.13", optimised=True)
+    done = make("--dry-run", "venv", f"VENV={tmp_path}/v", path=f"{broken}:{works.parent}")
+    assert chosen(done) == str(works)
+
+
+def test_of_equally_new_interpreters_an_optimised_one_is_taken(tmp_path: Path) -> None:
+    interpreter(tmp_path / "first" / "python3.14", optimised=False)
+    second = interpreter(tmp_path / "second" / "python3.14", optimised=True)
+    interpreter(tmp_path / "first" / "python3.13", optimised=True)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    script(
+        bare / "python3.14",
+        f'case "$*" in *ensurepip*) exit 1;; */interpreter.py) exit 0;; esac; exec {sys.executable} "$@"',
+    )
+    done = make("--dry-run", "venv", f"VENV={tmp_path}/v", path=f"{bare}:{tmp_path}/first:{second.parent}")
+    assert chosen(done) == str(second)
+
+
+def test_a_newer_interpreter_is_taken_whatever_its_build(tmp_path: Path) -> None:
+    newer = interpreter(tmp_path / "newer" / "python9.9", optimised=False)
+    interpreter(tmp_path / "newer" / "python9.8", optimised=True)
+    words = ("CANDIDATES=python9.9 python9.8", f"VENV={tmp_path}/v")
+    assert chosen(make("--dry-run", "venv", *words, path=newer.parent)) == str(newer)
 
 
 def test_an_outdated_or_missing_python_is_reported_with_what_to_do(tmp_path: Path) -> None:

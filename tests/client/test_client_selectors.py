@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle import BadRequestError
 from staddle._protocol.selectors import selector_at, selector_of
+from staddle_server.base.clock import NS
 
 UTC = datetime.UTC
 
@@ -181,9 +182,6 @@ def test_an_id_a_prefix_or_latest_name_a_backup() -> None:
     for wrong in ("", "a b", "../x", "é"):
         with pytest.raises(BadRequestError):
             selector_of(wrong)
-
-
-NS = 1_000_000_000
 
 
 @pytest.fixture

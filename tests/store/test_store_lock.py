@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from seaweed import LOCKED_BUCKET, S3Server
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import Unavailable
 from staddle_server.store.backends import object_probe, object_urls
-from staddle_server.store.backends.object_lock import NS
 from staddle_server.store.backends.object_probe import LockLacking
 from staddle_server.store.backends.object_store import ObjectBlobs
 from staddle_server.store.blobs import BlobExists, BlobMissing, replace_object

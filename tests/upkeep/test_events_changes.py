@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Alarm, AlarmKey, Event, EventChanges
-from staddle_server.upkeep.events.changes import NS, OVER_AFTER_S, changes_of
+from staddle_server.upkeep.events.changes import OVER_AFTER_S, changes_of
 
 SUBJECTS = "abc"
 

@@ -13,6 +13,7 @@ import pytest
 from garbage_left import Garbage
 from seaweed import LOCKED_BUCKET, S3Server
 from servers import Running
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import Unavailable
 from staddle_server.store.backends.object_store import ObjectBlobs
 from staddle_server.store.blobs import BlobExists, Blobs, create_format, replace_object
@@ -28,7 +29,6 @@ from thin import back_up, noise, restore
 
 pytestmark = pytest.mark.xdist_group("s3")
 
-NS = 1_000_000_000
 DAY_S = 86_400
 FILES = {"a": noise(400_000, 1), "b": noise(300_000, 2)}
 OTHERS = {"c": noise(500_000, 3)}

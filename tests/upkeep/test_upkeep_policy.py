@@ -11,6 +11,7 @@ from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from staddle_server.base import limits
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import BadRequest, Unavailable
 from staddle_server.upkeep.lifecycle.retention import (
     Candidate,
@@ -21,7 +22,6 @@ from staddle_server.upkeep.lifecycle.retention import (
     plan,
 )
 
-NS = 1_000_000_000
 HOUR, DAY = 3600, 86_400
 ZONES = {"UTC": 0, "Etc/GMT-5": 5, "Etc/GMT+11": -11}
 """Zones without summer time, and how many hours their clocks are ahead."""

@@ -21,12 +21,12 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.health_probe import LOCK, SECOND_SITE, check_on
 from staddle_server.app.second_site import SecondSite
+from staddle_server.base.clock import NS
 from staddle_server.catalog.tasks import Period
 from staddle_server.cli.run import group
 from staddle_server.upkeep.integrity.lock_standing import lock_standing
 from thin import back_up, noise
 
-NS = 1_000_000_000
 DAY_S = 86_400
 FILES = {"a": noise(400_000, 1)}
 ONCE = Period(1.0, 1.0)

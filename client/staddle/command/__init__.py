@@ -7,8 +7,8 @@ import os
 import sys
 from contextlib import suppress
 
+from staddle._base.extra_packages import CLI_PACKAGES
 from staddle._base.standard_streams import open_standard_streams
-from staddle._options import EXTRAS
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     try:
         code = importlib.import_module("staddle.command.run").run(sys.argv[1:])
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
+        if (error.name or "").partition(".")[0] not in CLI_PACKAGES:
             raise
         _say_missing(error.name or "")
         code = 1

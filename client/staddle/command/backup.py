@@ -15,7 +15,6 @@ from staddle._base import figures
 from staddle._fs.chosen_paths import source_of
 from staddle._fs.excludes import excludes_of, lines_of
 from staddle._protocol.convert import path_fault
-from staddle._transport.channel import tune_malloc
 from staddle._types.options import SourceArguments
 from staddle.command import json_output, text
 from staddle.command.backup_dry_run import plan
@@ -297,7 +296,6 @@ def _backup_path(
     arguments: SourceArguments,
     tags: Mapping[str, str],
 ) -> BackupReport:
-    tune_malloc()
     with session.connect(cache_dir=given.cache_dir) as client:
         expected = ExpectedTotal(client, given.dataset, paths, arguments)
         try:
@@ -327,7 +325,6 @@ def _backup_stream(
     given: Given,
     tags: Mapping[str, str],
 ) -> BackupReport:
-    tune_malloc()
     with ExitStack() as stack:
         client = stack.enter_context(session.connect())
         host = socket.gethostname() if given.host is None else given.host

@@ -1,15 +1,20 @@
 """`staddle expect`: how often a dataset must have a new backup."""
 
+from __future__ import annotations
+
 import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from staddle import Client, Expectation
+from staddle import Expectation
 from staddle._base import figures
 from staddle.command import json_output, text
 from staddle.command.options import Session, command, end_of, long_duration, reading
 from staddle.command.output import Output
+
+if TYPE_CHECKING:
+    from staddle import Client
 
 GRACE_PART: Final = 10
 """Without --grace, a backup may be later by this part of the period."""

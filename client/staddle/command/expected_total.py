@@ -1,16 +1,22 @@
 """How much there is to read, counted beside a backup that reads everything, so that its progress can say how much time is left."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from staddle import BackupKind, Client, DatasetNotFoundError, StaddleError
+from staddle import BackupKind, DatasetNotFoundError, StaddleError
 from staddle._backup.selection import excludes_for, find_source, omissions_of
 from staddle._base.threads import start_thread
 from staddle._fs.found import Found
 from staddle._fs.scan import Scan
 from staddle._options import backup_options
 from staddle._types.options import SourceArguments
+
+if TYPE_CHECKING:
+    from staddle import Client
 
 
 class ExpectedTotal:

@@ -1,16 +1,21 @@
 """`staddle list`, `staddle diff` and `staddle info`: what there is, and how it differs."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset, PeerServer
+from staddle import Backup, BackupNotFoundError, Change, ChangeType, Dataset, PeerServer
 from staddle._base import figures
 from staddle.command import json_output, server_condition, text
 from staddle.command.options import Session, backup_argument, command, dataset_argument
 from staddle.command.output import Output
+
+if TYPE_CHECKING:
+    from staddle import Client
 
 LETTERS: Final = {
     ChangeType.ADDED: "+",

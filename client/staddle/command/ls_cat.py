@@ -1,16 +1,17 @@
 """`staddle ls` and `staddle cat`: what is in a backup."""
 
+from __future__ import annotations
+
 import base64
 import os
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from staddle import Client, Entry, EntryType, ProtocolError
+from staddle import Entry, EntryType, ProtocolError
 from staddle._base import figures
-from staddle._transport.channel import tune_malloc
 from staddle.command import json_output, text
 from staddle.command.options import (
     ByteRange,
@@ -25,6 +26,9 @@ from staddle.command.options import (
 )
 from staddle.command.output import Output
 from staddle.command.text import INCOMPLETE
+
+if TYPE_CHECKING:
+    from staddle import Client
 
 PIECE_BYTES: Final = 2 * 1024 * 1024
 JSON_PIECE_BYTES: Final = 768 * 1024
@@ -147,7 +151,6 @@ def cat(
     With --json its bytes come as base64, in pieces.
     """
     require_stdout()
-    tune_malloc()
     output = session.output
     with session.connect() as client:
         picked = client.get_backup(dataset, backup, at=at)

@@ -1,5 +1,7 @@
 """What commands take: the connection, which backup, paths inside it, and the forms of durations, ranges and tags."""
 
+from __future__ import annotations
+
 import datetime
 import functools
 import gc
@@ -9,11 +11,11 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import click
 
-from staddle import BadRequestError, Client, RetentionTag, StaddleError
+from staddle import BadRequestError, RetentionTag, StaddleError
 from staddle._base import figures
 from staddle._fs.excludes import all_patterns
 from staddle._protocol.convert import datetime_of, path_fault
@@ -21,6 +23,9 @@ from staddle._protocol.selectors import HOW_TO_SAY_WHEN, selector_of
 from staddle.command.output import Output
 from staddle.command.text import escaped
 from staddle.v1.resources_pb2 import BackupSelector
+
+if TYPE_CHECKING:
+    from staddle import Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -207,6 +212,10 @@ def command(
             retry_s: float | None = options.pop("retry")
 
             def connect(*, cache_dir: str | None = None) -> Client:
+                from staddle import Client
+                from staddle._transport.channel import tune_malloc
+
+                tune_malloc()
                 return Client.from_config(
                     config,
                     cache_dir=cache_dir,

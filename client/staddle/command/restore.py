@@ -7,7 +7,6 @@ import click
 
 from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport
 from staddle._base import figures
-from staddle._transport.channel import tune_malloc
 from staddle._types.options import ArchiveFormat, Overwrite
 from staddle.command import json_output, text
 from staddle.command.exit_codes import DONE, FAILED, INCOMPLETE, Interruption
@@ -175,7 +174,6 @@ def _restored(
             ):
                 raise _DeclinedError
 
-    tune_malloc()
     with session.connect() as client:
         try:
             with watched(session.output) as progress:

@@ -7,7 +7,6 @@ import click
 
 from staddle import DamageError, RestoreReport
 from staddle._base import figures
-from staddle._transport.channel import tune_malloc
 from staddle._types.options import ArchiveFormat
 from staddle.command import json_output, text
 from staddle.command.exit_codes import DONE, INCOMPLETE, Interruption
@@ -64,7 +63,6 @@ def write_archive(session: Session, wanted: Wanted, archive_format: ArchiveForma
 
 
 def _written(session: Session, wanted: Wanted, archive_format: ArchiveFormat) -> RestoreReport:
-    tune_malloc()
     with session.connect() as client:
         try:
             with watched(session.output) as progress:

@@ -1,12 +1,14 @@
 """`staddle retention`: which backups of a dataset stay, what its policy would delete now, and doing that."""
 
+from __future__ import annotations
+
 import datetime
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from staddle import AppliedRetention, Client, Retention, RetentionPlan, RetentionPolicy, RetentionTag
+from staddle import AppliedRetention, Retention, RetentionPlan, RetentionPolicy, RetentionTag
 from staddle._base import figures
 from staddle.command import json_output, text
 from staddle.command.exit_codes import DONE, FAILED
@@ -23,6 +25,9 @@ from staddle.command.options import (
     yes_option,
 )
 from staddle.command.output import Output
+
+if TYPE_CHECKING:
+    from staddle import Client
 
 _COUNTS: Final = ("hourly", "daily", "weekly", "monthly", "yearly")
 P = Callable[..., Any]

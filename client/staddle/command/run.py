@@ -18,7 +18,6 @@ import click
 
 from staddle import BadRequestError, StaddleError
 from staddle._base.standard_streams import StdoutError
-from staddle._transport.advice import words_of
 from staddle.command.exit_codes import (
     DONE,
     FAILED,
@@ -28,7 +27,6 @@ from staddle.command.exit_codes import (
     WRONG_USAGE,
     Interruption,
 )
-from staddle.command.options import hint_for
 from staddle.command.output import NoticeHandler, Output
 from staddle.command.text import escaped
 
@@ -153,6 +151,9 @@ def _failed(error: BaseException, output: Output) -> int:
         output.error("INTERRUPTED", "Interrupted.", {"resumable": False})
         return INTERRUPTED
     if isinstance(error, StaddleError):
+        from staddle._transport.advice import words_of
+        from staddle.command.options import hint_for
+
         told = words_of(error)
         message = " ".join([told, *getattr(error, "__notes__", ())])
         detail = {} if told == error.message else {"detail": error.message}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+NS: Final = 1_000_000_000
+"""Nanoseconds in a second."""
 
 
 class Clock(Protocol):

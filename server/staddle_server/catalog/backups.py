@@ -29,8 +29,6 @@ PREFIX_DIGITS_MIN: Final = 4
 
 _b = schema.backups.c
 _p = schema.pending_records.c
-_SHOWN = _b.deleted_ns.is_(None)
-_KEPT = _b.purged_ns.is_(None)
 """Visible, or deleted and still recoverable."""
 
 
@@ -58,7 +56,9 @@ class Backups:
         opened = self._database.look_up if limit < ROWS_AT_ONCE else self._database.read
         with opened() as connection:
             row = dataset_number(self._tenants.row(connection, tenant), dataset)
-            query = select_backups().where(_b.dataset == row, _KEPT if show_deleted else _SHOWN)
+            query = select_backups().where(
+                _b.dataset == row, schema.IS_KEPT if show_deleted else schema.IS_SHOWN
+            )
             if before_number is not None:
                 query = query.where(_b.number < before_number)
             page = page_of(connection, query.order_by(_b.number.desc()), limit, backup_of)
@@ -97,7 +97,7 @@ class Backups:
         """
         with self._database.read() as connection:
             found = self._of_dataset(connection, tenant, dataset)
-            among = (found, _KEPT if include_deleted else _SHOWN)
+            among = (found, schema.IS_KEPT if include_deleted else schema.IS_SHOWN)
             if at_ns is not None:
                 return _at(connection, among, dataset, at_ns)
             if backup in {"", "latest"}:

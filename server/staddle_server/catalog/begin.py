@@ -278,7 +278,7 @@ def _is_full(spec: BeginUpload) -> bool:
 def _newest(tenant_row: int, spec: BeginUpload) -> Select[Any]:
     """Return the query for the backup that the upload starts from."""
     newest = select(_b.id, *root_columns(_b)).where(
-        _b.dataset == dataset_number(tenant_row, spec.dataset), _b.deleted_ns.is_(None)
+        _b.dataset == dataset_number(tenant_row, spec.dataset), schema.IS_SHOWN
     )
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)

@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 from msgspec import structs
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from staddle_server.base.clock import NS
 from staddle_server.base.types import PackSummary
 from staddle_server.catalog import runs, schema
 from staddle_server.catalog.database import Query, later, locking, together
 from staddle_server.catalog.decisions import locked_chain
 from staddle_server.catalog.packs import locked_packs
 from staddle_server.catalog.rows import backup_of, locked_upload, valid_token
-from staddle_server.catalog.validation import NS
 from staddle_server.catalog.values import Backup, NewBackup
 
 _u = schema.uploads.c

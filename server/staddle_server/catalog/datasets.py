@@ -74,7 +74,7 @@ def make_real(connection: Connection, tenant_row: int, name: str, created_ns: in
 
 
 def _described() -> Select[Any]:
-    shown = (_b.dataset == _d.row, _b.deleted_ns.is_(None))
+    shown = (_b.dataset == _d.row, schema.IS_SHOWN)
     newest = select(_b.id).where(*shown).order_by(_b.number.desc()).limit(1).scalar_subquery()
     count = select(func.count()).select_from(schema.backups).where(*shown).scalar_subquery()
     return select(schema.datasets, count.label("backup_count"), newest.label("newest"))

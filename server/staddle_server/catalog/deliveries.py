@@ -5,10 +5,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Label, Select, case, delete, func, or_, select, update
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, now_ns
 from staddle_server.catalog.events import KEPT_S, Event, event_of
-from staddle_server.catalog.validation import NS
 
 _d, _e, _t = schema.deliveries.c, schema.events.c, schema.targets.c
 _first = schema.deliveries.alias("first")

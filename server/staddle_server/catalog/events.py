@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, delete, func, insert, literal, or_, select, update
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, later, now_ns
 from staddle_server.catalog.leases import lock, take
-from staddle_server.catalog.validation import ID_BYTES, NS, batches
+from staddle_server.catalog.validation import ID_BYTES, batches
 
 _e, _d, _t = schema.events.c, schema.deliveries.c, schema.tasks.c
 TASK: Final = "events"
@@ -213,11 +214,7 @@ def _begin(connection: Connection, alarm: Alarm, now: int, targets: Iterable[str
             "event": made[0],
             "over": False,
             "target": target,
-            "state": schema.DELIVERY_PENDING,
-            "created_ns": now,
-            "tries": 0,
-            "next_ns": now,
-            "error": "",
+            **_pending(now),
         }
         for target in targets
     ]
@@ -226,18 +223,14 @@ def _begin(connection: Connection, alarm: Alarm, now: int, targets: Iterable[str
 
 
 def _deliver_end(connection: Connection, rows: Sequence[int], now: int) -> None:
-    got_beginning = select(
-        _d.event,
-        literal(value=True),
-        _d.target,
-        literal(schema.DELIVERY_PENDING),
-        literal(now),
-        literal(0),
-        literal(now),
-        literal(""),
-    ).where(_d.event.in_(rows), _d.over.is_(False))
-    names = ["event", "over", "target", "state", "created_ns", "tries", "next_ns", "error"]
-    later(connection, insert(schema.deliveries).from_select(names, got_beginning))
+    columns = {"event": _d.event, "over": literal(value=True), "target": _d.target}
+    columns |= {name: literal(value) for name, value in _pending(now).items()}
+    got_beginning = select(*columns.values()).where(_d.event.in_(rows), _d.over.is_(False))
+    later(connection, insert(schema.deliveries).from_select(list(columns), got_beginning))
+
+
+def _pending(now: int) -> dict[str, object]:
+    return {"state": schema.DELIVERY_PENDING, "created_ns": now, "tries": 0, "next_ns": now, "error": ""}
 
 
 def _set(connection: Connection, events: Sequence[Event], **values: object) -> None:

@@ -11,7 +11,7 @@ from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.tasks import TaskRun
 
 _b, _d, _p, _r, _t = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c, schema.tenants.c
-_LIVE = (_b.deleted_ns.is_(None), _b.purged_ns.is_(None))
+_LIVE = (schema.IS_SHOWN, schema.IS_KEPT)
 
 
 class DatasetFigures(NamedTuple):

@@ -9,9 +9,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, select, update
 
 from staddle_server.base import errors
+from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, now_ns
-from staddle_server.catalog.validation import NS, rfc3339
+from staddle_server.catalog.validation import rfc3339
 
 _t = schema.tasks.c
 COLLECTOR: Final = "collector"

@@ -342,7 +342,7 @@ class Packs:
 
         All their content was sent for that backup, so anyone allowed to read the backup may read it.
         """
-        mine = (_p.tenant == _b.tenant, _p.upload == _b.upload, _b.deleted_ns.is_(None))
+        mine = (_p.tenant == _b.tenant, _p.upload == _b.upload, schema.IS_SHOWN)
         found: set[bytes] = set()
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, delete, exists, func, select, update
 
+from staddle_server.base.clock import NS
 from staddle_server.base.limits import REMOVED_RECORDS_S
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
@@ -21,7 +22,7 @@ from staddle_server.catalog.pack_values import (
     Waiting,
 )
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, batches
+from staddle_server.catalog.validation import batches
 from staddle_server.catalog.values import PendingRecord
 
 _b = schema.backups.c
@@ -60,7 +61,7 @@ class Purge:
             tenant_row = self._tenants.row(connection, tenant)
             if grace_s is None:
                 grace_s = connection.execute(select(_t.grace_s).where(_t.row == tenant_row)).scalar_one()
-            hidden = (_b.tenant == tenant_row, _b.deleted_ns > now_ns - grace_s * NS, _b.purged_ns.is_(None))
+            hidden = (_b.tenant == tenant_row, _b.deleted_ns > now_ns - grace_s * NS, schema.IS_KEPT)
             count, first_ns = connection.execute(
                 select(func.count(), func.min(_b.deleted_ns)).where(*hidden)
             ).one()
@@ -266,7 +267,7 @@ def _purgeable(tenant_row: int, now_ns: int, grace_s: int | None) -> Select[Any]
         .where(
             _b.tenant == tenant_row,
             _b.deleted_ns.is_not(None),
-            _b.purged_ns.is_(None),
+            schema.IS_KEPT,
             _b.deleted_ns <= now_ns - grace_ns,
             ~is_protected(now_ns),
         )

@@ -9,13 +9,14 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, or_, select, update
 
 from staddle_server.base import errors
+from staddle_server.base.clock import NS
 from staddle_server.base.types import Authors, Root
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, locking
 from staddle_server.catalog.decisions import is_protected, keep_pending, require_unprotected
 from staddle_server.catalog.rows import backup_of, dataset_row, hold_of, lock_backup, select_backups
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, batches
+from staddle_server.catalog.validation import batches
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -29,8 +30,6 @@ from staddle_server.catalog.values import (
 _b = schema.backups.c
 _d = schema.datasets.c
 _u = schema.uploads.c
-_KEPT = _b.purged_ns.is_(None)
-_SHOWN = _b.deleted_ns.is_(None)
 
 
 def _no_tags(_policy: str) -> Collection[str]:
@@ -86,7 +85,7 @@ class Retentions:
             backups = (
                 select(*roots)
                 .join_from(schema.backups, schema.datasets, _b.dataset == _d.row)
-                .where(_b.tenant == mine, _KEPT, _SHOWN | is_protected(now_ns))
+                .where(_b.tenant == mine, schema.IS_KEPT, schema.IS_SHOWN | is_protected(now_ns))
             )
             opened = select(_u.base).where(_u.tenant == mine, schema.IS_OPEN)
             bases = select(*roots).where(_b.tenant == mine, _b.id.in_(opened))
@@ -236,7 +235,9 @@ class Retentions:
             known = _applied(connection, row, plan)
             if known is not None:
                 return known
-            of_dataset = select(_b.id).where(_b.dataset == row.row, _SHOWN, _KEPT).order_by(_b.id)
+            of_dataset = (
+                select(_b.id).where(_b.dataset == row.row, schema.IS_SHOWN, schema.IS_KEPT).order_by(_b.id)
+            )
             connection.execute(locking(of_dataset))
             present = _state(connection, row)
             if present.decisive() != expected.decisive():
@@ -278,7 +279,11 @@ def _retention(row: Row[Any]) -> Retention:
 
 
 def _state(connection: Connection, row: Row[Any], tag_keys: Collection[str] = ()) -> RetentionState:
-    query = select_backups().where(_b.dataset == row.row, _SHOWN, _KEPT).order_by(_b.number.desc())
+    query = (
+        select_backups()
+        .where(_b.dataset == row.row, schema.IS_SHOWN, schema.IS_KEPT)
+        .order_by(_b.number.desc())
+    )
     backups = [_slim(backup_of(each), tag_keys) for each in connection.execute(query)]
     return RetentionState(_retention(row), row.applied_ns, backups)
 
@@ -307,7 +312,7 @@ def _move_later(connection: Connection, row: Row[Any], minimum_ns: int) -> list[
     until when.
     """
     query = select(_b.id, _b.commit_ns).where(
-        _b.dataset == row.row, _KEPT, _b.retain_until_ns < _b.commit_ns + minimum_ns
+        _b.dataset == row.row, schema.IS_KEPT, _b.retain_until_ns < _b.commit_ns + minimum_ns
     )
     moved = [(each.id, each.commit_ns + minimum_ns) for each in connection.execute(locking(query))]
     for some in batches([backup for backup, _ in moved]):
@@ -320,7 +325,7 @@ def _move_later(connection: Connection, row: Row[Any], minimum_ns: int) -> list[
 def _applied(connection: Connection, row: Row[Any], plan: str) -> Applied | None:
     if row.applied_plan != plan:
         return None
-    gone = select_backups().where(_b.dataset == row.row, _KEPT, _b.deleted_ns == row.applied_ns)
+    gone = select_backups().where(_b.dataset == row.row, schema.IS_KEPT, _b.deleted_ns == row.applied_ns)
     return Applied(
         row.applied_ns,
         [backup_of(each) for each in connection.execute(gone.order_by(_b.number.desc()))],

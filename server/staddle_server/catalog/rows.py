@@ -7,11 +7,12 @@ from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, Select, and
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from staddle_server.base import errors
+from staddle_server.base.clock import NS
 from staddle_server.base.limits import LISTED_BYTES_MAX
 from staddle_server.base.types import ChangeCounts, Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Query, later, locking, rows_in
-from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
+from staddle_server.catalog.validation import rfc3339, unpack_authors, unpack_tags
 from staddle_server.catalog.values import Backup, Hold, Upload
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def lock_backup(connection: Connection, tenant_row: int, backup: bytes) -> Backu
 
     BACKUP_NOT_FOUND. Beginning an upload locks its base's row the same way, so one of the two sees the other.
     """
-    this = (_b.id == backup, _b.tenant == tenant_row, _b.purged_ns.is_(None))
+    this = (_b.id == backup, _b.tenant == tenant_row, schema.IS_KEPT)
     # The dataset first, as everywhere; not its key, which a beginning upload refers to.
     of_backup = select(_d.row).join_from(schema.backups, schema.datasets, _b.dataset == _d.row).where(*this)
     connection.execute(locking(of_backup, of=schema.datasets))

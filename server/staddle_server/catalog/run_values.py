@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from staddle_server.base.clock import NS
 from staddle_server.base.types import RunOutcome
-from staddle_server.catalog.validation import NS
 
 
 @dataclass(frozen=True, slots=True)

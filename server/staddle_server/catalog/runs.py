@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from staddle_server.base import errors, limits
+from staddle_server.base.clock import NS
 from staddle_server.base.types import RunOutcome, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, later
@@ -36,7 +37,7 @@ from staddle_server.catalog.datasets import make_dataset
 from staddle_server.catalog.rows import Page, dataset_row, page_of, upload_not_found
 from staddle_server.catalog.run_values import BackupRun, RunFilter, RunReport
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, batches, check_dataset, check_id
+from staddle_server.catalog.validation import batches, check_dataset, check_id
 from staddle_server.catalog.values import Backup, Principal, Terms
 
 _r = schema.runs.c

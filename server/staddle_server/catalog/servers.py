@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, delete, func, insert, or_, select, update
 
+from staddle_server.base.clock import NS
 from staddle_server.base.limits import SERVER_DEAD_S, SERVER_FORGOTTEN_S
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, later, now_ns
-from staddle_server.catalog.validation import NS
 
 _s, _t, _u = schema.servers.c, schema.tasks.c, schema.uploads.c
 DEAD_NS = int(SERVER_DEAD_S * NS)

@@ -5,9 +5,9 @@ from typing import Final
 
 from sqlalchemy import delete, insert, select
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, later
-from staddle_server.catalog.validation import NS
 
 _s = schema.space_samples.c
 KEPT_S: Final = 90 * 24 * 3600.0

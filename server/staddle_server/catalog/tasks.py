@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Row, select, update
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, now_ns
 from staddle_server.catalog.leases import Lease, is_held, lock, take
-from staddle_server.catalog.validation import NS
 
 _t = schema.tasks.c
 OUTCOME_CHARS_MAX = 1000

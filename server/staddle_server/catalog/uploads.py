@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from staddle._base.figures import counted
 
 from staddle_server.base import errors, limits
+from staddle_server.base.clock import NS
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, commit, runs, schema
 from staddle_server.catalog.database import (
@@ -42,7 +43,7 @@ from staddle_server.catalog.rows import (
     upload_value,
 )
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import NS, batches, check_id, pack_authors, unpack_authors
+from staddle_server.catalog.validation import batches, check_id, pack_authors, unpack_authors
 from staddle_server.catalog.values import (
     Backup,
     BeginUpload,

@@ -12,7 +12,6 @@ import msgspec
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors
 
-NS: Final = 1_000_000_000
 ID_BYTES: Final = 16
 BATCH: Final = 1000
 """Values bound to one statement; SQLite allows 32,766, and longer lists gain nothing."""

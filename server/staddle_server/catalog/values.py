@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
+from staddle_server.base.clock import NS
 from staddle_server.base.limits import GRACE_S
 from staddle_server.base.types import (
     NO_LINK,
@@ -17,7 +18,6 @@ from staddle_server.base.types import (
     UploadState,
 )
 from staddle_server.catalog.run_values import Expectation
-from staddle_server.catalog.validation import NS
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class Verification:
         """
         with self._database.read() as connection:
             row = self._tenants.row(connection, tenant)
-            backups = select(func.count()).where(_b.tenant == row, _b.purged_ns.is_(None))
+            backups = select(func.count()).where(_b.tenant == row, schema.IS_KEPT)
             packs = select(func.count(), func.coalesce(func.max(_p.row), 0)).where(_p.tenant == row, _LIVE)
             count, last = connection.execute(packs).one()
             return int(connection.execute(backups).scalar_one()), int(count), int(last)
@@ -168,7 +168,7 @@ class Verification:
         after `after`.
         """
         with self._database.read() as connection:
-            mine = and_(_b.tenant == self._tenants.row(connection, tenant), _b.purged_ns.is_(None))
+            mine = and_(_b.tenant == self._tenants.row(connection, tenant), schema.IS_KEPT)
             query = select_backups().where(mine, _b.id > after).order_by(_b.id)
             return page_of(connection, query, limit, backup_of)
 

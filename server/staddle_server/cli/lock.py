@@ -11,8 +11,9 @@ from staddle._base.figures import age, counted, duration
 from staddle_server.app.bootstrap import open_rooms
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.store_place import ObjectStorePlace
+from staddle_server.base.clock import NS
 from staddle_server.catalog.tasks import TaskRun
-from staddle_server.catalog.validation import NS, rfc3339
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import unchecked_data_option
 from staddle_server.cli.text import say
 from staddle_server.store.blobs import FORMAT_NAME

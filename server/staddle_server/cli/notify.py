@@ -16,8 +16,9 @@ from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.notify_file import targets_of
 from staddle_server.app.owner import act_as_owner
 from staddle_server.app.settings import LISTEN_DEFAULT, OperatorError, Settings
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Alarm, AlarmKey, Catalog, TargetState
-from staddle_server.catalog.validation import NS, rfc3339, utc_minute
+from staddle_server.catalog.validation import rfc3339, utc_minute
 from staddle_server.cli.options import json_option, print_rows, settings_from, settings_options
 from staddle_server.cli.text import say
 from staddle_server.upkeep.events.kinds import WARNING

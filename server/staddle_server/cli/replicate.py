@@ -19,10 +19,11 @@ from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.second_site import SecondSite
 from staddle_server.app.settings import SettingsError, parse_site
 from staddle_server.app.signals import asked_to_stop
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import KIB, REPLICA_GRACE_S
 from staddle_server.catalog.replicas import ReplicaState
-from staddle_server.catalog.validation import NS, rfc3339
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
 from staddle_server.cli.text import Line, say
 from staddle_server.upkeep.replication.run import Replication, ReplicationPlan, ReplicationProgress

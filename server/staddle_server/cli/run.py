@@ -81,8 +81,23 @@ def _fitted(error: Exception) -> str:
     return fitted(f"{_ERROR}{error}", sys.stderr).removeprefix(_ERROR)
 
 
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from staddle._base.interpreter import interpreter  # takes longer to load than the version
+
+        click.echo(f"staddle-server {staddle_server.__version__} ({interpreter()})")
+        ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(staddle_server.__version__, prog_name="staddle-server")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and how its Python was built, and exit.",
+)
 def group() -> None:
     """Run and administer a Staddle backup server."""
 

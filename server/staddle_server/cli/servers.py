@@ -7,8 +7,9 @@ from staddle._base.figures import age, counted
 
 from staddle_server.app.bootstrap import open_rooms
 from staddle_server.app.data_directory import DataDirectory
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Server, Working
-from staddle_server.catalog.validation import NS, rfc3339
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, json_option, print_rows
 
 COLUMNS: Final = 80

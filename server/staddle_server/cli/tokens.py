@@ -4,7 +4,6 @@ import contextlib
 import secrets
 import time
 from collections.abc import Iterator
-from typing import Final
 
 import click
 from staddle._base.standard_streams import StdoutError, stdout_failure
@@ -19,15 +18,13 @@ from staddle_server.app.bootstrap import (
 )
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.settings import OperatorError, SettingsError
-from staddle_server.base.clock import SystemClock
+from staddle_server.base.clock import NS, SystemClock
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import TenantRow, Token
 from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
 from staddle_server.tenancy.clock_guard import ClockGuard
-
-NS_PER_S: Final = 1_000_000_000
 
 
 @click.group()
@@ -170,4 +167,4 @@ def _life_ns(text: str) -> int:
     seconds = duration("--expires", text)
     if seconds <= 0:
         raise SettingsError(f"--expires is {text!r}: the token would never be valid")
-    return int(seconds * NS_PER_S)
+    return int(seconds * NS)

@@ -8,7 +8,8 @@ import os
 import struct
 from typing import Final
 
-NS: Final = 1_000_000_000
+from staddle_server.base.clock import NS
+
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _STATX_BTIME: Final = 0x800

@@ -18,11 +18,10 @@ from typing import Final, NamedTuple
 
 from staddle._base.figures import counted
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import Catalog, ClockSeen, PendingRecord
 
-NS: Final = 1_000_000_000
 JUMP_S: Final = 3 * 3600
 """A difference up to this is a correction, not a jump."""
 ABSENCE_MAX_S: Final = 3 * 86_400

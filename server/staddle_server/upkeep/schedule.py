@@ -20,7 +20,6 @@ from staddle_server.upkeep.held_lease import LEASE_S, HeldLease, holder_name
 
 log = logging.getLogger(__name__)
 
-NS: Final = 1_000_000_000
 LOOK_S: Final = 10.0
 """How often the schedule checks what is due."""
 

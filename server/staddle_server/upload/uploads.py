@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Final, NamedTuple
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.errors import Precondition, StaddleError
 from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.base.threads import Background, Threads
 from staddle_server.base.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Page, Principal, Terms, Upload, UploadRequest
 from staddle_server.store.space import Space
-from staddle_server.tenancy.clock_guard import NS, ClockGuard, ClockInDoubt, Standing
+from staddle_server.tenancy.clock_guard import ClockGuard, ClockInDoubt, Standing
 from staddle_server.tenancy.pack_presence import Presence
 from staddle_server.tenancy.records import finish_record
 from staddle_server.tenancy.tenant import Tenant, Tenants

@@ -11,12 +11,12 @@ from prometheus_client.registry import Collector
 
 from staddle_server import __version__
 from staddle_server.api.gate import Gate
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import StaddleError
 from staddle_server.catalog import Catalog, KnownDamage
 from staddle_server.store.space import Space
 
 log = logging.getLogger(__name__)
-NS: Final = 1e9
 DAY_NS: Final = 24 * 3600 * 10**9
 
 

@@ -8,7 +8,9 @@ and PostgreSQL share; the few differences are variants here and in the database 
 from typing import Final
 
 from staddle_server.catalog.schema.backups import (
+    IS_KEPT,
     IS_OPEN,
+    IS_SHOWN,
     backups,
     datasets,
     pending_records,
@@ -66,9 +68,11 @@ __all__ = [
     "ID",
     "IS_CONDEMNED",
     "IS_HAPPENING",
+    "IS_KEPT",
     "IS_OPEN",
     "IS_PENDING",
     "IS_REPORTED",
+    "IS_SHOWN",
     "IS_WRITING",
     "LIVE_WITHOUT_PARITY",
     "MARK_DONE",

@@ -140,6 +140,8 @@ backups = Table(
     Column("hold_reason", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("dataset", "number"),
 )
+IS_SHOWN = backups.c.deleted_ns.is_(None)
+IS_KEPT = backups.c.purged_ns.is_(None)
 Index("backups_begin", backups.c.dataset, backups.c.begin_ns)
 _deleted = text("deleted_ns IS NOT NULL")
 Index("backups_deleted", backups.c.deleted_ns, sqlite_where=_deleted)

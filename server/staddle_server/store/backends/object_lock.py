@@ -18,13 +18,13 @@ from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
+from staddle_server.base.clock import NS
 from staddle_server.store.backends.credentials import FileCredentials, Keys
 from staddle_server.store.backends.object_errors import LockRequestError, StoreFailure, failure_of_answer
 from staddle_server.store.locks import MARGIN, ObjectVersions, Version, purge
 
 T = TypeVar("T")
 
-NS: Final = 1_000_000_000
 CONNECT_S: Final = 5
 READ_S: Final = 60
 CONNECTIONS_MAX: Final = 32

@@ -9,8 +9,9 @@ from typing import Final
 
 from staddle._base.figures import duration
 
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import Fault, StaddleError
-from staddle_server.store.backends.object_lock import NS, BucketLock
+from staddle_server.store.backends.object_lock import BucketLock
 from staddle_server.store.backends.object_store import ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
 from staddle_server.store.blobs import BlobMissing, BlobShort

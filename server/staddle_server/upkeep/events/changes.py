@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Alarm, AlarmKey, Event, EventChanges
 
-NS: Final = 1_000_000_000
 OVER_AFTER_S: Final = 300.0
 """How long an alarm must be absent until its event is over."""
 GONE_AFTER_S: Final = 86_400.0

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, groupby
 from typing import Final
 
-NS: Final = 1_000_000_000
+from staddle_server.base.clock import NS
+
 DAY_S: Final = 86_400.0
 WINDOW_S: Final = 14 * DAY_S
 """How far back samples count."""

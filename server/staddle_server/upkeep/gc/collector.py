@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.errors import Conflict, Exhausted, StaddleError
 from staddle_server.base.limits import REAP_GRACE_S
 from staddle_server.base.observer import NOTHING, Observer
@@ -23,7 +23,7 @@ from staddle_server.upkeep.gc.dry_run import forecast
 from staddle_server.upkeep.gc.mark import condemn_unreached, walk_mark
 from staddle_server.upkeep.gc.preflight import look_at_objects, read_decided
 from staddle_server.upkeep.gc.sweep import forget, purge, reap, sweep_left_over, sweep_orphans
-from staddle_server.upkeep.gc.tenant_run import NS, Graces, NotCollected, Stopped, TenantReport, Turn
+from staddle_server.upkeep.gc.tenant_run import Graces, NotCollected, Stopped, TenantReport, Turn
 from staddle_server.upkeep.held_lease import holder_name
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+from staddle_server.base.clock import NS
 from staddle_server.upkeep.gc.compaction import CompactionCandidate, has_room, is_candidate, is_worth_it
 from staddle_server.upkeep.gc.live_chunks import Reached
 from staddle_server.upkeep.gc.mark import walk_roots
 from staddle_server.upkeep.gc.preflight import look_at_objects, read_decided
 from staddle_server.upkeep.gc.sweep import tell_waiting
-from staddle_server.upkeep.gc.tenant_run import NS, Turn
+from staddle_server.upkeep.gc.tenant_run import Turn
 
 
 def forecast(turn: Turn) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog.validation import batches
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
@@ -14,7 +15,7 @@ from staddle_server.store.parity import remove_parity
 from staddle_server.store.records import SPANS_MAX, ForgottenRecord, PurgedRecord, record_id_of, sequence_of
 from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.upkeep.gc.preflight import Decided, Objects
-from staddle_server.upkeep.gc.tenant_run import NS, Turn
+from staddle_server.upkeep.gc.tenant_run import Turn
 from staddle_server.upkeep.record_chain import merge_spans
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.catalog import Catalog
 from staddle_server.tenancy.tenant import Tenant
-
-NS = 1_000_000_000
 
 
 class NotCollected(Exception):  # noqa: N818 - an outcome that is reported, not a fault

@@ -16,6 +16,7 @@ from typing import Final
 
 from staddle._base.figures import counted
 
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.threads import Threads
 from staddle_server.catalog import LockDue
@@ -30,7 +31,6 @@ from staddle_server.upkeep.schedule import StoppedError, Stopping, Task
 
 log = logging.getLogger(__name__)
 
-NS: Final = 1_000_000_000
 DAY_S: Final = 86_400.0
 PACKS: Final = "lock"
 VERSIONS: Final = "versions"

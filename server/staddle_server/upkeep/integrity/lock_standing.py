@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 from staddle._base.figures import age, duration
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Catalog
 from staddle_server.catalog.tasks import FAILED, TaskRun
-from staddle_server.catalog.validation import NS
 from staddle_server.store.locks import MARGIN
 from staddle_server.upkeep.integrity.lock import PACKS, VERSIONS, versions_every_s
 

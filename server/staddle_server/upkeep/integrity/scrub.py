@@ -12,7 +12,7 @@ from typing import Final
 
 from staddle._base.figures import counted
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.errors import StaddleError
 from staddle_server.catalog import LivePack
 from staddle_server.tenancy.clock_guard import JUMP_S
@@ -20,7 +20,7 @@ from staddle_server.tenancy.pack_check import Examined, Examiner
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.parity import repair_if_possible
-from staddle_server.upkeep.schedule import NS, StoppedError, Stopping, Task
+from staddle_server.upkeep.schedule import StoppedError, Stopping, Task
 from staddle_server.upkeep.shared_setting import SCRUB_PERIOD_S, SharedSetting
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import RETENTION_S_MAX
 from staddle_server.catalog import Backup, Catalog, Hold, Principal
@@ -10,7 +10,6 @@ from staddle_server.catalog.validation import rfc3339
 from staddle_server.store.records import HeldRecord, ReleasedRecord, RetainedRecord
 from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenants
-from staddle_server.upkeep.lifecycle.retention import NS
 
 
 class Holds:

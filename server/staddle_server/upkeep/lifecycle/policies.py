@@ -10,7 +10,7 @@ import msgspec
 from blake3 import blake3
 from staddle._base.figures import counted
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.errors import Precondition, StaddleError, Unavailable
 from staddle_server.catalog import (
     Applied,
@@ -30,7 +30,6 @@ from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenant, Tenants
 from staddle_server.upkeep.lifecycle.freed_bytes import Freed, freed_by
 from staddle_server.upkeep.lifecycle.retention import (
-    NS,
     Candidate,
     Planned,
     Policy,

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import BadRequest, Unavailable
 from staddle_server.base.limits import (
     POLICY_BYTES_MAX,
@@ -20,7 +21,6 @@ from staddle_server.base.limits import (
     TAG_VALUE_BYTES_MAX,
 )
 
-NS: Final = 1_000_000_000
 UTC: Final = "UTC"
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ZONE_CHARS_MAX: Final = 64

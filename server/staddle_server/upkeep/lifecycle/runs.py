@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 from staddle._base.figures import counted
 
-from staddle_server.base.clock import Clock
+from staddle_server.base.clock import NS, Clock
 from staddle_server.base.limits import REPORTED_DATASET_S, RUNS_EVERY_S
 from staddle_server.catalog import (
     BackupRun,
@@ -24,7 +24,7 @@ from staddle_server.catalog import (
     Terms,
     Troubled,
 )
-from staddle_server.tenancy.clock_guard import JUMP_S, NS, ClockGuard
+from staddle_server.tenancy.clock_guard import JUMP_S, ClockGuard
 from staddle_server.tenancy.records import as_pending, expected_record, finish_missing
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.schedule import Stopping, Task

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Any, ClassVar, Final, cast
 
-from staddle_server.catalog.validation import NS
+from staddle_server.base.clock import NS
 from staddle_server.upkeep.events.kinds import printable
 from staddle_server.upkeep.notify.attempt import CONNECT_S, Attempt, TargetError, reasons
 from staddle_server.upkeep.notify.notice import Notice, body_of, subject_of

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from staddle_server.catalog.validation import NS
+from staddle_server.base.clock import NS
 from staddle_server.upkeep.notify.attempt import Attempt
 from staddle_server.upkeep.notify.http_post import HttpUrl, post
 from staddle_server.upkeep.notify.notice import Notice

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 from staddle._base.figures import age, size
 
+from staddle_server.base.clock import NS
 from staddle_server.catalog import Catalog
-from staddle_server.catalog.validation import NS
 
 LATE_MIN_S: Final = 3600.0
 LATE_PERIODS: Final = 10

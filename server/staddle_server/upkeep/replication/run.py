@@ -19,11 +19,11 @@ from typing import Final
 
 from staddle._base.figures import counted, size
 
+from staddle_server.base.clock import NS
 from staddle_server.base.errors import Conflict, Damaged, StaddleError
 from staddle_server.base.limits import REPLICA_GRACE_S
 from staddle_server.base.threads import Threads
 from staddle_server.catalog.replicas import Replica, Snapshot, SnapshotTenant, WaitingPack
-from staddle_server.catalog.validation import NS
 from staddle_server.store.blobs import BlobMissing, BlobUnreadable
 from staddle_server.tenancy.clock_guard import BelievedClock, ClockGuard, ClockInDoubt
 from staddle_server.tenancy.tenant import Tenant
