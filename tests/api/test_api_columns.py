@@ -8,12 +8,19 @@ from functools import partial
 import grpc
 import pytest
 from blake3 import blake3
-from column_entries import Kept, as_columns, as_stored, entries, set_chunks
+from column_entries import (
+    Kept,
+    as_columns,
+    as_stored,
+    chunks_of,
+    entries,
+    put_columns,
+    set_chunks,
+    tree,
+)
 from extent import extent
 from hypothesis import given
-from staddle._protocol.columns import CHUNKS_MAX, entry_of_row, rows_in
-from staddle._protocol.convert import entry_of
-from staddle._types.entries import Entry
+from staddle._protocol.columns import CHUNKS_MAX
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.convert_columns import columns_of
@@ -272,36 +279,6 @@ def test_an_entry_behind_another_field_of_its_change_is_counted_too():
 # ------------------------------------------------------------------ a service
 
 
-def call(
-    source: Source, *changes: pb.EntryColumns | sv.EntryChange, number: int = 1
-) -> sv.PutEntriesResponse:
-    all_ = [sv.EntryChange(columns=each) if isinstance(each, pb.EntryColumns) else each for each in changes]
-    return source.stub.PutEntries(sv.PutEntriesRequest(**source.id, number=number, changes=all_))
-
-
-def tree(count: int = 300) -> list[pb.Entry]:
-    """Directories of files, each of which is one chunk, and a link."""
-    made = []
-    for at in range(count):
-        if at % 50 == 0:
-            made.append(pb.Entry(path=f"d{at:05}", type=2))
-        made.append(pb.Entry(path=f"d{at - at % 50:05}/{at:05}", type=1))
-        data = b"" if at % 7 == 0 else noise(5 + at % 90, at)
-        made[-1].content.size_bytes = len(data)
-        made[-1].content.content_id = blake3(data).digest()
-        if data:
-            made[-1].content.chunks.add(length_bytes=len(data), digest=blake3(data).digest())
-    made.append(pb.Entry(path="z", type=3, link_target="d00000"))
-    for at, entry in enumerate(made):
-        entry.mode, entry.uid, entry.gid, entry.inode = 0o755, 0, 0, at
-        entry.mtime_ns, entry.ctime_ns, entry.read_again = at, at, at % 11 == 0
-    return made
-
-
-def chunks_of(made: list[pb.Entry]) -> list[bytes]:
-    return [noise(5 + at % 90, at) for at in range(len(made)) if at < 300 and at % 7]
-
-
 def test_a_backup_of_columns_equals_one_of_entries_and_restores(running):
     stub = running.stub()
     made = tree()
@@ -310,7 +287,7 @@ def test_a_backup_of_columns_equals_one_of_entries_and_restores(running):
         source = Source(stub, way)
         source.put_chunks(source.missing(chunks_of(made)))
         if way == "columns":
-            assert not call(source, as_columns(made[:100]), as_columns(made[100:])).incomplete
+            assert not put_columns(source, as_columns(made[:100]), as_columns(made[100:])).incomplete
         else:
             source.put_entries(*made)
         source.entries = len(made)
@@ -329,8 +306,10 @@ def test_columns_out_of_order_entries_and_removals_mix_as_they_are_sent(running)
     source.put_chunks(source.missing(chunks_of(made)))
     gone = sv.EntryChange(remove=pb.Remove(path="d00050"))
     again = sv.EntryChange(entry=pb.Entry(path="d00100/00101", data=b"changed"))
-    call(source, as_columns(made[200:]), as_columns(made[:200]), gone, again)
-    call(source, as_columns([pb.Entry.FromString(each.SerializeToString()) for each in made[-1:]]), number=2)
+    put_columns(source, as_columns(made[200:]), as_columns(made[:200]), gone, again)
+    put_columns(
+        source, as_columns([pb.Entry.FromString(each.SerializeToString()) for each in made[-1:]]), number=2
+    )
     source.entries = len(made) + 2
     source.bytes = sum(entry.content.size_bytes for entry in made) + 7
     source.commit()
@@ -344,7 +323,7 @@ def test_files_that_lack_a_chunk_are_named_by_their_place_among_all_entries(runn
     source = Source(running.stub(), "www")
     made = tree()
     first = sv.EntryChange(entry=pb.Entry(path="a", type=2))
-    answer = call(source, first, as_columns(made[:50]), as_columns(made[50:]))
+    answer = put_columns(source, first, as_columns(made[:50]), as_columns(made[50:]))
     expected = [at for at, entry in enumerate([pb.Entry(), *made]) if entry.content.size_bytes]
     assert list(answer.incomplete) == expected
     source.put_chunks(chunks_of(made))
@@ -356,9 +335,9 @@ def test_a_replay_of_columns_changes_nothing_and_other_columns_are_no_replay(run
     source = Source(running.stub(), "www")
     made = [entry for entry in tree() if entry.type == 2]
     for _ in range(2):
-        call(source, as_columns(made))
+        put_columns(source, as_columns(made))
     with pytest.raises(grpc.RpcError) as other:
-        call(source, as_columns(made[:-1]))
+        put_columns(source, as_columns(made[:-1]))
     assert reason(other.value) == "REQUEST_ID_REUSED"
     source.entries = len(made)
     source.commit()
@@ -370,13 +349,13 @@ def test_a_call_with_one_wrong_column_changes_nothing(running):
     wrong = as_columns(made)
     wrong.modes[2] = 0o10000
     with pytest.raises(grpc.RpcError) as refused:
-        call(source, as_columns(made), wrong)
+        put_columns(source, as_columns(made), wrong)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert dict(info(refused.value).metadata) == {"field": "columns.modes", "path": "d00100"}
     with pytest.raises(grpc.RpcError) as many_:
-        call(source, many(3000), many(3000))
+        put_columns(source, many(3000), many(3000))
     assert reason(many_.value) == "BAD_FIELD"
-    call(source, as_columns(made))
+    put_columns(source, as_columns(made))
     source.entries = len(made)
     source.commit()
 
@@ -386,92 +365,15 @@ def test_columns_survive_a_checkpoint_and_a_take_over(running):
     source = Source(stub, "www")
     made = tree()
     source.put_chunks(source.missing(chunks_of(made)))
-    call(source, as_columns(made[:120]))
+    put_columns(source, as_columns(made[:120]))
     stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
-    call(source, as_columns(made[120:]), number=2)
+    put_columns(source, as_columns(made[120:]), number=2)
     source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
     durable = source.upload.durable
     assert (durable.entry_count, durable.put_entries_number) == (120, 1)
     assert durable.last_entry.path == made[119].path
     source.put_chunks(source.missing(chunks_of(made)))
-    call(source, as_columns(made[120:]), number=2)
+    put_columns(source, as_columns(made[120:]), number=2)
     source.entries, source.bytes = len(made), sum(entry.content.size_bytes for entry in made)
     source.commit()
     assert len(restore(stub, "www").entries) == len(made)
-
-
-# ------------------------------------------------------------------ reading
-
-
-@pytest.fixture
-def mixed(running):
-    """A backup of all kinds of entries, of which some lack values that others have."""
-    stub = running.stub()
-    source = Source(stub, "www")
-    made = tree()
-    source.put_chunks(source.missing(chunks_of(made)))
-    call(source, as_columns(made))
-    odd = [
-        pb.Entry(path="d00000/00003", data=b"thin"),
-        pb.Entry(path="d00050/00051", data=b"fixed", profile=pb.CHUNKER_PROFILE_FIXED, mode=0o600),
-        pb.Entry(path="n", type=5, device_major=1, device_minor=3, owner="root"),
-        pb.Entry(
-            path="x", data=b"1", xattrs=[pb.Xattr(name="user.large", value=bytes(60_000))], link_group=b"g"
-        ),
-        pb.Entry(path="below/nothing", data=b"", read_again=True),
-    ]
-    source.number = 1
-    source.put_entries(*odd)
-    source.entries = len(made) + len(odd)
-    sent = [*made, *odd]
-    source.bytes = sum(len(entry.data) or entry.content.size_bytes for entry in sent)
-    source.commit()
-    return stub
-
-
-def values(listed: list[pb.Entry]) -> list[Entry]:
-    return [entry_of(each) for each in listed]
-
-
-def test_a_restore_in_columns_has_the_same_entries(mixed):
-    request = sv.RestoreRequest(dataset="www", view=sv.ENTRY_VIEW_BASIC)
-    parts = [part for response in mixed.Restore(request) for part in response.parts]
-    plain = values([part.entry for part in parts if part.HasField("entry")])
-    request.columns = True
-    in_columns = [part for response in mixed.Restore(request) for part in response.parts]
-    assert not any(part.HasField("entry") for part in in_columns)
-    found = [
-        entry_of_row(row) for part in in_columns if part.HasField("columns") for row in rows_in(part.columns)
-    ]
-    assert found == plain
-    assert in_columns[-1].end == parts[-1].end
-    assert len(in_columns) < len(parts) / 10
-
-
-@pytest.mark.parametrize("page_size", extent([7, 1000], [1, 50]))
-def test_a_list_in_columns_has_the_same_entries_and_pages(mixed, page_size):
-    def listed(*, columns: bool) -> tuple[list[Entry], int]:
-        request = sv.ListEntriesRequest(dataset="www", recursive=True, page_size=page_size, columns=columns)
-        found: list[Entry] = []
-        pages = 0
-        while True:
-            page = mixed.ListEntries(request)
-            rows = [entry_of_row(row) for each in page.columns for row in rows_in(each)]
-            assert len(rows) + len(page.entries) <= page_size
-            found += [*values(page.entries), *rows]
-            pages += 1
-            if not page.next_page_token:
-                return found, pages
-            request.page_token = page.next_page_token
-
-    assert listed(columns=True) == listed(columns=False)
-
-
-def test_columns_are_refused_with_views_that_they_cannot_have(mixed):
-    for view in (sv.ENTRY_VIEW_DATA, sv.ENTRY_VIEW_REFERENCES):
-        with pytest.raises(grpc.RpcError) as refused:
-            list(mixed.Restore(sv.RestoreRequest(dataset="www", view=view, columns=True)))
-        assert info(refused.value).metadata["field"] == "columns"
-    with pytest.raises(grpc.RpcError) as refused:
-        mixed.ListEntries(sv.ListEntriesRequest(dataset="www", view=sv.ENTRY_VIEW_REFERENCES, columns=True))
-    assert info(refused.value).metadata["field"] == "columns"

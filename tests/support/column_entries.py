@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from staddle._protocol.columns import EntryRow, columns_of, row_of
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
 from staddle_server.api import convert
 from staddle_server.base.types import Content, Entry, EntryType, sort_key
 from staddle_server.manifest.content import store_attributes
 from staddle_server.manifest.pages import encoder
+from thin import Source, noise
 
 CDC = pb.CHUNKER_PROFILE_CONTENT_DEFINED
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -163,3 +165,33 @@ BAD_COLUMNS: dict[str, pb.EntryColumns] = {
     "rare fields twice": listed_columns(rare_at=[1, 1], rare=[pb.Entry(link_group=b"g")] * 2),
     "too many rare holes": listed_columns(rare_at=[1], rare=[pb.Entry(holes=[pb.Hole()] * 40_000)]),
 }  # fmt: skip
+
+
+def put_columns(
+    source: Source, *changes: pb.EntryColumns | sv.EntryChange, number: int = 1
+) -> sv.PutEntriesResponse:
+    all_ = [sv.EntryChange(columns=each) if isinstance(each, pb.EntryColumns) else each for each in changes]
+    return source.stub.PutEntries(sv.PutEntriesRequest(**source.id, number=number, changes=all_))
+
+
+def tree(count: int = 300) -> list[pb.Entry]:
+    """Directories of files, each of which is one chunk, and a link."""
+    made = []
+    for at in range(count):
+        if at % 50 == 0:
+            made.append(pb.Entry(path=f"d{at:05}", type=2))
+        made.append(pb.Entry(path=f"d{at - at % 50:05}/{at:05}", type=1))
+        data = b"" if at % 7 == 0 else noise(5 + at % 90, at)
+        made[-1].content.size_bytes = len(data)
+        made[-1].content.content_id = blake3(data).digest()
+        if data:
+            made[-1].content.chunks.add(length_bytes=len(data), digest=blake3(data).digest())
+    made.append(pb.Entry(path="z", type=3, link_target="d00000"))
+    for at, entry in enumerate(made):
+        entry.mode, entry.uid, entry.gid, entry.inode = 0o755, 0, 0, at
+        entry.mtime_ns, entry.ctime_ns, entry.read_again = at, at, at % 11 == 0
+    return made
+
+
+def chunks_of(made: list[pb.Entry]) -> list[bytes]:
+    return [noise(5 + at % 90, at) for at in range(len(made)) if at < 300 and at % 7]

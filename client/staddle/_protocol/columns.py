@@ -13,6 +13,7 @@ from staddle._errors import ProtocolError
 from staddle._protocol.convert import (
     COMPONENT_BYTES_MAX,
     ENTRY_TYPES,
+    field_for,
     link_target_of,
     path_fault,
     rare_values,
@@ -263,6 +264,39 @@ def _rare_in(columns: pb.EntryColumns, paths: Sequence[bytes]) -> list[pb.Entry 
         check_entry(paths[place], entry)
         rare[place] = entry
     return rare
+
+
+def message_of_row(row: EntryRow) -> pb.Entry:
+    """An entry as a message; without chunks, and without the profile of its content."""
+    entry = pb.Entry(
+        type=cast("pb.EntryType.ValueType", row.type),
+        mode=row.mode,
+        uid=row.uid,
+        gid=row.gid,
+        owner=row.owner,
+        group=row.group,
+        mtime_ns=row.mtime_ns,
+        ctime_ns=row.ctime_ns,
+        inode=row.inode,
+    )
+    setattr(entry, *field_for("path", row.path))
+    if row.flags:
+        entry.read_again = bool(row.flags & READ_AGAIN)
+        entry.implied = bool(row.flags & IMPLIED)
+        entry.incomplete = bool(row.flags & INCOMPLETE)
+    if row.is_file:
+        content = entry.content
+        content.size_bytes, content.content_id = row.size_bytes, row.content_id
+    elif row.link_target:
+        setattr(entry, *field_for("link_target", row.link_target))
+    if row.rare is not None:
+        for name in _RARE_FIELDS:
+            setattr(entry, name, getattr(row.rare, name))
+        entry.xattrs.extend(row.rare.xattrs)
+        entry.holes.extend(row.rare.holes)
+        if row.rare.HasField("file_digest"):
+            entry.file_digest.CopyFrom(row.rare.file_digest)
+    return entry
 
 
 def entry_of_row(row: EntryRow) -> Entry:

@@ -1027,7 +1027,9 @@ class RestoreRequest(_message.Message):
     and inline data come too.
     """
     columns: _builtins.bool
-    """Only with the view BASIC: entries come in columns."""
+    """With the view BASIC: entries come in columns. With DATA and segments: entries that are complete come in
+    columns.
+    """
     @_builtins.property
     def backup(self) -> _resources_pb2.BackupSelector: ...
     @_builtins.property
@@ -1095,6 +1097,10 @@ class RestorePart(_message.Message):
     PIECES_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     PIECE_FIELD_NUMBER: _builtins.int
+    PIECE_COLUMNS_FIELD_NUMBER: _builtins.int
+    COLUMN_DATA_FIELD_NUMBER: _builtins.int
+    column_data: _builtins.bytes
+    """The contents, one after another; each is one chunk."""
     @_builtins.property
     def header(self) -> Global___RestoreHeader: ...
     @_builtins.property
@@ -1132,6 +1138,12 @@ class RestorePart(_message.Message):
     def piece(self) -> Global___Piece:
         """Beside an entry: its whole content is this piece, and it is complete."""
 
+    @_builtins.property
+    def piece_columns(self) -> Global___PieceColumns:
+        """Beside columns with the view DATA, one of these: the content of each FILE in them that is not empty. All
+        are complete.
+        """
+
     def __init__(
         self,
         *,
@@ -1146,10 +1158,12 @@ class RestorePart(_message.Message):
         pieces: Global___Pieces | None = ...,
         columns: _resources_pb2.EntryColumns | None = ...,
         piece: Global___Piece | None = ...,
+        piece_columns: Global___PieceColumns | None = ...,
+        column_data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "piece_columns", b"piece_columns", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_data", b"column_data", "columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "piece_columns", b"piece_columns", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "entry", "data", "entry_end", "damage", "end", "content", "segment", "pieces", "columns"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -1218,6 +1232,32 @@ class Piece(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Piece: _TypeAlias = Piece  # noqa: Y015
+
+@_typing.final
+class PieceColumns(_message.Message):
+    """Pieces as columns. Their lengths are the sizes of the files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    OFFSETS_BYTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def offsets_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        segments: _abc.Iterable[_builtins.int] | None = ...,
+        offsets_bytes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offsets_bytes", b"offsets_bytes", "segments", b"segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PieceColumns: _TypeAlias = PieceColumns  # noqa: Y015
 
 @_typing.final
 class Pieces(_message.Message):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from staddle._protocol.columns import IMPLIED, INCOMPLETE, READ_AGAIN, EntryRow, presence
 from staddle._protocol.columns import columns_of as columns_from
@@ -16,6 +17,8 @@ from staddle_server.api.convert import attributes_of, bad, change_of, file_diges
 from staddle_server.base.limits import ENTRIES_PER_CALL_MAX, KIB
 from staddle_server.base.types import ChunkRef, Entry, EntryType, Flag, Profile
 from staddle_server.manifest.columns import Columns, Rare
+from staddle_server.restore.stored_segments import Piece
+from staddle_server.store.blobs import compact
 from staddle_server.upload.intake import Change
 
 _DIGEST: Final = Struct("32s")
@@ -167,6 +170,14 @@ _FROM_FLAGS: Final = [
 ]
 
 
+class EncodedColumns(NamedTuple):
+    """Columns of entries, and the contents of their files: a PieceColumns, or bytes, or nothing."""
+
+    columns: bytes
+    pieces: bytes
+    data: Sequence[bytes | memoryview]
+
+
 class ColumnsOut:
     """Gathers consecutive entries, without their chunks, for columns."""
 
@@ -174,17 +185,21 @@ class ColumnsOut:
         self._rows: list[EntryRow] = []
         self._presence: tuple[bool, ...] = ()
         self._profile: Profile | None = None
+        self._pieces: list[Piece] = []
+        self._data: list[bytes | memoryview] = []
         self._size = 0
 
-    def add(self, entry: Entry) -> bytes | None:
-        """Add the next entry; return the encoded columns of those before it, if it does not go with them."""
+    def add(self, entry: Entry, content: Piece | bytes | memoryview | None = None) -> list[EncodedColumns]:
+        """Add the next entry, and the content of a file; return those before it, if they are complete."""
         row = _row_out(entry)
         profile = self._profile if entry.content is None else entry.content.profile
         has = presence(row)
-        before = None
+        is_piece = isinstance(content, Piece)
+        before = []
         if (
             has != self._presence
             or (profile is not self._profile and self._profile is not None)
+            or (content and (self._data if is_piece else self._pieces))
             or len(self._rows) >= ROWS_MAX
             or self._size >= ROWS_BYTES
         ):
@@ -193,16 +208,32 @@ class ColumnsOut:
         self._presence = has
         self._profile = profile
         self._size += len(row.path) + len(row.link_target) + (row.rare.ByteSize() if row.rare else 0)
+        if isinstance(content, Piece):
+            self._pieces.append(content)
+        elif content:
+            self._data.append(compact(content))
+            self._size += len(content)
         return before
 
-    def take(self) -> bytes | None:
-        """Return the encoded columns of what was gathered; None if that is nothing."""
+    @property
+    def oldest_segment(self) -> int | None:
+        """The first of the segments that gathered entries refer to."""
+        return min((piece.segment for piece in self._pieces), default=None)
+
+    def take(self) -> list[EncodedColumns]:
+        """Return what was gathered: one, or none."""
         if not self._rows:
-            return None
+            return []
         profile = (self._profile or Profile.CONTENT_DEFINED).value
         columns = columns_from(self._rows, profile)  # type: ignore[arg-type] # the numbers are the same
+        pieces = sv.PieceColumns(
+            segments=[piece.segment for piece in self._pieces],
+            offsets_bytes=[piece.offset for piece in self._pieces],
+        )
+        data = self._data
         self._rows, self._profile, self._size = [], None, 0
-        return columns.SerializeToString()
+        self._pieces, self._data = [], []
+        return [EncodedColumns(columns.SerializeToString(), pieces.SerializeToString(), data)]
 
 
 def _row_out(entry: Entry) -> EntryRow:

@@ -25,6 +25,8 @@ _ENTRY: Final = tag(sv.RestorePart, "entry")
 _BYTES_OF_ENTRY: Final = tag(pb.Entry, "data")
 _COLUMNS: Final = tag(sv.RestorePart, "columns")
 _PIECE: Final = tag(sv.RestorePart, "piece")
+_COLUMN_DATA: Final = tag(sv.RestorePart, "column_data")
+_PIECE_COLUMNS: Final = tag(sv.RestorePart, "piece_columns")
 _SEGMENT: Final = tag(sv.RestorePart, "segment")
 _LISTED: Final = tag(sv.ListEntriesResponse, "entries")
 _LISTED_COLUMNS: Final = tag(sv.ListEntriesResponse, "columns")
@@ -48,10 +50,15 @@ def entry_part(entry: pb.Entry) -> Pieces:
     return _part_of(_ENTRY + varint(len(encoded)), encoded)
 
 
-def columns_part(columns: bytes) -> Pieces:
-    """Encode a part with encoded columns."""
-    head = _COLUMNS + varint(len(columns))
-    return [_PARTS + varint(len(head) + len(columns)) + head, columns]
+def columns_part(columns: bytes, pieces: bytes, data: Sequence[Piece]) -> Pieces:
+    """Encode a part with encoded columns, and with the encoded pieces or the bytes of their files."""
+    fields = [_COLUMNS + varint(len(columns)), columns]
+    if pieces:
+        fields += [_PIECE_COLUMNS + varint(len(pieces)), pieces]
+    if data:
+        fields += [_COLUMN_DATA + varint(sum(map(len, data)))]
+    size = sum(map(len, fields)) + sum(map(len, data))
+    return [_PARTS + varint(size), *fields, *data]
 
 
 def inline_part(entry: pb.Entry, data: Piece) -> Pieces:

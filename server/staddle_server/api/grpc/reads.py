@@ -12,7 +12,7 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert, encoding
 from staddle_server.api.convert import bad
-from staddle_server.api.convert_columns import ColumnsOut
+from staddle_server.api.convert_columns import ColumnsOut, EncodedColumns
 from staddle_server.api.encoding import Pieces
 from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
@@ -68,8 +68,8 @@ class ReadCalls:
         view = request.view or sv.ENTRY_VIEW_DATA
         if request.segments and view != sv.ENTRY_VIEW_DATA:
             raise bad("segments", "it requires the view DATA")
-        if request.columns and view != sv.ENTRY_VIEW_BASIC:
-            raise bad("columns", "it requires the view BASIC")
+        if request.columns and view != sv.ENTRY_VIEW_BASIC and not request.segments:
+            raise bad("columns", "it requires the view BASIC, or DATA with segments")
         backup = self._pick(request, call)
         restore = self._reads.restore(
             call.principal,
@@ -80,12 +80,12 @@ class ReadCalls:
             check=call.check,
         )
         chosen = restore.select(paths, exact=request.exact)
+        large = self._large(call)
+        complete = _CompleteEntries(large, data=request.segments) if request.columns else None
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
         parts: Iterator[Pieces] = chain(
             [encoding.part(header)],
-            (_column_parts if request.columns else _restore_parts)(
-                restore.events(chosen, exact=request.exact), self._large(call)
-            ),
+            _parts_of(restore.events(chosen, exact=request.exact), large, complete),
             _end(restore),
         )
 
@@ -263,60 +263,50 @@ class _ColumnPage:
         self.count = 0
 
     def add(self, listed: Listed) -> None:
-        for columns in _columns_with(self._gathered, *listed, self._large):
-            self._items.append(columns)
-            self.size += len(columns)
+        for each in _columns_with(self._gathered, *listed, self._large):
+            self._items.append(each.columns)
+            self.size += len(each.columns)
         self.count += 1
 
     def items(self) -> list[bytes]:
-        rest = self._gathered.take()
-        return self._items if rest is None else [*self._items, rest]
+        return [*self._items, *(each.columns for each in self._gathered.take())]
 
 
 def _columns_with(
-    gathered: ColumnsOut, entry: Entry, attributes: bytes | None, large: threading.Lock
-) -> Iterator[bytes]:
-    """Add an entry, and yield the encoded columns that are complete.
+    gathered: ColumnsOut,
+    entry: Entry,
+    attributes: bytes | None,
+    large: threading.Lock,
+    data: Piece | bytes | memoryview | None = None,
+) -> Iterator[EncodedColumns]:
+    """Add an entry, and yield the columns that are complete.
 
     One with separate attributes has columns of its own, so that they are decoded for one entry at a time.
     """
     if attributes is None:
-        columns = gathered.add(entry)
-        if columns is not None:
-            yield columns
+        yield from gathered.add(entry, data)
         return
-    before = gathered.take()
-    if before is not None:
-        yield before
-    alone = ColumnsOut()
+    yield from gathered.take()
     with large:
-        alone.add(with_attributes(entry, attributes))
-        columns = alone.take()
-    if columns is not None:
-        yield columns
+        gathered.add(with_attributes(entry, attributes), data)
+        alone = gathered.take()
+    yield from alone
 
 
-def _column_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
-    """Yield parts of a restore without data, with its entries in columns."""
-    gathered = ColumnsOut()
-    for event in events:
-        if isinstance(event, SentEntry):
-            for columns in _columns_with(gathered, event.entry, event.attributes, large):
-                yield encoding.columns_part(columns)
-            continue
-        before = gathered.take()
-        if before is not None:
-            yield encoding.columns_part(before)
-        yield _part(event, large)
-    rest = gathered.take()
-    if rest is not None:
-        yield encoding.columns_part(rest)
-
-
-def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
-    """Yield parts, combining adjacent ones of the same kind."""
+def _parts_of(
+    events: Iterator[Event], large: threading.Lock, complete: _CompleteEntries | None
+) -> Iterator[Pieces]:
+    """Yield parts, combining adjacent ones of the same kind, and entries into columns if `complete` takes
+    them.
+    """
     gathered = _OnePart()
     for event in events:
+        if complete is not None:
+            if complete.takes(event):
+                yield from gathered.parts()
+                yield from complete.add(event)
+                continue
+            yield from complete.before(event)
         if not gathered.takes(event):
             yield from gathered.parts()
             if not gathered.takes(event):
@@ -324,6 +314,52 @@ def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[P
                 continue
         gathered.add(event)
     yield from gathered.parts()
+    if complete is not None:
+        yield from complete.parts()
+
+
+class _CompleteEntries:
+    """Consecutive entries that nothing follows: with `data`, those that have their content."""
+
+    def __init__(self, large: threading.Lock, *, data: bool) -> None:
+        self._large = large
+        self._data = data
+        self._gathered = ColumnsOut()
+        self._segments = 0
+        """Sent so far."""
+
+    def takes(self, event: Event) -> bool:
+        """Return whether an event goes into columns."""
+        if not isinstance(event, SentEntry):
+            return False
+        return not self._data or event.data is not None or event.entry.content is None
+
+    def add(self, event: Event) -> Iterator[Pieces]:
+        """Add an entry, and yield the parts that are complete."""
+        assert isinstance(event, SentEntry)
+        entry, data, attributes = event
+        for each in _columns_with(self._gathered, entry, attributes, self._large, data):
+            yield self._part(each)
+
+    def before(self, event: Event) -> Iterator[Pieces]:
+        """Yield what must be sent before another event: all, unless it is a segment after which the client
+        still has those that are referred to.
+        """
+        if isinstance(event, SentSegment):
+            self._segments += 1
+            oldest = self._gathered.oldest_segment
+            if oldest is None or oldest >= self._segments - limits.SEGMENTS_REFERRED_MAX:
+                return
+        yield from self.parts()
+
+    def parts(self) -> Iterator[Pieces]:
+        """Yield what was gathered."""
+        for each in self._gathered.take():
+            yield self._part(each)
+
+    @staticmethod
+    def _part(encoded: EncodedColumns) -> Pieces:
+        return encoding.columns_part(*encoded)
 
 
 class _OnePart:
