@@ -415,14 +415,21 @@ class Client(BrowseMethods, RetentionMethods, RunMethods):
         host: str = "",
         root: str = "",
         new_root: bool = False,
+        max_removed_percent: float | None = None,
         retry_s: float = UPLOAD_RETRY_S,
         progress: ProgressCallback | None = None,
     ) -> BackupReport:
         """Makes a backup of one file, `name`, whose bytes come from `source`: a binary file, or an iterable of bytes.
 
         Reads `source` once, from its current position to its end; it need not be seekable. If `source` raises, no backup is made.
+        If it has become empty, or has lost more than `max_removed_percent` of the bytes of the newest backup, that is
+        TooMuchRemovedError, and no backup is made; 100 allows everything.
         Temporary failures are retried for `retry_s`: the upload resumes after the last byte that the server has stored durably.
         """
+        from staddle._backup.dataset_backups import DatasetBackups
+        from staddle._backup.selection import check_percent, check_stream
+
+        check_percent(max_removed_percent)
         with self.upload(
             dataset,
             kind=kind,
@@ -434,6 +441,9 @@ class Client(BrowseMethods, RetentionMethods, RunMethods):
             progress=progress,
         ) as upload:
             upload.put(name, source, mode=mode, mtime_ns=mtime_ns, profile=profile)
+            if not new_root and (max_removed_percent is not None or not upload.data_bytes):
+                newest = DatasetBackups(self._calls, dataset, Retry(budget_s=retry_s)).newest()
+                check_stream(dataset, newest, upload.data_bytes, max_percent=max_removed_percent)
         return upload.report
 
     # ------------------------------------------------------------------------------------------- the protocol itself

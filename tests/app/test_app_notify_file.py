@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from staddle_server.upkeep.notify.ping import Ping
 from staddle_server.upkeep.notify.smtp import Smtp
 from staddle_server.upkeep.notify.targets import wants
 from staddle_server.upkeep.notify.webhook import Webhook
+from tls_given import make_certificates
 
 PAGE = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
 SECRET = "do-not-show-me"
@@ -37,6 +41,38 @@ def test_without_a_file_there_is_no_target_and_a_named_file_must_exist(tmp_path:
     assert targets_of(tmp_path, None, {}) == []
     with pytest.raises(SettingsError, match=r"elsewhere\.toml: No such file"):
         targets_of(tmp_path, tmp_path / "elsewhere.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("leads_to", "says"), [("gone.toml", "link to gone.toml"), ("notify.toml", "symbolic")]
+)
+def test_a_link_that_leads_nowhere_is_no_absent_file(tmp_path: Path, leads_to: str, says: str) -> None:
+    (tmp_path / "notify.toml").symlink_to(leads_to)
+    with pytest.raises(SettingsError, match=says):
+        targets_of(tmp_path, None, {})
+
+
+def test_the_authority_is_read_as_every_certificate_is(tmp_path: Path) -> None:
+    windows = "\ufeff" + (make_certificates(tmp_path / "tls") / "ca.crt").read_text().replace("\n", "\r\n")
+    (tmp_path / "ca.pem").write_text(windows)
+    target = one(tmp_path, HOOK + 'ca = "ca.pem"')
+    assert isinstance(target, Webhook)
+    assert target.context is not None
+    assert len(target.context.get_ca_certs()) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+    ],
+)
+def test_an_authority_that_is_none_is_refused_at_once(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "ca.pem")
+    with pytest.raises(SettingsError, match=r"target t: ca: .*ca\.pem"):
+        one(tmp_path, HOOK + 'ca = "ca.pem"')
 
 
 def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
@@ -72,7 +108,7 @@ def test_the_page_has_a_row_for_each_kind_of_event_and_of_target(tmp_path: Path)
     [
         ("kind = 1", "kind: expected a printable text"),
         ('kind = "webhook"', "target t needs url"),
-        ('kind = "webhook"\nurl = "ftp://x/y"', "url: .*No such file"),
+        ('kind = "webhook"\nurl = "ftp://x/y"', "expected https://HOST/PATH"),
         ('kind = "webhook"\nurl = "https:///y"', "expected https://HOST/PATH"),
         ('kind = "webhook"\nurl = "https://u:p@x/y"', "a user name is not supported"),
         ('kind = "webhook"\nurl = "https://x:99999/y"', "its port"),
@@ -81,7 +117,7 @@ def test_the_page_has_a_row_for_each_kind_of_event_and_of_target(tmp_path: Path)
         (HOOK + 'secret = "nowhere"', r"secret: cannot read .*nowhere: No such file"),
         (HOOK + 'secret = "env:NOWHERE"', "the variable NOWHERE is not set"),
         (HOOK + 'secret = "empty"', "empty is empty"),
-        (HOOK + 'ca = "empty"', "it is not a PEM file"),
+        (HOOK + 'ca = "empty"', "empty, not a PEM file"),
         (HOOK + 'ca = "nowhere"', "nowhere: No such file"),
         (HOOK + 'kinds = ["fire"]', "unknown kind of event 'fire': there are certificate, clock"),
         (HOOK + 'kinds = "damage"', "kinds: expected a list of texts"),
@@ -126,11 +162,21 @@ def test_a_url_of_apprise_is_as_the_library_has_it_and_the_extra_is_named_where_
         one(tmp_path, 'kind = "apprise"\nurl = "ntfy://topic"')
 
 
+@pytest.mark.parametrize(
+    "url", ["HTTPS://Hooks.example.com/x", " https://hooks.example.com/x ", "'https://hooks.example.com/x'"]
+)
+def test_a_url_is_read_as_it_is_pasted(tmp_path: Path, url: str) -> None:
+    target = one(tmp_path, f'kind = "webhook"\nurl = {json.dumps(url)}')
+    assert isinstance(target, Webhook)
+    assert (target.url.host, target.url.path) == ("hooks.example.com", "/x")
+
+
 def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"https://user:{SECRET}@x/{SECRET}")
-    with pytest.raises(SettingsError) as caught:
-        one(tmp_path, 'kind = "webhook"\nurl = "url"')
-    assert SECRET not in str(caught.value)
+    for url in ("url", f"HTP://x/{SECRET}", f" ftp://x/{SECRET}"):
+        with pytest.raises(SettingsError) as caught:
+            one(tmp_path, f'kind = "webhook"\nurl = "{url}"')
+        assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("names", [["a"] * 21, ["A"], ["a b"], [""]])

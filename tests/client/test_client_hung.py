@@ -85,7 +85,9 @@ def test_every_kind_of_work_leaves_a_server_that_answers_nothing(
             used.before = lambda _method, _context: None
             used.health.before = lambda: None
         assert client.address == other.address, number
-        assert hanging.met.count("health") >= 3, number
+        assert "health" in hanging.met, (
+            number
+        )  # on a busy machine a question may end before the server has seen it
         assert spent_s < 8, number
     for dataset in ("thin", "stream"):
         (made,) = client.backups(dataset)
@@ -104,6 +106,25 @@ def test_a_server_that_is_slow_and_says_that_it_lives_is_waited_for(
     timer.join()
     assert client.address == used.address
     assert hanging.met == ["GetServerInfo"]
+
+
+def test_a_server_that_answers_the_last_question_is_waited_for(
+    pair: list[Member], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "CONNECT_S", 2.0)
+    used, _ = split(client, pair)
+    hanging = Hanging(used, health_too=True)
+
+    def silent_at_first() -> None:
+        if hanging.met.count("health") < servers.QUESTIONS - 1:
+            hanging._wait("health")
+        else:
+            used.health.before = lambda: None
+            hanging.released.set()
+
+    used.health.before = silent_at_first
+    assert client.info().version == "0.0.0"
+    assert client.address == used.address
 
 
 def test_a_refused_question_says_nothing_about_a_call_in_flight(pair: list[Member], client: Client) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +17,9 @@ import pytest
 from fs_trees import seeded_bytes
 from staddle._fs.temporary_names import is_temporary, open_temporary
 from staddle._restore.stats import TargetFullError
+from staddle._restore.target_directory import AppearedError
+from staddle._restore.temporary_file import TemporaryFile
+from staddle._types.options import Overwrite
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -50,6 +54,14 @@ def modes_of(*paths: Path) -> list[int]:
 # --- a full target
 
 
+def moved(entry: pb.Entry, where: str) -> pb.Entry:
+    """The entry, below a directory."""
+    made = pb.Entry()
+    made.CopyFrom(entry)
+    made.path = where + entry.path
+    return made
+
+
 @pytest.mark.parametrize(
     "items",
     [
@@ -63,15 +75,19 @@ def modes_of(*paths: Path) -> list[int]:
     ],
     ids=["a large file", "small files", "a linked file", "small linked files"],
 )
-def test_a_full_target_is_reported_and_keeps_no_temporary_file(
-    items: list[tuple[pb.Entry, bytes]], mounted: Callable[..., Path]
+@pytest.mark.parametrize("where", ["", "new/"], ids=["at the top", "in a new directory"])
+def test_a_full_target_is_reported_and_keeps_no_part_of_a_file(
+    items: list[tuple[pb.Entry, bytes]], where: str, mounted: Callable[..., Path]
 ) -> None:
     target = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
     descriptors = len(os.listdir("/proc/self/fd"))
+    placed = [other("new"), *((moved(entry, where), data) for entry, data in items)]
     with pytest.raises(TargetFullError) as caught:
-        restore(Server(other(""), *items), target)
+        restore(Server(other(""), *placed), target)
     assert caught.value.errno == errno.ENOSPC
     assert leftovers(target) == []
+    sizes = {os.path.basename(entry.path): entry.content.size_bytes for entry, _ in items}
+    assert all(path.stat().st_size == sizes[path.name] for path in target.rglob("*") if path.is_file())
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
@@ -361,6 +377,44 @@ def test_a_temporary_file_is_locked_as_long_as_it_has_its_name(tmp_path: Path) -
         os.close(directory)
     assert not is_temporary(b"d/" + name)
     assert not is_temporary(name + b"\n")
+
+
+KILLED = """
+import resource, signal, sys
+from test_fs_restore import Server, file, other, restore
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+restore(Server(other("new"), file("new/f", bytes(5000))), sys.argv[1], overwrite=sys.argv[2])
+"""
+"""The system kills the process in the middle of its file."""
+
+
+@pytest.mark.parametrize("overwrite", ["if-changed", "never"])
+def test_the_next_restore_makes_whole_what_a_killed_one_left(overwrite: Overwrite, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, target, overwrite],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGXFSZ
+    (left,) = (target / "new").iterdir()
+    assert left.stat().st_size == 2000
+    # What has a file's name is never replaced with `never`, so there it is whole.
+    assert is_temporary(os.fsencode(left.name)) is (overwrite == "never")
+    restore(Server(other("new"), file("new/f", bytes(5000))), target, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in (target / "new").iterdir()} == {"f": bytes(5000)}
+
+
+def test_a_small_file_in_a_new_directory_replaces_nothing_that_has_appeared(tmp_path: Path) -> None:
+    place = os.open(tmp_path, os.O_RDONLY)
+    (tmp_path / "f").write_text("appeared")
+    try:
+        with pytest.raises(AppearedError):
+            TemporaryFile(place, b"f", b"new/f", file("new/f")[0], exclusive=True, at_once=True)
+    finally:
+        os.close(place)
+    assert (tmp_path / "f").read_text() == "appeared"
 
 
 # --- with a server

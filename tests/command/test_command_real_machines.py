@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 from command_line import CommandLine
 
 
@@ -60,6 +61,43 @@ def test_an_emptied_path_is_refused_unless_the_option_allows_it(staddle: Command
     assert "--max-removed 100" in staddle("backup", source, "--dataset", "data", code=1).err
     staddle("backup", source, "--dataset", "data", "--max-removed", "100")
     staddle("backup", source, "--dataset", "data")
+
+
+@pytest.mark.parametrize("more", [[], ["--no-cache"], ["--thin"], ["--kind", "full"], ["--dry-run"]])
+def test_an_empty_directory_in_the_place_of_a_file_is_refused(
+    staddle: CommandLine, source: Path, more: list[str]
+) -> None:
+    file = source / "hello.txt"
+    staddle("backup", file, "--dataset", "data")
+    file.unlink()
+    file.mkdir()
+    assert "--max-removed 100" in staddle("backup", file, "--dataset", "data", *more, code=1).err
+    assert paths_of(staddle) == {"hello.txt"}
+    staddle("backup", file, "--dataset", "data", *more, "--max-removed", "100")
+    staddle("backup", file, "--dataset", "data", "--max-removed", "100")
+    staddle("backup", file, "--dataset", "data", *more)
+
+
+@pytest.mark.parametrize("kind", ["auto", "full"])
+def test_a_stream_that_has_become_empty_is_refused_unless_the_option_allows_it(
+    staddle: CommandLine, kind: str
+) -> None:
+    def printed(command: str, *more: str, code: int = 0) -> str:
+        stored = ("backup", "--dataset", "dump", "--name", "f", "--kind", kind, "--from-command", *more, "--")
+        return staddle(*stored, "sh", "-c", command, code=code).err
+
+    printed("true")
+    printed("printf 0123456789")
+    err = printed("true", code=1)
+    assert "The stream is empty" in err
+    assert "--max-removed 100" in err
+    assert staddle("cat", "dump", "f").out == b"0123456789"
+    assert "more than 50 %" in printed("printf 0123", "--max-removed", "50%", code=1)
+    printed("printf 01234", "--max-removed", "50%")
+    empty = ("backup", "-", "--dataset", "dump", "--name", "f")
+    assert "The stream is empty" in staddle(*empty, given=b"", code=1).err
+    staddle(*empty, "--max-removed", "100", given=b"")
+    staddle(*empty, given=b"")
 
 
 def test_a_fully_excluded_path_does_not_count_as_emptied(staddle: CommandLine, source: Path) -> None:

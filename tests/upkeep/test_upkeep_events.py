@@ -155,12 +155,13 @@ def test_what_concerns_one_server_stays_its_own_until_it_is_gone_for_a_day(tmp_p
         assert two.catalog.events.open(0).events == []
 
 
-def test_a_source_that_cannot_tell_ends_no_event(service: Running) -> None:
+@pytest.mark.parametrize("error", [Unavailable("STORE_UNAVAILABLE", "no answer"), ValueError("a fault")])
+def test_a_source_that_cannot_tell_ends_no_event(service: Running, error: Exception) -> None:
     ending_token(service)
     look(service)
 
     def fails(*_: object) -> list[object]:
-        raise Unavailable("STORE_UNAVAILABLE", "no answer")
+        raise error
 
     ending = service.catalog.tokens.ending
     service.catalog.tokens.ending = fails  # type: ignore[method-assign]
@@ -285,6 +286,71 @@ def test_a_ping_service_hears_nothing_while_it_is_unknown_how_things_are(
     look(service)
     send(service, "beat")
     assert [each.path for each in receiver.all()] == ["/uuid/fail"]
+
+
+def test_while_one_source_cannot_tell_the_others_are_asked_and_no_ping_says_that_all_is_well(
+    service: Running, receiver: Receiver
+) -> None:
+    use(service, Ping("beat", Filter(), receiver.parsed("/uuid"), every_s=300))
+
+    def fails(*_: object) -> list[object]:
+        raise ValueError("a fault")
+
+    ending = service.catalog.tokens.ending
+    service.catalog.tokens.ending = fails  # type: ignore[method-assign]
+    service.service._heartbeat._failing = True
+    look(service)
+    send(service, "beat")
+    assert receiver.all() == []
+    assert [event.alarm.key.kind for event in service.catalog.events.open(0).events] == ["restore-only"]
+    service.catalog.tokens.ending = ending  # type: ignore[method-assign]
+    look(service)
+    send(service, "beat")
+    assert [each.path for each in receiver.all()] == ["/uuid/fail"]
+
+
+def test_a_look_that_fails_in_any_way_is_no_state_to_ping_about(service: Running, receiver: Receiver) -> None:
+    use(service, Ping("beat", Filter(), receiver.parsed("/uuid"), every_s=300))
+
+    def fails(*_: object) -> bool:
+        raise ValueError("a fault")
+
+    ending_token(service)
+    service.catalog.events.change = fails  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="a fault"):
+        look(service)
+    send(service, "beat")
+    assert receiver.all() == []
+
+
+def test_datasets_whose_names_differ_only_in_spaces_are_late_each_by_itself(service: Running) -> None:
+    names = ["a b", "a  b", " a b", "a\u2028b"]
+    for name in names:
+        service.stub().SetExpectation(
+            sv.SetExpectationRequest(dataset=name, every={"seconds": 3600}, grace={})
+        )
+    service.clock.ahead_s += 2 * 3600
+    look(service)
+    found = [event.alarm for event in service.catalog.events.open(0).events]
+    assert sorted(alarm.key.subject for alarm in found) == sorted(names)
+    assert all(alarm.text.isprintable() for alarm in found)
+
+
+def test_a_disk_may_have_a_path_that_is_not_utf_8(service: Running, tmp_path: Path) -> None:
+    paths = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/\xfe", b"/\xff")]
+    free = [300 * 2**30]
+
+    def status(_: str) -> object:
+        blocks = free[0] // 4096
+        return os.statvfs_result((4096, 4096, 10**9, blocks, blocks, 0, 0, 0, 0, 255))
+
+    disks = FillingDisks(service.catalog, Space(paths, MinFree(size_bytes=0), status=status))  # type: ignore[arg-type]
+    now_ns = service.clock.now_ns()
+    for _ in range(5 * 24):
+        now_ns += 3600 * NS
+        free[0] -= 2**30
+        found = list(disks.alarms("", now_ns))
+    assert len({alarm.key for alarm in found}) == len(found) == 2
 
 
 def test_a_catalog_that_takes_no_writes_is_an_alarm(service: Running) -> None:

@@ -43,6 +43,12 @@ class DatasetBackups:
         newest = self.newest()
         return 0 if newest is None else newest.entry_count
 
+    def newest_is_empty(self) -> bool:
+        """Whether the newest backup has nothing, or its root directory alone; so if there is none."""
+        count = self.newest_count()
+        # What was a file, and not a directory, has no entry of its root.
+        return not count or (count == 1 and not self.had_entries(b""))
+
     def had_entries(self, path: bytes) -> bool:
         """Whether the dataset's newest backup has entries in a directory."""
         fields: dict[str, Any] = {"dataset": self._dataset, **split_path(path)}

@@ -196,7 +196,7 @@ class SourceDifferences:
             if self._backups.had_entries(path):
                 raise emptied(os.path.join(self._root, path))
         if nothing:  # a differential's base may be older than a backup that was meant to be empty
-            before, kept = max(0, self._backups.newest_count() - 1), 0
+            before, kept = int(not self._backups.newest_is_empty()), 0
         elif start.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
             before, kept = seen.base_count, seen.kept_count
         elif most is not None:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
-from staddle._base.figures import counted
+from staddle._base.figures import counted, size
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._fs.chosen_paths import Source, source_of
 from staddle._fs.excludes import Excludes, excludes_of
@@ -15,6 +15,7 @@ from staddle._fs.noatime import open_quietly
 from staddle._fs.omissions import Omissions, is_server_directory
 from staddle._types.entries import path_to_bytes
 from staddle._types.options import BackupOptions
+from staddle.v1 import resources_pb2 as pb
 
 ALL_PERCENT: Final = 100.0
 
@@ -109,12 +110,16 @@ def omissions_of(options: BackupOptions) -> Omissions:
         raise BadRequestError(
             f"A file cannot be smaller than {most} bytes.", facts={"field": "exclude_larger_than_bytes"}
         )
-    percent = options.max_removed_percent
-    if percent is not None and not 0 <= percent <= ALL_PERCENT:
-        raise BadRequestError(
-            f"max_removed_percent is 0 to 100, not {percent}.", facts={"field": "max_removed_percent"}
-        )
+    check_percent(options.max_removed_percent)
     return Omissions(options.exclude_caches, marks, most)
+
+
+def check_percent(max_removed: float | None) -> None:
+    """Raises BadRequestError for a `max_removed_percent` that is none."""
+    if max_removed is not None and not 0 <= max_removed <= ALL_PERCENT:
+        raise BadRequestError(
+            f"max_removed_percent is 0 to 100, not {max_removed}.", facts={"field": "max_removed_percent"}
+        )
 
 
 class NothingReadError(OSError):
@@ -156,6 +161,32 @@ def check_removed(
     if max_percent is not None and removed * ALL_PERCENT > max_percent * before:
         raise TooMuchRemovedError(
             f"{removed:,} of {counted(before, 'entry', 'entries')} of the backup before {'is' if removed == 1 else 'are'} gone from {os.fsdecode(root)!r} or excluded now: more than {max_percent:g} %. "
+            "Nothing was backed up. If that is meant, allow more with `--max-removed` (max_removed_percent).",
+            facts=facts,
+        )
+
+
+def check_stream(
+    dataset: str, before: pb.Backup | None, size_bytes: int, *, max_percent: float | None
+) -> None:
+    """Raises TooMuchRemovedError if a stream has become empty, or has lost more of its bytes since the backup `before` than it may have."""
+    if before is None or (max_percent is not None and max_percent >= ALL_PERCENT):
+        return
+    lost = before.data_bytes - size_bytes
+    facts = {
+        "dataset": dataset,
+        "base_bytes": str(before.data_bytes),
+        "stream_bytes": str(size_bytes),
+    }
+    if lost > 0 and not size_bytes:
+        raise TooMuchRemovedError(
+            f"The stream is empty, and the backup before has {size(before.data_bytes)}. Did the program fail that wrote it? "
+            "Nothing was backed up. If it is meant to be empty, say `--max-removed 100` (max_removed_percent=100).",
+            facts=facts,
+        )
+    if max_percent is not None and lost * ALL_PERCENT > max_percent * before.data_bytes:
+        raise TooMuchRemovedError(
+            f"The stream has {size(size_bytes)}, and the backup before {size(before.data_bytes)}: it has lost more than {max_percent:g} %. "
             "Nothing was backed up. If that is meant, allow more with `--max-removed` (max_removed_percent).",
             facts=facts,
         )

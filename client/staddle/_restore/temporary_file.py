@@ -1,4 +1,4 @@
-"""A file that is being written under a temporary name, until its content is whole and it gets its own."""
+"""A file that is being written: under a temporary name, until its content is whole and it gets its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from staddle._fs.temporary_names import discard, open_temporary
-from staddle._restore.target_directory import settle
+from staddle._restore.target_directory import AppearedError, settle
 
 if TYPE_CHECKING:
     from staddle._restore.set_metadata import Applier, ReportFault
@@ -32,10 +32,14 @@ class TemporaryFile:
         *,
         closes: bool = False,
         exclusive: bool = False,
+        at_once: bool = False,
     ) -> None:
         """`dir_fd` has to stay open until `finish` or `abandon`, which close it if `closes`. `exclusive`: it replaces nothing.
 
-        Raises OSError if nothing can be made there.
+        `at_once`: it has its own name and mode from the start. That is for a directory that only this restore can enter,
+        and saves half of the calls for a small file.
+
+        Raises OSError if nothing can be made there, AppearedError if `at_once` finds something.
         """
         self.path = path
         self.entry = entry
@@ -44,9 +48,14 @@ class TemporaryFile:
         self._exclusive = exclusive
         self._name = name
         self._is_over = False
-        mode = 0o600 if entry.HasField("mode") else 0o666
+        self._temporary = name
         try:
-            self._temporary, self._descriptor = open_temporary(dir_fd, FLAGS, mode)
+            if at_once:
+                mode = entry.mode & 0o777 if entry.HasField("mode") else 0o666
+                self._descriptor = _open_new(dir_fd, name, mode)
+            else:
+                mode = 0o600 if entry.HasField("mode") else 0o666
+                self._temporary, self._descriptor = open_temporary(dir_fd, FLAGS, mode)
         except BaseException:
             self._close_directory()
             raise
@@ -91,7 +100,8 @@ class TemporaryFile:
             # The lock is held until the file has its name, so this closes a duplicate: network file systems report at
             # any close what they could not write.
             os.close(os.dup(self._descriptor))
-            settle(self._dir_fd, self._temporary, self._name, exclusive=self._exclusive)
+            if self._temporary is not self._name:
+                settle(self._dir_fd, self._temporary, self._name, exclusive=self._exclusive)
         except BaseException:
             self.abandon()
             raise
@@ -144,6 +154,13 @@ class TemporaryFile:
             # On Linux this begins to write dirty pages; what is dropped is a few that were written meanwhile.
             with suppress(OSError):
                 os.posix_fadvise(self._descriptor, start, self._position - start, os.POSIX_FADV_DONTNEED)
+
+
+def _open_new(dir_fd: int, name: bytes, mode: int) -> int:
+    try:
+        return os.open(name, FLAGS, mode, dir_fd=dir_fd)
+    except FileExistsError as error:
+        raise AppearedError from error
 
 
 def _is_zeros(piece: memoryview) -> bool:

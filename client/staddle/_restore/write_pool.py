@@ -48,33 +48,46 @@ class SmallFile(NamedTuple):
     """It replaces nothing."""
 
 
+class _OpenDirectory(NamedTuple):
+    """Files for one directory, which is held open; `ours`: only this restore can enter it."""
+
+    descriptor: int
+    files: list[SmallFile]
+    ours: bool
+
+
 @dataclass(slots=True)
 class _FileBatch:
     """Files by the directory that they go into, which is held open here."""
 
-    directories: list[tuple[int, list[SmallFile]]] = field(default_factory=list)
+    directories: list[_OpenDirectory] = field(default_factory=list)
     files: int = 0
     data_bytes: int = 0
 
     def write(self, applier: Applier, tally: RestoreTally) -> RestoreTally:
         """Writes all of them, and counts them in the tally, which it returns. Raises TargetFullError; any other failure is noted, and the file skipped."""
         try:
-            for dir_fd, files in self.directories:
-                plain = not inherits_acl(dir_fd)
-                for file in files:
-                    _write(dir_fd, file, applier, tally, plain=plain)
+            for directory in self.directories:
+                plain = not inherits_acl(directory.descriptor)
+                for file in directory.files:
+                    _write(directory, file, applier, tally, plain=plain)
         finally:
             self.close()
         return tally
 
     def close(self) -> None:
         while self.directories:
-            os.close(self.directories.pop()[0])
+            os.close(self.directories.pop().descriptor)
 
 
-def _write(dir_fd: int, file: SmallFile, applier: Applier, tally: RestoreTally, *, plain: bool) -> None:
+def _write(
+    directory: _OpenDirectory, file: SmallFile, applier: Applier, tally: RestoreTally, *, plain: bool
+) -> None:
+    at_once = directory.ours and file.exclusive
     try:
-        opened = TemporaryFile(dir_fd, file.name, file.path, file.entry, exclusive=file.exclusive)
+        opened = TemporaryFile(
+            directory.descriptor, file.name, file.path, file.entry, exclusive=file.exclusive, at_once=at_once
+        )
         try:
             for piece in file.pieces:
                 opened.write(piece)
@@ -115,17 +128,17 @@ class Crew:
         """Whether the directory is the one of the last file, so that `add` needs no descriptor for it."""
         return parent == self._parent
 
-    def enter(self, parent: bytes, dir_fd: int) -> None:
-        """The next files go into this directory."""
+    def enter(self, parent: bytes, dir_fd: int, *, ours: bool) -> None:
+        """The next files go into this directory. `ours`: only this restore can enter it."""
         if len(self._batch.directories) >= BATCH_DIRECTORIES:
             self._hand_over()
-        self._batch.directories.append((os.dup(dir_fd), []))
+        self._batch.directories.append(_OpenDirectory(os.dup(dir_fd), [], ours))
         self._parent = parent
 
     def add(self, file: SmallFile) -> None:
         """Hands a file over. Raises TargetFullError, perhaps for an earlier one."""
         batch = self._batch
-        batch.directories[-1][1].append(file)
+        batch.directories[-1].files.append(file)
         batch.files += 1
         batch.data_bytes += sum(map(len, file.pieces))
         if batch.files >= BATCH_FILES or batch.data_bytes >= BATCH_BYTES:

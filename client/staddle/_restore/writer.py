@@ -107,6 +107,8 @@ class Writer:
         self._folding = Folding()
         self._directories: list[tuple[bytes, pb.Entry]] = []
         """The directories above the last path; their metadata is set once everything in them is written."""
+        self._ours: set[bytes] = set()
+        """Those of them that only this restore can enter: it made them for this user alone."""
         self._left: deque[_Left] = deque()
         """Directories that were left, but get files still."""
         self._left_bytes = 0
@@ -166,6 +168,7 @@ class Writer:
 
     def _leave(self) -> None:
         path, entry = self._directories.pop()
+        self._ours.discard(path)
         self._left.append(_Left(path, entry, self._crew.mark))
         self._left_bytes += entry.ByteSize()
 
@@ -219,6 +222,8 @@ class Writer:
         ours = made or (not self._exclusive if path else self._target.is_fresh)
         if ours and not entry.implied:
             self._directories.append((path, entry))
+            if made and entry.HasField("mode") and self._overwrite != "never":
+                self._ours.add(path)
 
     # --- everything else
 
@@ -403,7 +408,8 @@ class Writer:
         parent, _, name = path.rpartition(b"/")
         try:
             if not self._crew.takes(parent):
-                self._crew.enter(parent, self._parent_of(path, writing=True)[0])
+                dir_fd, _ = self._parent_of(path, writing=True)
+                self._crew.enter(parent, dir_fd, ours=parent in self._ours)
         except OSError as error:
             self._tally.not_written(path, error)
             return

@@ -126,6 +126,11 @@ class Upload:
         return self._stream.upload.id
 
     @property
+    def data_bytes(self) -> int:
+        """How many bytes of files were handed over."""
+        return self._stream.data_bytes
+
+    @property
     def report(self) -> BackupReport:
         """The backup, after a clean exit. Raises UnfinishedError before."""
         if self._report is None:

@@ -78,7 +78,6 @@ class Given:
             or self.exclude_larger_than is not None
             or self.no_exclude_caches
             or self.one_file_system
-            or self.max_removed is not None
         )
 
     def of_source(self, paths: Sequence[str]) -> SourceArguments:
@@ -159,7 +158,7 @@ class Given:
     "--max-removed",
     callback=reading(percent),
     metavar="PERCENT",
-    help="Refuse a backup that has lost more than this of the entries of the one before. By default only an empty PATH is refused; 100 allows everything.",
+    help="Refuse a backup that has lost more than this of the entries of the one before. Of a stream, its bytes count. By default only an empty PATH or stream is refused; 100 allows everything.",
 )
 @click.option(
     "--one-file-system", is_flag=True, help="Do not enter file systems that are mounted below PATH."
@@ -217,7 +216,7 @@ def backup(session: Session, /, source: tuple[str, ...], **options: Any) -> int:
     tags = _tags(given.tags)
     if given.from_command or source == (STDIN,):
         if given.is_for_a_path():
-            raise click.UsageError("Exclusions, --files-from and --max-removed need a PATH.")
+            raise click.UsageError("Exclusions and --files-from need a PATH.")
         if given.dry_run:
             raise click.UsageError("--dry-run is for a PATH: a stream cannot be looked at before it is sent.")
         program = _program(source) if given.from_command else None
@@ -340,6 +339,7 @@ def _backup_stream(
                 host=host,
                 root=STREAM_ROOT,
                 new_root=given.new_root,
+                max_removed_percent=given.max_removed,
                 retry_s=session.budget_s(BACKUP_RETRY_S),
                 progress=stack.enter_context(watched(session.output)),
             )

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from staddle._base.figures import duration_s, listed
 from staddle._base.given_files import GivenError, read, text_of, unquoted
+from staddle._base.pem_files import read_pem
 
 from staddle_server.app.settings import KEY_OF_VARIABLE, SettingsError
 from staddle_server.upkeep.events.kinds import KINDS, SEVERITIES, WARNING
@@ -45,7 +46,8 @@ def targets_of(data: Path, given: Path | None, environ: Mapping[str, str]) -> li
     Secrets are read, too. SettingsError names the file, the target, and what is wrong.
     """
     path = given or data / NOTIFY_NAME
-    if given is None and not path.exists():
+    # A link to nothing is not an absent file: its targets would go missing without a word.
+    if given is None and not os.path.lexists(path):
         return []
     try:
         raw, _ = read(path, FILE_BYTES_MAX, "a file of notification targets")
@@ -142,10 +144,7 @@ class _Table:
             raise SettingsError(
                 f"{self._where}: apprise needs an extra, which is not installed: pip install 'staddle[server,apprise]'"
             )
-        text = self._text("url")
-        # Apprise has URLs of its own, such as ntfy://TOPIC.
-        url = text if "://" in text else self._secret_at("url", text)
-        return Apprise(name, of, url, self._timeout_s())
+        return Apprise(name, of, self._url_text(self._text("url")), self._timeout_s())
 
     # --- values
 
@@ -163,9 +162,13 @@ class _Table:
         """Return the URL, which is given itself, or as FILE or env:NAME because it is a secret."""
         text = self._text("url")
         try:
-            return parse_http_url(text if text.startswith("http") else self._secret_at("url", text))
+            return parse_http_url(self._url_text(text))
         except ValueError as error:
             raise SettingsError(f"{self._where}: url: {error}") from error
+
+    def _url_text(self, text: str) -> str:
+        """Return a URL that is given itself, which no path is like: Apprise has its own, such as ntfy://TOPIC."""
+        return text if "://" in text else self._secret_at("url", text)
 
     def _trust(self) -> ssl.SSLContext | None:
         """Return what verifies certificates, if the authority is given."""
@@ -174,14 +177,12 @@ class _Table:
             return None
         path = self._below(text)
         try:
-            return ssl.create_default_context(cafile=path)
-        except (OSError, ssl.SSLError) as error:
-            why = (
-                error.strerror
-                if isinstance(error, FileNotFoundError)
-                else "it is not a PEM file of certificates"
-            )
-            raise SettingsError(f"{self._where}: cannot use the authority {path}: {why}") from error
+            blocks = read_pem(path, pipe_s=None).certificates()  # a reload reads it again
+            return ssl.create_default_context(cadata=b"".join(block.pem for block in blocks).decode())
+        except GivenError as error:
+            raise SettingsError(f"{self._where}: ca: {error}") from error
+        except ssl.SSLError as error:
+            raise SettingsError(f"{self._where}: ca: a certificate in {path} is damaged") from error
 
     def _timeout_s(self) -> float:
         return self._seconds("timeout", TIMEOUT_S, 1.0, TIMEOUT_S_MAX)
@@ -225,9 +226,12 @@ class _Table:
         value = self._take(key, default)
         if value is None:
             raise SettingsError(f"{self._where} needs {key}")
-        if not isinstance(value, str) or not (value or default == "") or not value.isprintable():
+        if not isinstance(value, str) or not value.isprintable():
             raise self._wrong(key, "expected a printable text in quotes")
-        return value
+        text = unquoted(value)
+        if not text and default != "":
+            raise self._wrong(key, "expected a printable text in quotes")
+        return text
 
     def _texts(self, key: str) -> list[str]:
         value = self._take(key, [])

@@ -177,11 +177,14 @@ class Service:
 
         """
         # The extra `http` may not be installed.
+        from staddle_server.api.http.rest.table import RestParts
         from staddle_server.api.http.server import HttpServer
         from staddle_server.api.http.state import Sources
 
+        kept = self._kept
+        reads = Reads(kept.catalog, kept.tenants, kept.clock, self._openers)
         sources = Sources(
-            self._kept.catalog,
+            kept.catalog,
             self._gate,
             self._space,
             {name.rpartition("/")[2]: works for name, works in self._working.items()},
@@ -189,10 +192,11 @@ class Service:
             lambda: self._uploads.open_count,
             opening.certificate_ends,
             self._settings.metrics_datasets,
-            self._kept.clock.now_ns,
+            kept.clock.now_ns,
         )
+        parts = RestParts(kept.catalog, kept.tenants, reads)
         public = self._settings.metrics == "public"
-        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, public=public)
+        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, parts, public=public)
         self._http.start(opening.listening, opening.tls)
 
     def join(self, endpoint: str, place: str = "") -> None:

@@ -1,9 +1,9 @@
 """Backups: list and look up, delete and undelete, and the records still to be written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, update
 
 from staddle_server.base import errors
 from staddle_server.base.types import Place
@@ -22,10 +22,11 @@ from staddle_server.catalog.rows import (
     select_backups,
 )
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import ID_BYTES, batches, rfc3339
-from staddle_server.catalog.values import Backup, PendingRecord
+from staddle_server.catalog.validation import ID_BYTES, batches, pack_tags, rfc3339
+from staddle_server.catalog.values import Backup, BackupFilter, PendingRecord
 
 PREFIX_DIGITS_MIN: Final = 4
+ALL: Final = BackupFilter()
 
 _b = schema.backups.c
 _p = schema.pending_records.c
@@ -47,6 +48,7 @@ class Backups:
         limit: int,
         before_number: int | None = None,
         show_deleted: bool = False,
+        among: BackupFilter = ALL,
     ) -> Page[Backup]:
         """Return at most `limit` backups, newest first, with a number below `before_number`.
 
@@ -57,7 +59,9 @@ class Backups:
         with opened() as connection:
             row = dataset_number(self._tenants.row(connection, tenant), dataset)
             query = select_backups().where(
-                _b.dataset == row, schema.IS_KEPT if show_deleted else schema.IS_SHOWN
+                _b.dataset == row,
+                schema.IS_KEPT if show_deleted else schema.IS_SHOWN,
+                *_conditions(among),
             )
             if before_number is not None:
                 query = query.where(_b.number < before_number)
@@ -181,6 +185,23 @@ class Backups:
         row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)
         of_dataset: ColumnElement[bool] = _b.dataset == row.row
         return of_dataset
+
+
+def _conditions(among: BackupFilter) -> Iterator[ColumnElement[bool]]:
+    if among.host:
+        yield _b.host == among.host
+    if among.since_ns is not None:
+        yield _b.begin_ns >= among.since_ns
+    if among.until_ns is not None:
+        yield _b.begin_ns < among.until_ns
+    if among.held:
+        yield _b.hold_ns.is_not(None)
+    for key, value in among.tags:
+        # A pair in JSON: a quotation mark inside a text would follow a backslash. `replace` compares exactly in
+        # every database, where LIKE and functions that search do not.
+        pair = pack_tags({key: value or ""})[1:-1]
+        text = pair.removesuffix('""') + '"' if value is None else pair
+        yield or_(*(func.replace(_b.tags, before + text, "") != _b.tags for before in "{,"))
 
 
 def _latest(connection: Connection, among: tuple[ColumnElement[bool], ...], dataset: str) -> Backup:

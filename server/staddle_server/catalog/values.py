@@ -225,6 +225,18 @@ class Hold(NamedTuple):
     since_ns: int
 
 
+class BackupFilter(NamedTuple):
+    """Which backups of a dataset: from a host ("": any), begun at `since_ns` or later and before `until_ns`, with all
+    of these tags (None: whatever the value is), and, if `held`, with a hold of their own.
+    """
+
+    host: str = ""
+    since_ns: int | None = None
+    until_ns: int | None = None
+    tags: tuple[tuple[str, str | None], ...] = ()
+    held: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Backup:
     """A backup with all that its `committed` record says.

@@ -7,14 +7,15 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from staddle_server.base.clock import Clock
-from staddle_server.base.errors import BadRequest, Damaged, Precondition
+from staddle_server.base.errors import BadRequest, Damaged
 from staddle_server.base.limits import READ_RANGE_BYTES_MAX
-from staddle_server.base.types import Entry, EntryType, Role
+from staddle_server.base.types import Entry, EntryType
 from staddle_server.catalog import Backup, Catalog, Principal
 from staddle_server.manifest.compare import Changed, compare
 from staddle_server.manifest.content import chunks_of, read_attributes
 from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.restore.file_bytes import FileBytes
 from staddle_server.restore.restore import Restore, path_not_found
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenants
@@ -194,31 +195,23 @@ class Reads:
             Damaged: A chunk in that range is unreadable.
 
         """
-        check_path(path)
         if length > READ_RANGE_BYTES_MAX:
             raise BadRequest(
                 "BAD_FIELD", f"the limit is {READ_RANGE_BYTES_MAX} bytes a call", field="length_bytes"
             )
-        reader = self._reader(principal, check)
-        entry = _found(Manifest(backup.root, reader), path)
-        content = entry.content
-        if content is None:
-            raise Precondition(
-                "NOT_A_FILE",
-                f"'{shown(path)}' is a {entry.type.name.lower()}, and has no bytes",
-                path=shown(path),
-            )
-        end = min(offset + length, content.size)
-        if offset >= end:
-            return FileRange(b"", content.size, content.content_id)
-        refs = []
-        for start, ref in chunks_of(content, reader, offset):
-            if start >= end:
-                break
-            refs.append((start, ref))
-        places = reader.locate(Role.DATA, {ref.digest for _, ref in refs})
-        parts = []
-        for start, ref in refs:
-            chunk = reader.data(ref, places.get(ref.digest, ()))
-            parts.append(chunk[max(0, offset - start) : end - start])
-        return FileRange(b"".join(parts), content.size, content.content_id)
+        file = self.file(principal, backup, path, check)
+        data = b"".join(file.pieces(offset, offset + length))
+        return FileRange(data, file.content.size, file.content.content_id)
+
+    def file(self, principal: Principal, backup: Backup, path: bytes, check: Check = unchecked) -> FileBytes:
+        """Open one file for reading.
+
+        Raises:
+            NotFound: PATH_NOT_FOUND.
+            Precondition: NOT_A_FILE.
+            Damaged: A page on the way to it is unreadable.
+
+        """
+        check_path(path)
+        tenant = self._tenants.get(principal.tenant)
+        return FileBytes(tenant, self._catalog, backup.root, path, opener=self._openers, check=check)

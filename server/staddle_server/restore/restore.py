@@ -274,7 +274,7 @@ class Restore:
             pieces = as_stored.choose(digests, places)
             digests = [digest for digest in digests if digest not in pieces]
         self._reader.expect(Role.DATA, digests)
-        firsts, ends = self._order(digests, places)
+        firsts, ends = needed_segments(digests, places)
         ahead = Ahead(
             self._opener,
             lambda ref: self._tenant.cached.segment(ref, ends[ref]),
@@ -400,22 +400,22 @@ class Restore:
         self.totals.damages += 1
         return damage
 
-    @staticmethod
-    def _order(
-        digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
-    ) -> tuple[list[tuple[bytes, SegmentRef]], dict[SegmentRef, int]]:
-        """Yield the needed segments, each at the chunk that needs it first, and up to where."""
-        firsts: list[tuple[bytes, SegmentRef]] = []
-        ends: dict[SegmentRef, int] = {}
-        for digest in digests:
-            found = places.get(digest)
-            if not found:
-                continue
-            ref, offset, length = found[0]
-            if ref not in ends:
-                firsts.append((digest, ref))
-            ends[ref] = max(ends.get(ref, 0), offset + length)
-        return firsts, ends
+
+def needed_segments(
+    digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
+) -> tuple[list[tuple[bytes, SegmentRef]], dict[SegmentRef, int]]:
+    """Return the segments that chunks need, each at the chunk that needs it first, and up to where."""
+    firsts: list[tuple[bytes, SegmentRef]] = []
+    ends: dict[SegmentRef, int] = {}
+    for digest in digests:
+        found = places.get(digest)
+        if not found:
+            continue
+        ref, offset, length = found[0]
+        if ref not in ends:
+            firsts.append((digest, ref))
+        ends[ref] = max(ends.get(ref, 0), offset + length)
+    return firsts, ends
 
 
 def path_not_found(path: bytes) -> NotFound:

@@ -174,7 +174,7 @@ class _UnaryMethod:
             given_id=request.headers.get(CALL_KEY, ""),
         )
         try:
-            with self._gate.observer.call_span(self._name, line.id, _trace_of(request)):
+            with self._gate.observer.call_span(self._name, line.id, trace_of(request)):
                 response = self._ended(request, exchange, kind, line)
         finally:
             line.leave()
@@ -219,7 +219,7 @@ class _UnaryMethod:
         return Response(message_json(message), media_type=JSON)
 
 
-def _trace_of(request: Request) -> dict[str, str]:
+def trace_of(request: Request) -> dict[str, str]:
     """Return W3C's trace context in a request's headers."""
     return {key: request.headers[key] for key in TRACE_KEYS if key in request.headers}
 

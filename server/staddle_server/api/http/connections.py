@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import struct
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 PAUSE_S: Final = 0.5
 """The wait after an accept that failed: the process has no file left."""
 
+_RESET: Final = struct.pack("ii", 1, 0)
+"""Close at once, by a reset: what is not sent is not sent."""
+
 Tls = Callable[[], ssl.SSLContext]
 
 
@@ -40,6 +44,15 @@ class HttpProtocol(H11Protocol):
         self._is_idle = False
         self._unread_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
+        self.app_state["cut"] = self.cut
+
+    def cut(self) -> None:
+        """Break the connection off, so that its client sees an error, and never the end of an answer."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            with contextlib.suppress(OSError):  # it is closed
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]

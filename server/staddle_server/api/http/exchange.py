@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final
 
 from staddle_server.api.gate import CallerGone
-from staddle_server.base.errors import BadRequest, StaddleError
+from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import HTTP_SILENCE_S, MESSAGE_BYTES_MAX
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_DISCONNECT: Final = "http.disconnect"
+DISCONNECT: Final = "http.disconnect"
 
 
 class BodyTooLong(Exception):  # noqa: N818 - as over gRPC, the transport refuses it, not the service
@@ -36,7 +35,8 @@ class Exchange:
         self._loop = loop
         self._receive = receive
         self._wanted = asyncio.Event()
-        self._body: Future[bytes] = Future()
+        self._arrived: queue.SimpleQueue[tuple[bytes, bool] | Exception] = queue.SimpleQueue()
+        """Pieces of the body, each with whether more follow; or why there are no more."""
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] | None = []
 
@@ -56,7 +56,26 @@ class Exchange:
             callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             callback()
-        self._fail(CallerGone())
+        self._arrived.put(CallerGone())
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body, once, as it arrives. Each piece is read when it is wanted: its sender has to wait.
+
+        Raises:
+            CallerGone, BadRequest (it paused for too long).
+
+        """
+        more = True
+        while more:
+            self._loop.call_soon_threadsafe(self._wanted.set)
+            found = self._arrived.get()
+            if isinstance(found, Exception):
+                raise found
+            piece, more = found
+            del found  # no local name holds a piece while its reader works on it
+            if piece:
+                yield piece
+            del piece
 
     def messages(self) -> Iterator[bytes]:
         """Yield the body, the call's single message. Only then is it read, so its sender is known.
@@ -65,44 +84,43 @@ class Exchange:
             CallerGone, BodyTooLong, BadRequest (it paused for too long).
 
         """
-        self._loop.call_soon_threadsafe(self._wanted.set)
-        yield self._body.result()
+        pieces: list[bytes] = []
+        size = 0
+        for piece in self.pieces():
+            size += len(piece)
+            if size > MESSAGE_BYTES_MAX:
+                raise BodyTooLong
+            pieces.append(piece)
+        whole = b"".join(pieces)
+        pieces.clear()
+        yield whole
 
     # ------------------------------------------------------------------ the event loop's side
 
     async def follow(self) -> None:
-        """Read the body once it is wanted, then wait until the client has gone."""
-        await self._wanted.wait()
-        try:
-            body = await self._read()
-        except (StaddleError, BodyTooLong) as error:
-            self._fail(error)
-            return
-        with contextlib.suppress(InvalidStateError):
-            self._body.set_result(body)
-        del body
-        while (await self._receive())["type"] != _DISCONNECT:
-            pass
-        self.cancel()
-
-    async def _read(self) -> bytes:
-        pieces: list[bytes] = []
-        size, more = 0, True
+        """Read the body as it is wanted, then wait until the client has gone."""
+        more = True
         while more:
+            await self._wanted.wait()
+            self._wanted.clear()
             try:
                 message = await asyncio.wait_for(self._receive(), HTTP_SILENCE_S)
             except TimeoutError:
-                raise BadRequest(
-                    "BAD_SEQUENCE", f"the body paused for more than {HTTP_SILENCE_S:.0f} s: send it again"
-                ) from None
-            if message["type"] == _DISCONNECT:
+                self._arrived.put(
+                    BadRequest(
+                        "BAD_SEQUENCE", f"the body paused for more than {HTTP_SILENCE_S:.0f} s: send it again"
+                    )
+                )
+                return
+            if message["type"] == DISCONNECT:
                 self.cancel()
-                break
-            pieces.append(message["body"])
-            size, more = size + len(pieces[-1]), message["more_body"]
-            if size > MESSAGE_BYTES_MAX:
-                raise BodyTooLong
-        return b"".join(pieces)
+                return
+            more = message["more_body"]
+            self._arrived.put((message["body"], more))
+            del message
+        while (await self._receive())["type"] != DISCONNECT:
+            pass
+        self.cancel()
 
     def expire_after(self, seconds: float) -> asyncio.TimerHandle:
         """End the call when its caller no longer waits for it."""
@@ -111,7 +129,3 @@ class Exchange:
     def _expire(self) -> None:
         self.expired = True
         self.cancel()
-
-    def _fail(self, error: BaseException) -> None:
-        with contextlib.suppress(InvalidStateError):
-            self._body.set_exception(error)

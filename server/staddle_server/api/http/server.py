@@ -20,6 +20,9 @@ from staddle_server.api.gate import Gate
 from staddle_server.api.http import connect
 from staddle_server.api.http.connections import Acceptor, HttpProtocol, Tls
 from staddle_server.api.http.metrics import Metrics, MetricsPage
+from staddle_server.api.http.rest.calls import Calls
+from staddle_server.api.http.rest.serving import RestRoute
+from staddle_server.api.http.rest.table import RestParts, operations
 from staddle_server.api.http.state import Sources, StateCollector
 from staddle_server.base.limits import HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_SILENCE_S
 from staddle_server.base.threads import Threads, no_thread, start_thread
@@ -56,12 +59,20 @@ class HttpServer:
     """Serves HTTP on one socket. Start it once, stop it once."""
 
     def __init__(
-        self, gate: Gate, table: dict[str, Method], metrics: Metrics, sources: Sources, *, public: bool
+        self,
+        gate: Gate,
+        table: dict[str, Method],
+        metrics: Metrics,
+        sources: Sources,
+        parts: RestParts,
+        *,
+        public: bool,
     ) -> None:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
-        app = Starlette(routes=[*connect.routes(gate, table, self._threads), page.route()])
+        rest = RestRoute(gate, operations(Calls(table), parts), self._threads)
+        app = Starlette(routes=[rest, *connect.routes(gate, table, self._threads), page.route()])
         self._config = Config(
             app,
             loop="asyncio",

@@ -11,7 +11,8 @@ WARNING: Final = "warning"
 CRITICAL: Final = "critical"
 SEVERITIES: Final = (WARNING, CRITICAL)
 TEXT_CHARS_MAX: Final = 1000
-SUBJECT_CHARS_MAX: Final = 300
+SUBJECT_CHARS_MAX: Final = 4096
+"""As much as a path can have: longer ones would be told apart no more."""
 _UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -74,9 +75,17 @@ def alarm(
     subject: str = "",
     since_ns: int | None = None,
 ) -> Alarm:
-    """Return an alarm whose words are one printable line each, and bounded."""
-    key = AlarmKey(kind.name, tenant, server, printable(subject, SUBJECT_CHARS_MAX))
+    """Return an alarm whose words are one printable line each, and bounded. Its subject stays exact: "a b" and
+    "a  b" are two datasets.
+    """
+    key = AlarmKey(kind.name, tenant, server, stored_text(subject)[:SUBJECT_CHARS_MAX])
     return Alarm(key, severity, printable(text), printable(advice), since_ns)
+
+
+def stored_text(text: str) -> str:
+    r"""Return a text as a catalog can keep it: bytes of a path that are not UTF-8 as \xff."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def printable(text: str, most: int = TEXT_CHARS_MAX) -> str:

@@ -14,7 +14,7 @@ from staddle_server.catalog.validation import utc_minute
 from staddle_server.store.space import Free, Space
 from staddle_server.upkeep.events import kinds
 from staddle_server.upkeep.events.forecast import BEGINS_DAYS, ENDS_DAYS, days_left
-from staddle_server.upkeep.events.kinds import CRITICAL, WARNING, alarm
+from staddle_server.upkeep.events.kinds import CRITICAL, WARNING, alarm, stored_text
 
 DAY_NS: Final = 86_400 * NS
 TOKEN_BEFORE_NS: Final = 14 * DAY_NS
@@ -137,7 +137,8 @@ class FillingDisks:
                 subject=path,
             )
 
-    def _sample(self, server: str, free: list[Free], now_ns: int) -> None:
+    def _sample(self, server: str, disks: list[Free], now_ns: int) -> None:
+        free = [each._replace(path=stored_text(each.path)) for each in disks]
         samples = {each.path: self._catalog.space_samples.of(server, each.path) for each in free}
         newest_ns = max((sample[-1][0] for sample in samples.values() if sample), default=0)
         if not 0 <= now_ns - newest_ns < SAMPLE_EVERY_NS:

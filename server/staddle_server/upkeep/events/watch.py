@@ -67,8 +67,8 @@ class EventWatch:
 
     @property
     def works(self) -> bool:
-        """Whether the last look could compare and record everything."""
-        return not self._failing
+        """Whether the last look could ask all sources, compare, and record everything."""
+        return not (self._failing or self._silent)
 
     def reaches_targets(self) -> bool:
         """Return whether no notification target fails."""
@@ -86,6 +86,9 @@ class EventWatch:
             if not self._failing:
                 log.warning("events could not be brought up to date: %s", e.message)
             self._failing = True
+        except Exception:
+            self._failing = True
+            raise
         else:
             self._failing = False
 
@@ -114,7 +117,7 @@ class EventWatch:
         self._looks += 1
 
     def _alarms(self, now_ns: int) -> list[Alarm]:
-        """Return what all sources yield; note the kinds of those that cannot tell."""
+        """Return what all sources yield; note the kinds of those that cannot tell. A fault of one stops no other."""
         found: list[Alarm] = []
         silent: set[str] = set()
         for source in self._sources:
@@ -123,6 +126,10 @@ class EventWatch:
             except StaddleError as e:
                 if not source.kinds <= self._silent:
                     log.warning("events of %s are unknown: %s", ", ".join(sorted(source.kinds)), e.message)
+                silent |= source.kinds
+            except Exception:
+                if not source.kinds <= self._silent:
+                    log.exception("events of %s are unknown", ", ".join(sorted(source.kinds)))
                 silent |= source.kinds
         self._silent = silent
         return found

@@ -1,0 +1,339 @@
+"""The table of all REST operations: what is served, and what OpenAPI and the page for people describe."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server.api.http.rest import kinds
+from staddle_server.api.http.rest.calls import Calls
+from staddle_server.api.http.rest.datasets import DatasetAddresses
+from staddle_server.api.http.rest.files import OTHER_TYPE, FileDownloads
+from staddle_server.api.http.rest.operations import PATH, Answer, Operation, RestParameter
+from staddle_server.base.limits import PAGE_SIZE_MAX, SHORT_PAGE_SIZE_MAX
+from staddle_server.base.types import TokenRole
+from staddle_server.catalog import Catalog
+from staddle_server.restore.browse import Reads
+from staddle_server.tenancy.tenant import Tenants
+
+ONE: Final = "/v1/datasets/{dataset}"
+BACKUPS: Final = f"{ONE}/backups"
+BACKUP: Final = f"{BACKUPS}/{{backup}}"
+
+DATASET: Final = RestParameter(
+    "dataset", kinds.DATASET, 'The dataset. "/" in its name is written %2F.', where=PATH
+)
+READ: Final = RestParameter(
+    "backup",
+    kinds.SELECTOR,
+    "The backup: its id or the first digits of it, `latest`, or `at=TIME` for the newest that began at that "
+    "time or earlier.",
+    where=PATH,
+)
+CHANGED: Final = RestParameter(
+    "backup", kinds.BACKUP, "The backup: its id, or the first digits of it.", where=PATH
+)
+
+
+class RestParts(NamedTuple):
+    """What operations need that are not calls of the service."""
+
+    catalog: Catalog
+    tenants: Tenants
+    reads: Reads
+
+
+def _pages(most: int) -> tuple[RestParameter, ...]:
+    return (
+        RestParameter("pageSize", kinds.number(most), "How many at most; 0 or nothing: a useful number."),
+        RestParameter("pageToken", kinds.PAGE_TOKEN, "The `nextPageToken` of the page before."),
+    )
+
+
+PAGES: Final = _pages(SHORT_PAGE_SIZE_MAX)
+LONG_PAGES: Final = _pages(PAGE_SIZE_MAX)
+NOT_FOUND: Final = ("not_found",)
+DAMAGED: Final = ("not_found", "data_loss")
+CHANGES: Final = ("not_found", "failed_precondition")
+
+
+def operations(calls: Calls, parts: RestParts) -> list[Operation]:
+    """Return the table."""
+    return [*_looking(calls, parts), *_files(parts), *_keeping(calls), *_watching(calls)]
+
+
+def _looking(calls: Calls, parts: RestParts) -> list[Operation]:
+    datasets = DatasetAddresses(parts.catalog, parts.tenants)
+    dataset = Operation(
+        "GET",
+        ONE,
+        "GetDataset",
+        TokenRole.READER,
+        "One dataset.",
+        datasets.get,
+        (Answer(200, "The dataset.", pb.Dataset),),
+        (DATASET,),
+        errors=NOT_FOUND,
+    )
+    backups = Operation(
+        "GET",
+        BACKUPS,
+        "ListBackups",
+        TokenRole.READER,
+        "The backups of a dataset, newest first.",
+        datasets.backups,
+        (Answer(200, "The backups.", sv.ListBackupsResponse),),
+        (
+            DATASET,
+            RestParameter("tag", kinds.TAG, "With this tag: `KEY=VALUE`, or `KEY` for any value.", many=True),
+            RestParameter("host", kinds.HOST, "From this host."),
+            RestParameter("from", kinds.TIME, "Begun at this time or later."),
+            RestParameter("to", kinds.TIME, "Begun before this time."),
+            RestParameter("held", kinds.FLAG, "Only those with a legal hold of their own."),
+            RestParameter("showDeleted", kinds.FLAG, "Also those that can be undeleted."),
+            *PAGES,
+        ),
+        errors=NOT_FOUND,
+    )
+    return [
+        calls.operation("GET", "/v1/datasets", "ListDatasets", "The datasets, by name.", PAGES),
+        dataset,
+        backups,
+        calls.operation("GET", BACKUP, "GetBackup", "One backup.", (DATASET, READ), errors=NOT_FOUND),
+        calls.operation(
+            "GET",
+            f"{BACKUP}/entries",
+            "ListEntries",
+            "The entries of a directory in a backup, in order.",
+            (
+                DATASET,
+                READ,
+                RestParameter("path", kinds.PATH_BYTES, "The directory; nothing: the root."),
+                RestParameter("recursive", kinds.FLAG, "All below it instead of one level."),
+                *LONG_PAGES,
+            ),
+            errors=DAMAGED,
+            more="A path that is not a directory lists itself. Pages after the first are of the same backup.",
+        ),
+        calls.operation(
+            "GET",
+            f"{BACKUP}/changes",
+            "ListChanges",
+            "What differs between an earlier backup and this one, in order.",
+            (
+                DATASET,
+                READ._replace(field="toBackup"),
+                RestParameter("from", kinds.SELECTOR, "The earlier backup.", "fromBackup", required=True),
+                *LONG_PAGES,
+            ),
+            errors=DAMAGED,
+        ),
+    ]
+
+
+def _files(parts: RestParts) -> list[Operation]:
+    described = {
+        "ETag": "The content id of the file.",
+        "Accept-Ranges": "`bytes`.",
+        "Content-Disposition": "`attachment`, with the name of the file.",
+        "Staddle-Backup": "The id of the backup.",
+    }
+    file = Operation(
+        "GET",
+        f"{BACKUP}/files/{{path...}}",
+        "GetFile",
+        TokenRole.READER,
+        "The bytes of one file, or a range of them.",
+        FileDownloads(parts.reads).get,
+        (
+            Answer(200, "The file.", media_type=OTHER_TYPE, headers=described),
+            Answer(206, "The range.", media_type=OTHER_TYPE, headers=described),
+            Answer(304, "The file has the content of If-None-Match."),
+        ),
+        (
+            DATASET,
+            READ,
+            RestParameter(
+                "path",
+                kinds.PATH_BYTES,
+                'The file. "/" may be written as it is; other bytes are encoded with %.',
+                where=PATH,
+            ),
+        ),
+        errors=(*DAMAGED, "failed_precondition"),
+        more="Takes one range (`Range: bytes=…`), If-Range, If-None-Match and If-Match. Several ranges get the whole "
+        "file. If damage is found after the answer began, the connection is reset.",
+        is_stream=True,
+    )
+    return [file]
+
+
+def _keeping(calls: Calls) -> list[Operation]:
+    one = (DATASET, CHANGED)
+    all_ = (DATASET,)
+    return [
+        calls.operation(
+            "DELETE",
+            BACKUP,
+            "DeleteBackup",
+            "Hides a backup. Until its `purgeTime` it can be undeleted.",
+            one,
+            errors=CHANGES,
+        ),
+        calls.operation(
+            "POST",
+            f"{BACKUP}/undelete",
+            "UndeleteBackup",
+            "Shows a deleted backup again.",
+            one,
+            errors=CHANGES,
+        ),
+        calls.operation(
+            "PUT",
+            f"{BACKUP}/hold",
+            "SetHold",
+            "Places a legal hold on a backup: nobody can delete it until the hold is released.",
+            one,
+            required=("reason",),
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "DELETE", f"{BACKUP}/hold", "ReleaseHold", "Releases the hold of a backup.", one, errors=NOT_FOUND
+        ),
+        calls.operation(
+            "PUT",
+            f"{BACKUP}/retention",
+            "RetainBackup",
+            "Prevents the deletion of a backup before a time. An earlier time changes nothing.",
+            one,
+            required=("untilTime",),
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "PUT",
+            f"{ONE}/hold",
+            "SetHold",
+            "Places a legal hold on a dataset with all its backups.",
+            all_,
+            without=("backup",),
+            required=("reason",),
+            errors=NOT_FOUND,
+            id_="HoldDataset",
+        ),
+        calls.operation(
+            "DELETE",
+            f"{ONE}/hold",
+            "ReleaseHold",
+            "Releases the hold of a dataset.",
+            all_,
+            errors=NOT_FOUND,
+            id_="ReleaseDataset",
+        ),
+        calls.operation(
+            "GET",
+            f"{ONE}/retention",
+            "GetRetention",
+            "The policy, minimum retention and hold of a dataset.",
+            all_,
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "PATCH",
+            f"{ONE}/retention",
+            "SetRetention",
+            "Sets the policy of a dataset, its minimum retention, or both; what is not given stays.",
+            all_,
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "GET",
+            f"{ONE}/retention/plan",
+            "PlanRetention",
+            "What the policy would delete now, with the reasons, and what that would free.",
+            (
+                DATASET,
+                RestParameter(
+                    "withoutFreeBytes", kinds.FLAG, "Leave out what it would free: that takes long."
+                ),
+                *PAGES,
+            ),
+            errors=(*CHANGES, "aborted"),
+        ),
+        calls.operation(
+            "POST",
+            f"{ONE}/retention/apply",
+            "ApplyRetention",
+            "Deletes exactly what a plan listed, all or nothing.",
+            all_,
+            required=("planToken",),
+            errors=(*CHANGES, "aborted"),
+        ),
+    ]
+
+
+def _watching(calls: Calls) -> list[Operation]:
+    runs = (
+        RestParameter("from", kinds.TIME, "Begun at this time or later.", "sinceTime"),
+        RestParameter("to", kinds.TIME, "Begun before this time.", "untilTime"),
+        RestParameter(
+            "outcome",
+            kinds.one_of(*pb.RunOutcome.keys()[1:]),
+            "With this outcome.",
+            "outcomes",
+            many=True,
+        ),
+        *PAGES,
+    )
+    return [
+        calls.operation("GET", "/v1/runs", "ListRuns", "Attempts to back up, the latest first.", runs),
+        calls.operation(
+            "GET",
+            f"{ONE}/runs",
+            "ListRuns",
+            "Attempts to back up one dataset, the latest first.",
+            (DATASET, *runs),
+            errors=NOT_FOUND,
+            id_="ListRunsOfDataset",
+        ),
+        calls.operation(
+            "POST",
+            f"{ONE}/runs",
+            "ReportRun",
+            "Reports that an attempt to back up failed, and why.",
+            (DATASET,),
+            required=("reason",),
+            errors=("not_found", "failed_precondition"),
+        ),
+        calls.operation(
+            "GET", "/v1/status", "GetStatus", "The datasets that need somebody, the worst first.", PAGES
+        ),
+        calls.operation(
+            "GET", "/v1/expectations", "ListExpectations", "The datasets with an expectation, by name.", PAGES
+        ),
+        calls.operation(
+            "PUT",
+            f"{ONE}/expectation",
+            "SetExpectation",
+            "Sets how often a dataset must have a new backup.",
+            (DATASET,),
+            required=("every",),
+        ),
+        calls.operation(
+            "DELETE",
+            f"{ONE}/expectation",
+            "DeleteExpectation",
+            "Removes the expectation of a dataset.",
+            (DATASET,),
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "GET",
+            "/v1/uploads",
+            "ListUploads",
+            "The open uploads: who writes them, and how far they are.",
+            (RestParameter("dataset", kinds.text(255), "Only those of this dataset."), *PAGES),
+        ),
+        calls.operation("GET", "/v1/server", "GetServerInfo", "Version, limits and condition of the server."),
+    ]
