@@ -163,6 +163,7 @@ WRONG: dict[str, tuple[Spoil, str, str]] = {
     "no target": (said(link_targets=b""), "link_targets", "d/l"),
     "a target too long": (said(link_targets=b"a" * 4097), "link_targets", "d/l"),
     "a position without fields": (lambda m: m.rare_at.append(5), "rare_at", ""),
+    "fields without a position": (lambda m: m.rare.add(link_group=b"g"), "rare_at", ""),
     "positions that do not ascend": (put("rare_at", 1, 3), "rare_at", ""),
     "a position behind the end": (put("rare_at", 1, 6), "rare_at", ""),
     "a field that is a column": (lambda m: setattr(m.rare[1], "mode", 1), "rare[1].mode", ""),
@@ -170,7 +171,7 @@ WRONG: dict[str, tuple[Spoil, str, str]] = {
     "a size beside the chunks": (lambda m: setattr(m.rare[0].content, "size_bytes", 1), "rare[0].content", ""),
     "a device without a number": (lambda m: (m.rare.pop(), m.rare_at.pop()), "rare", "d/n"),
     "a number of what is no device": (lambda m: setattr(m.rare[0], "device_major", 1), "device", "d/c"),
-    "chunks of a directory": (put("rare_at", 0, 0), "rare", "d"),
+    "a list of chunks at another entry": (put("rare_at", 0, 0), "rare", "d/c"),
     "a single chunk in a list": (lambda m: m.rare[0].content.chunks.pop(), "rare", "d/c"),
     "more chunks than fit": (lambda m: m.rare[0].content.chunks.extend([pb.ChunkRef(digest=TWO, length_bytes=1)] * 15), "rare", "d/c"),
     "a chunk of no bytes": (lambda m: setattr(m.rare[0].content.chunks[1], "length_bytes", 0), "rare", "d/c"),
@@ -180,6 +181,33 @@ WRONG: dict[str, tuple[Spoil, str, str]] = {
     "an attribute twice": (lambda m: m.rare[0].xattrs.extend([pb.Xattr(name="user.a")] * 2), "xattrs", "d/c"),
     "half a file digest": (lambda m: setattr(m.rare[0].file_digest, "blake3", TWO[:16]), "file_digest.blake3", ""),
 }  # fmt: skip
+
+
+BAD_PATHS = {
+    "a dot behind another": b"\0.\0d",
+    "dots behind another": b"\0..\0d",
+    "a slash at the end of the last": b"\0a\0b/",
+    "a component too long": b"\0a\0" + b"x" * 1025,
+    "too many components": b"\0a\0" + b"/".join([b"x"] * 1025),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PATHS)
+def test_paths_are_looked_at_wherever_they_are(name):
+    columns = pb.EntryColumns(paths=b"\0a\0b", types=b"\2\2\2")
+    assert len(checked(columns)) == 3
+    columns.paths = BAD_PATHS[name]
+    with pytest.raises(BadRequest) as refused:
+        checked(columns)
+    assert refused.value.facts["field"] == "path"
+
+
+def test_chunks_of_what_is_no_file_are_refused():
+    chunks = [pb.ChunkRef(digest=TWO, length_bytes=1)] * 2
+    rare = pb.Entry(content=pb.Content(chunks=chunks))
+    columns = pb.EntryColumns(paths=b"d", types=b"\2", rare_at=[0], rare=[rare])
+    with pytest.raises(BadRequest, match="only a file has content"):
+        checked(columns)
 
 
 def test_the_sample_is_accepted():

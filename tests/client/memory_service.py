@@ -369,10 +369,8 @@ class MemoryService(StaddleServiceServicer):
         if not request.recursive:
             below = [p for p in below if b"/" not in p[len(top) :].strip(b"/")]
         items = [backup.entries[path].entry for path in sorted(below, key=sort_key)]
-        response = sv.ListEntriesResponse(backup_id=backup.message.id)
-        if request.columns:
-            return self._page(request, response, "columns", [one_column(item) for item in items])
-        return self._page(request, response, "entries", items)
+        field, found = ("columns", list(map(one_column, items))) if request.columns else ("entries", items)
+        return self._page(request, sv.ListEntriesResponse(backup_id=backup.message.id), field, found)
 
     def ListChanges(self, request, context):
         self._enter("ListChanges", context)

@@ -215,7 +215,9 @@ def _checked_paths(joined: bytes, count: int) -> list[bytes]:
     """Valid paths in order."""
     paths = joined.split(b"\0")
     if len(paths) != count:
-        raise ProtocolError(f"The server sent {len(paths)} paths in columns of {count} entries.")
+        raise ProtocolError(
+            f"The server sent columns whose paths and types differ in number: {len(paths)}, {count}."
+        )
     # Most columns skip the look at each path.
     if (
         joined[:1] in {b"/", b"."}
@@ -234,17 +236,17 @@ def _checked_paths(joined: bytes, count: int) -> list[bytes]:
 
 def _column(values: Sequence[Any], count: int, default: Any) -> Iterable[Any]:
     if values and len(values) != count:
-        raise ProtocolError(f"The server sent a column of {len(values)} values for {count} entries.")
+        raise ProtocolError(f"The server sent columns of different lengths: {len(values)}, {count}.")
     return values[:] if values else repeat(default, count)
 
 
 def _named(names: list[str], places: Sequence[int], count: int) -> Iterable[str]:
     if places and max(places) >= len(names):
-        raise ProtocolError(
-            f"The server sent an owner with the place {max(places)} of {len(names) - 1} names."
-        )
+        raise ProtocolError(f"The server sent an owner with the place {max(places)}, beyond the last name.")
     if max(map(len, names)) > OWNER_BYTES_MAX:
-        raise ProtocolError(f"The server sent a name of an owner with over {OWNER_BYTES_MAX} bytes.")
+        raise ProtocolError(
+            f"The server sent an owner's name that is too long: the limit is {OWNER_BYTES_MAX} bytes."
+        )
     return map(names.__getitem__, _column(places, count, 0))
 
 
