@@ -23,7 +23,7 @@ from hypothesis import given
 from staddle._protocol.columns import CHUNKS_MAX
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.convert_columns import columns_of
+from staddle_server.api.convert_columns import changes_of, columns_of
 from staddle_server.api.messages import decoder, put_entries
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import CHUNKS_INLINE_MAX, ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
@@ -293,7 +293,8 @@ def decoder_of_heads(data: bytes) -> sv.PutEntriesRequest:
     return decoder(sv.PutEntriesRequest)(data)
 
 
-def test_an_entry_behind_another_field_of_its_change_is_counted_too():
+def test_an_entry_behind_another_field_of_its_change_is_counted_too(monkeypatch):
+    monkeypatch.setattr("staddle_server.api.messages._put_entries", decoder_of_heads)
     entry = sv.EntryChange(entry=pb.Entry(path="a", xattrs=[pb.Xattr()] * 300_000)).SerializeToString()
     change = b"\x18\x00" + entry  # more comes first
     size = len(change)
@@ -302,6 +303,15 @@ def test_an_entry_behind_another_field_of_its_change_is_counted_too():
     message = head + b"\x22" + length + change
     with pytest.raises(BadRequest, match="limit is 262144"):
         put_entries(message).read()
+
+
+def test_the_entries_of_all_changes_together_are_limited():
+    gone = sv.EntryChange(remove=pb.Remove(path="a"))
+    columns = sv.EntryChange(columns=many(ENTRIES_PER_CALL_MAX - 1))
+    assert len(changes_of(sv.PutEntriesRequest(changes=[columns, gone]))) == 2
+    for changes in ([columns, gone, gone], [gone] * (ENTRIES_PER_CALL_MAX + 1), [gone, gone, columns]):
+        with pytest.raises(BadRequest, match="4096"):
+            changes_of(sv.PutEntriesRequest(changes=changes))
 
 
 # ------------------------------------------------------------------ a service

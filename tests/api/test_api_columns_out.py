@@ -17,7 +17,7 @@ from column_entries import (
     tree,
 )
 from extent import extent
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from staddle._errors import ProtocolError
 from staddle._protocol.columns import entry_of_row, rows_in
@@ -80,6 +80,8 @@ def test_a_restore_in_columns_has_the_same_entries(mixed):
         entry_of_row(row) for part in in_columns if part.HasField("columns") for row in rows_in(part.columns)
     ]
     assert found == plain
+    fixed = [part.columns for part in in_columns if part.columns.profile == pb.CHUNKER_PROFILE_FIXED]
+    assert [b"d00050/00051" in columns.paths for columns in fixed] == [True]
     assert in_columns[-1].end == parts[-1].end
     assert len(in_columns) < len(parts) / 10
 
@@ -119,6 +121,8 @@ def stored(number: int) -> StoredSegment:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 7), st.integers(0, 4)), max_size=60))
+@example([(True, 0, 0), (False, 0, 1), (False, 0, 4), (False, 0, 1)])
+@example([(True, 0, 0), (False, 0, 1), *[(True, 0, 0)] * 9, (False, 0, 1)])
 def test_entries_in_columns_come_before_a_segment_that_they_refer_to_is_forgotten(steps):
     """A step is a segment, or an entry: a piece of one of the last eight,
     a file whose pieces follow, its bytes, a directory, an empty file.
