@@ -357,6 +357,21 @@ def test_columns_out_of_order_entries_and_removals_mix_as_they_are_sent(running)
     assert found.files["d00100/00101"] == b"changed"
 
 
+def test_columns_may_begin_before_the_end_of_those_before_them(running):
+    stub = running.stub()
+    made = [entry for entry in tree() if entry.type == 2 or not entry.content.size_bytes]
+    roots = []
+    for at in (0, 20, len(made)):
+        source = Source(stub, f"from {at}")
+        first, later = made[:1] + made[at + 1 :], made[1 : at + 1]
+        for number, part in enumerate((first, later), 1):
+            if part:
+                put_columns(source, as_columns(part), number=number)
+        source.entries = len(made)
+        roots.append(source.commit().manifest_digest)
+    assert len(set(roots)) == 1
+
+
 def test_files_that_lack_a_chunk_are_named_by_their_place_among_all_entries(running):
     source = Source(running.stub(), "www")
     made = tree()

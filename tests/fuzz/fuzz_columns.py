@@ -11,6 +11,10 @@ from blake3 import blake3
 from fuzz_engine import Check, Target, documented, mutate_bytes
 from fuzz_messages import mutate_message
 from google.protobuf.message import DecodeError
+from staddle._errors import ProtocolError
+from staddle._protocol.columns import entry_of_row, message_of_row, rows_in
+from staddle._protocol.convert import entry_of, path_fault, sort_key
+from staddle._protocol.entry_rules import check_entry
 from staddle.chunking import EMPTY_CONTENT_ID, content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle_server.api.convert_columns import columns_of
@@ -56,6 +60,32 @@ def _columns() -> Iterator[Check]:
     yield check
 
 
+@contextmanager
+def _rows() -> Iterator[Check]:
+    """The same from a server, as a client reads it."""
+
+    def check(data: bytes) -> str:
+        try:
+            message = pb.EntryColumns.FromString(data)
+        except DecodeError:
+            return "no message"
+        try:
+            rows = rows_in(message)
+        except ProtocolError as error:
+            return error.message
+        keys = [sort_key(row.path) for row in rows]
+        assert keys == sorted(set(keys))
+        assert len(rows) == len(message.types)
+        for row in rows:
+            assert not path_fault(row.path)
+            entry = message_of_row(row)
+            check_entry(row.path, entry)
+            assert entry_of_row(row) == entry_of(entry)
+        return f"{len(rows)} rows"
+
+    yield check
+
+
 def _seeds() -> list[bytes]:
     digest = blake3(b"x").digest()
     few = pb.EntryColumns(paths=b"\0a", types=b"\2\1", sizes=[0], content_ids=EMPTY_CONTENT_ID)
@@ -94,4 +124,7 @@ def _mutate(chance: random.Random, data: bytes) -> bytes:
     return message.SerializeToString()
 
 
-TARGETS = [Target("columns", _columns, _seeds, _mutate, short_runs=4000)]
+TARGETS = [
+    Target("columns", _columns, _seeds, _mutate, short_runs=4000),
+    Target("rows", _rows, _seeds, _mutate, short_runs=4000),
+]

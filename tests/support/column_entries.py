@@ -160,6 +160,7 @@ BAD_COLUMNS: dict[str, pb.EntryColumns] = {
     "a name too long": listed_columns(names=["x" * 257], owners=[1, 0]),
     "targets without links": listed_columns(types=b"\2\3", sizes=[], content_ids=b""),
     "a target too long": listed_columns(types=b"\2\3", sizes=[], content_ids=b"", link_targets=b"x" * 4097),
+    "a device without a number": listed_columns(types=b"\2\5", sizes=[], content_ids=b""),
     "rare fields of no entry": listed_columns(rare_at=[2], rare=[pb.Entry(link_group=b"g")]),
     "rare fields without a position": listed_columns(rare=[pb.Entry(link_group=b"g")]),
     "rare fields twice": listed_columns(rare_at=[1, 1], rare=[pb.Entry(link_group=b"g")] * 2),

@@ -35,6 +35,7 @@ CHUNKS_MAX: Final = 16
 """A longer list of chunks does not go into columns."""
 _DIGEST: Final = Struct(f"{CONTENT_ID_BYTES}s")
 _TYPES: Final = bytes(kind for kind in pb.EntryType.values() if kind)
+_DEVICES: Final = frozenset({pb.ENTRY_TYPE_CHAR_DEVICE, pb.ENTRY_TYPE_BLOCK_DEVICE})
 _RARE_FIELDS: Final = ("link_group", "device_major", "device_minor")
 
 
@@ -102,8 +103,7 @@ def _rare_of(entry: pb.Entry, chunks: Sequence[tuple[int, bytes]]) -> pb.Entry |
     if len(chunks) > 1:
         for length, digest in chunks:
             rare.content.chunks.add(length_bytes=length, digest=digest)
-    is_device = entry.type in {pb.ENTRY_TYPE_CHAR_DEVICE, pb.ENTRY_TYPE_BLOCK_DEVICE}
-    return rare if is_device or rare.ByteSize() else None
+    return rare if entry.type in _DEVICES or rare.ByteSize() else None
 
 
 def columns_of(rows: Sequence[EntryRow], profile: pb.ChunkerProfile.ValueType) -> pb.EntryColumns:
@@ -265,6 +265,8 @@ def _rare_in(columns: pb.EntryColumns, paths: Sequence[bytes]) -> list[pb.Entry 
             raise ProtocolError(f"The server sent the rare fields of {paths[place]!r} twice.")
         check_entry(paths[place], entry)
         rare[place] = entry
+    if any(kind in _DEVICES and entry is None for kind, entry in zip(columns.types, rare, strict=True)):
+        raise ProtocolError("The server sent columns with a device that has no number.")
     return rare
 
 
