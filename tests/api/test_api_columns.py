@@ -357,11 +357,12 @@ def test_columns_out_of_order_entries_and_removals_mix_as_they_are_sent(running)
     assert found.files["d00100/00101"] == b"changed"
 
 
-def test_columns_may_begin_before_the_end_of_those_before_them(running):
+@pytest.mark.parametrize("types", [(1, 2), (2,)], ids=["files", "directories alone"])
+def test_columns_may_begin_before_the_end_of_those_before_them(running, types):
     stub = running.stub()
-    made = [entry for entry in tree() if entry.type == 2 or not entry.content.size_bytes]
+    made = [entry for entry in tree() if entry.type in types and not entry.content.size_bytes]
     roots = []
-    for at in (0, 20, len(made)):
+    for at in (0, len(made) // 2, len(made)):
         source = Source(stub, f"from {at}")
         first, later = made[:1] + made[at + 1 :], made[1 : at + 1]
         for number, part in enumerate((first, later), 1):

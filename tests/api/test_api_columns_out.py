@@ -49,7 +49,17 @@ def mixed(running):
     put_columns(source, as_columns(made))
     odd = [
         pb.Entry(path="d00000/00003", data=b"thin"),
-        pb.Entry(path="d00050/00051", data=b"fixed", profile=pb.CHUNKER_PROFILE_FIXED, mode=0o600),
+        pb.Entry(
+            path="d00050/00051",
+            data=b"fixed",
+            profile=pb.CHUNKER_PROFILE_FIXED,
+            mode=0o600,
+            uid=0,
+            gid=0,
+            mtime_ns=1,
+            ctime_ns=1,
+            inode=1,
+        ),
         pb.Entry(path="n", type=5, device_major=1, device_minor=3, owner="root"),
         pb.Entry(
             path="x", data=b"1", xattrs=[pb.Xattr(name="user.large", value=bytes(60_000))], link_group=b"g"
