@@ -102,6 +102,8 @@ USES: Final = {
         staddle_server.upkeep.schedule Schedule._is_due
         staddle_server.upkeep.schedule Schedule._look
         staddle_server.upkeep.schedule Schedule._run_here
+        staddle_server.upkeep.integrity.drill Drilling._window
+        staddle_server.upkeep.integrity.drill Drilling.drill
         staddle_server.upkeep.integrity.scrub Scrubber._bounds_ns
         staddle_server.upkeep.integrity.scrub Scrubber._read
         staddle_server.upkeep.integrity.scrub Scrubber._repair

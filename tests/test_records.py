@@ -55,6 +55,7 @@ CHANGES: Final = {
         salvage reindex
     """,
     "what was found of stored data: the scrubber, a check or a reader finds it again": """
+        drills note
         packs believe
         packs doubt
         packs mark_damaged
@@ -114,7 +115,6 @@ CHANGES: Final = {
         replicas note_compared
         replicas note_copied
         replicas note_gone
-        replicas note_whole
         replicas note_missing
         replicas note_progress
     """,

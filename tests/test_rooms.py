@@ -119,6 +119,8 @@ OUTSIDE: Final = {
     ("staddle_server", "grpc_status"): (frozenset({"api.grpc"}), GRPC_ONLY),
     ("staddle_server", "starlette"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "uvicorn"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "jinja2"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "markupsafe"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "opentelemetry"): (
         frozenset({"app"}),
         "rooms report to an observer, and know no tracing",

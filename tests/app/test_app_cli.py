@@ -244,3 +244,20 @@ def test_a_closed_pipe_is_not_reported_as_an_error(data: Path) -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "url"),
+    [
+        ("--replicate-to", "s3://AKIA:sesame@bucket/x"),
+        ("--replicate-to", "s3://bucket/x?secret=sesame"),
+        ("--traces", "htp://user:sesame@collector/v1/traces"),
+        ("--listen", "http://user:sesame@host:80"),
+    ],
+)
+def test_no_setting_repeats_a_url_that_may_have_a_password(tmp_path: Path, flag: str, url: str) -> None:
+    refused = run_installed("serve", "--data", tmp_path / "new", flag, url)
+    assert refused.returncode == 2
+    assert f"{flag} is something else: " in refused.stderr
+    assert "sesame" not in refused.stderr
+    assert not (tmp_path / "new").exists()

@@ -79,6 +79,17 @@ def test_another_database_for_the_same_directory_is_refused(made):
     assert "remove" in refused.stderr
 
 
+@pytest.mark.parametrize("command", [["init"], ["serve", "--listen", "127.0.0.1:0"]])
+def test_an_existing_catalog_gets_no_new_empty_store(made, tmp_path, command):
+    data, url = made
+    key = ["--master-key", str(data / "master.key")]
+    for more in ([], key):
+        refused = _run(*command, "--data", str(tmp_path / "new"), "--catalog", url, *more, check=False)
+        assert refused.returncode == 1
+        assert "exists already, and its store is not in" in refused.stderr
+        assert not (tmp_path / "new").exists()
+
+
 def test_a_directory_with_a_catalog_file_is_not_given_a_database(tmp_path):
     _run("init", "--data", str(tmp_path / "data"))
     url = postgres_server.new_url()

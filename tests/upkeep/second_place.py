@@ -72,8 +72,8 @@ class Wrapped(SecondSite):
     wrap: Callable[[Blobs], Blobs]
 
     @contextmanager
-    def opened(self) -> Iterator[Site]:
-        with super().opened() as site:
+    def opened(self, *, known: bool) -> Iterator[Site]:
+        with super().opened(known=known) as site:
             yield Site(site.name, self.wrap(site.blobs), keeps_parity=site.keeps_parity)
 
 

@@ -261,7 +261,7 @@ def test_every_byte_that_is_sent_counts_against_the_rate(running: Running, place
     some_backups(running)
     kept, counted = kept_of(running), []
     second = SecondSite(DataDirectory(running.root), str(place), os.environ)
-    with second.opened() as site:
+    with second.opened(known=False) as site:
         fence = running.catalog.replicas.lease(site.name).acquire("test", 0, LEASE_S)
         replica = running.catalog.replicas.begin(site.name, fence, 0)
         waiting = running.catalog.replicas.waiting(replica, 1 << 40)

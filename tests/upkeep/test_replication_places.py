@@ -75,7 +75,7 @@ def test_a_place_that_another_process_holds_the_store_itself_and_foreign_files_a
     two_backups(running)
     replicate(running, place)
     held = SecondSite(DataDirectory(running.root), str(place), os.environ)
-    with held.opened(), pytest.raises(SiteRefused, match="one store has one server"):
+    with held.opened(known=True), pytest.raises(SiteRefused, match="one store has one server"):
         replicate(running, place, compare=True)
     with pytest.raises(SiteRefused, match="is the store itself"):
         replicate(running, running.root / "store")
@@ -84,6 +84,85 @@ def test_a_place_that_another_process_holds_the_store_itself_and_foreign_files_a
     with pytest.raises(SiteRefused, match="is not a Staddle store"):
         replicate(running, place.parent / "foreign")
     assert [path.name for path in (place.parent / "foreign").iterdir()] == ["letter"]
+
+
+def test_a_file_is_no_place_and_a_path_that_is_not_utf_8_is_one(running: Running, place: Path) -> None:
+    two_backups(running)
+    place.parent.mkdir(exist_ok=True)
+    (place.parent / "file").write_text("dear")
+    for file in (place.parent / "file", Path(os.devnull)):
+        with pytest.raises(SiteRefused, match="is a file, not a directory"):
+            replicate(running, file)
+    odd = Path(os.fsdecode(os.fsencode(place) + b"\xff"))
+    assert replicate(running, odd).packs
+    assert not replicate(running, odd).packs
+    assert (odd / "format").exists()
+
+
+def test_a_place_with_copies_that_is_missing_or_empty_is_refused_and_gets_no_new_store(
+    running: Running, place: Path, scratch: Any
+) -> None:
+    made = two_backups(running)
+    replicate(running, place)
+    away = place.with_name("away")
+    place.rename(away)
+    for make in (lambda: None, place.mkdir):
+        make()
+        for new in range(2):  # with something to copy, and when a run looks at it
+            with pytest.raises(SiteRefused, match="is missing or empty, and has copies of this store"):
+                replicate(running, place, look=not new)
+            made[back_up(running.stub(), "www", {"a": noise(9, new)}).id] = {"a": noise(9, new)}
+        assert not place.exists() or list(place.iterdir()) == []
+    assert running.catalog.replicas.get(str(place)).outcome.startswith("failed: ")
+    place.rmdir()
+    away.rename(place)
+    assert replicate(running, place).records == 4
+    assert contents_at(place, scratch()) == made
+    place.rename(away)
+    running.catalog.replicas.forget(str(place))
+    assert replicate(running, place).keys == 1
+    assert contents_at(place, scratch()) == made
+
+
+def test_a_place_that_was_put_back_from_an_older_state_gets_what_it_lacks(
+    running: Running, place: Path, scratch: Any
+) -> None:
+    made = two_backups(running)
+    replicate(running, place)
+    older = place.with_name("older")
+    shutil.copytree(place, older)
+    made[back_up(running.stub(), "www", {"a": noise(100_000, 7)}).id] = {"a": noise(100_000, 7)}
+    replicate(running, place)
+    shutil.rmtree(place)
+    older.rename(place)
+    report = replicate(running, place, look=True)
+    assert report.missing == 1
+    assert report.notes == [f"{place} was put back from an older state, and was compared"]
+    assert contents_at(place, scratch()) == made
+
+
+def test_a_comparison_finds_missing_keys(running: Running, place: Path, scratch: Any) -> None:
+    made = two_backups(running)
+    replicate(running, place)
+    shutil.rmtree(place / "keys")
+    assert replicate(running, place, compare=True).keys == 1
+    assert contents_at(place, scratch()) == made
+
+
+def test_without_anything_new_a_place_is_looked_at_every_few_minutes(running: Running, place: Path) -> None:
+    two_backups(running)
+    whole_ns = replicate(running, place).whole_ns
+    running.clock.ahead_s += 299
+    report = replicate(running, place)
+    assert (report.idle, report.whole_ns) == (True, whole_ns)
+    running.clock.ahead_s += 2
+    report = replicate(running, place)
+    assert report.idle
+    assert report.whole_ns > whole_ns
+    running.clock.ahead_s += 301
+    place.rename(place.with_name("away"))
+    with pytest.raises(SiteRefused):
+        replicate(running, place)
 
 
 def test_a_place_with_decisions_that_this_catalog_never_made_gets_no_record(

@@ -126,6 +126,11 @@ def test_any_number_of_reports_keeps_a_bounded_number_of_rows(running):
             {"dataset": "www", "every": {"seconds": 60}, "mute_until_time": {"seconds": 2**40}},
             "mute_until_time",
         ),
+        (
+            "SetExpectation",
+            {"dataset": "www", "every": {"seconds": 60}, "mute_until_time": {"seconds": 10**9}},
+            "mute_until_time",
+        ),
         ("SetExpectation", {"every": {"seconds": 60}}, "dataset"),
         ("SetExpectation", {"dataset": "a\x00b", "every": {"seconds": 60}}, "dataset"),
         ("DeleteExpectation", {}, "dataset"),
@@ -199,6 +204,16 @@ def test_runs_expectations_and_troubles_come_in_pages_of_any_size(running):
     assert [each.dataset for each in paged("GetStatus", "troubles")] == [t.dataset for t in found.troubles]
     assert len(paged("ListRuns", "runs")) == 3
     assert len(paged("ListExpectations", "expectations")) == 8
+
+
+def test_a_mute_that_has_passed_may_stay_as_it_is(running):
+    stub = running.stub()
+    until = {"seconds": running.clock.now_ns() // 10**9 + 60}
+    expect(stub, mute_until_time=until)
+    running.clock.ahead_s += 120
+    assert expect(stub, every_s=2 * DAY, mute_until_time=until).every.seconds == 2 * DAY
+    with pytest.raises(grpc.RpcError, match="it would mute nothing"):
+        expect(stub, mute_until_time={"seconds": until["seconds"] + 1})
 
 
 def test_an_expectation_survives_the_loss_of_the_catalog_with_the_time_of_the_last_success(running):

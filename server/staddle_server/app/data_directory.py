@@ -117,6 +117,7 @@ class DataDirectory:
             self._refuse_lost()
             place.is_marked()  # refuses a bucket with other content
             if not place.is_filled():
+                self._refuse_without_its_store()
                 return False
         elif not names & {"master.key", "catalog.db", "store"}:
             raise DataDirectoryError(
@@ -175,6 +176,15 @@ class DataDirectory:
             raise DataDirectoryError(
                 f"{self.client_toml} shows that a server ran here, but master.key, catalog.db and store/ are missing (not mounted?): "
                 f"restore them; or remove {self.client_toml} to create a new, empty server here"
+            )
+
+    def _refuse_without_its_store(self) -> None:
+        """Raise DataDirectoryError for an existing catalog that would get a new, empty store."""
+        if not self.place.is_shared and self.catalog_place.is_there():
+            raise DataDirectoryError(
+                f"{self.catalog_place} exists already, and its store is not in {self.place}: nothing was changed. Is the file system of the "
+                "store mounted? For a further server, name the store, which must be in a bucket (--store), and the key (--master-key). "
+                "For a new service, name an empty database"
             )
 
     def _has_file(self, path: Path) -> bool:

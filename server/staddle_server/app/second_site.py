@@ -11,6 +11,7 @@ from typing import Final
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.store_place import DataDirectoryError, DirectoryPlace, ObjectStorePlace, StorePlace
 from staddle_server.base.places import scheme_of
+from staddle_server.catalog.validation import stored_text
 from staddle_server.store.blobs import BlobExists, create_format
 from staddle_server.upkeep.replication.site import Site, SiteRefused
 
@@ -34,19 +35,22 @@ class SecondSite:
 
     @property
     def name(self) -> str:
-        """What messages and the catalog call it: without options."""
-        return str(self._place)
+        """What messages and the catalog call it: without options, and as text also where a path is none."""
+        return stored_text(str(self._place))
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Site]:
-        """Open it, made if it is missing, and locked where it has locks.
+    def opened(self, *, known: bool) -> Iterator[Site]:
+        """Open it, made if it is missing and not `known`, and locked where it has locks.
 
-        Raises SiteRefused for the store itself, for foreign content, and for a place that is in use.
+        Raises SiteRefused for the store itself, for foreign content, for a place that is in use, and for a known
+        one that is missing: a new, empty one in its place would lack what counts as copied.
         """
         with contextlib.ExitStack() as held:
             with self._refusing():
                 self._require_other()
                 if not self._place.is_marked():
+                    if known:
+                        raise self._lost()
                     self._place.make()
                     with contextlib.suppress(BlobExists):
                         create_format(self._place.open())
@@ -65,9 +69,19 @@ class SecondSite:
         except OSError as error:
             raise SiteRefused(f"cannot write in {self.name}: {error.strerror}") from error
 
+    def _lost(self) -> SiteRefused:
+        return SiteRefused(
+            f"{self.name} is missing or empty, and has copies of this store: is its file system mounted? Nothing was changed. If they are "
+            "lost, run `staddle-server replicate --forget` with this place, and everything is copied again"
+        )
+
     def _require_other(self) -> None:
-        same = str(self._directory.place) == self.name
+        same = str(self._directory.place) == str(self._place)
         if self._path is not None:
+            if self._path.exists() and not self._path.is_dir():
+                raise SiteRefused(
+                    f"{self.name} is a file, not a directory: nothing was changed; name another place"
+                )
             with contextlib.suppress(OSError):
                 same = same or os.path.samefile(self._path, self._directory.store)
         if same:

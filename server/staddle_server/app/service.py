@@ -57,6 +57,7 @@ from staddle_server.upkeep.gc.collector import collect
 from staddle_server.upkeep.heartbeat import Heartbeat
 from staddle_server.upkeep.held_lease import holder_name
 from staddle_server.upkeep.integrity.copies import copies_task
+from staddle_server.upkeep.integrity.drill import Drilling, FailedDrills
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.lock import lock_tasks
 from staddle_server.upkeep.integrity.parity import parity_task
@@ -142,7 +143,7 @@ class Service:
         self._working = _parts(own, self._events)
         self._wire = WireServer(self._gate, self._table, threads, self._working)
         self._http: HttpServer | None = None
-        upkeep = Upkeep(policies, self._integrity, runs, second)
+        upkeep = Upkeep(policies, self._integrity, runs, self._openers, second)
         self._schedule = _schedule(kept, settings, upkeep, self._gate.is_busy)
 
     def start(
@@ -320,7 +321,7 @@ def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier:
     """Return what finds events, with all that it asks."""
     catalog = kept.catalog
     targets = FailingTargets(catalog, lambda: notifier.names)
-    sources = [*own, targets, EndingTokens(catalog)]
+    sources = [*own, targets, EndingTokens(catalog), FailedDrills(catalog)]
     return EventWatch(catalog, guard, sources, notifier.wanting)
 
 
@@ -330,6 +331,7 @@ class Upkeep(NamedTuple):
     policies: Policies
     integrity: Integrity
     runs: RunHistory
+    openers: Threads
     second: SitePlace | None
 
 
@@ -345,11 +347,19 @@ def _schedule(kept: Kept, settings: ServiceSettings, upkeep: Upkeep, busy: Calla
         *_parity(kept, settings.parity_percent),
         _collection(kept, settings.gc_every_s),
         scrubber.task(),
+        _drilling(kept, settings, upkeep.openers, busy).task(),
         *upkeep.integrity.tasks(),
         *lock_tasks(kept),
         replication_task(kept, upkeep.second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)
+
+
+def _drilling(kept: Kept, settings: ServiceSettings, openers: Threads, busy: Callable[[], bool]) -> Drilling:
+    """Return what proves that backups can be restored."""
+    return Drilling(
+        kept, openers, period_s=settings.drill_period_s, bytes_per_s=settings.scrub_bytes_per_s, busy=busy
+    )
 
 
 def _parity(kept: Kept, percent: int) -> list[Task]:

@@ -81,7 +81,8 @@ def _parse(option: Option, text: str, origin: str) -> object:
     try:
         return option.parse(text if option.parse in {parse_path, parse_key_place} else unquoted(text))
     except ValueError as error:
-        secret = "-----BEGIN " in text or option.parse in {parse_store, parse_catalog}
+        # A key that was pasted, or a URL, which may have a password where none belongs.
+        secret = "-----BEGIN " in text or "://" in text or option.parse in {parse_store, parse_catalog}
         shown = "something else" if secret else repr(text[:200])
         raise SettingsError(f"{origin} is {shown}: {error}") from error
 

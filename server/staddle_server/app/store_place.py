@@ -38,6 +38,10 @@ class DataDirectoryError(OperatorError):
 class StorePlace(Protocol):
     """A place for a store, which may or may not exist. Its text names it in messages."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several servers can use the store."""
+
     def is_marked(self) -> bool:
         """Return whether a store exists. Raises DataDirectoryError for a place with other content."""
 
@@ -77,6 +81,10 @@ class DirectoryPlace:
 
     def __str__(self) -> str:
         return str(self._path)
+
+    @property
+    def is_shared(self) -> bool:
+        return False
 
     def is_marked(self) -> bool:
         try:
@@ -188,6 +196,10 @@ class ObjectStorePlace:
 
     def __str__(self) -> str:
         return self._text
+
+    @property
+    def is_shared(self) -> bool:
+        return True
 
     def is_marked(self) -> bool:
         blobs = self.open()

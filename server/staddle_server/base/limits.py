@@ -81,7 +81,8 @@ HTTP_CONNECTIONS_MAX: Final = 512
 """Concurrent HTTP connections, each with one call at a time."""
 HTTP_CONNECTIONS_ADDRESS_MAX: Final = 128
 """Of these, connections from one address: a proxy needs several."""
-HTTP_HEAD_BYTES_MAX: Final = 16 * KIB
+HTTP_HEAD_BYTES_MAX: Final = 96 * KIB
+"""The head of a request: room for the longest path of an entry, encoded, and a page token with another."""
 HTTP_HANDSHAKE_S: Final = 20.0
 HTTP_HEAD_S: Final = 15.0
 """The head of a request must arrive within this time of its first byte."""

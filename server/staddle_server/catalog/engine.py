@@ -16,6 +16,7 @@ from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.deliveries import Deliveries
+from staddle_server.catalog.drills import Drills
 from staddle_server.catalog.events import Events
 from staddle_server.catalog.expectations import Expectations
 from staddle_server.catalog.figures import Figures
@@ -72,6 +73,7 @@ class Catalog:
         self.events = Events(database)
         self.deliveries = Deliveries(database)
         self.space_samples = SpaceSamples(database)
+        self.drills = Drills(database, self.tenants)
         self.figures = Figures(database)
 
     @property

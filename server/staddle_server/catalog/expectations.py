@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, func, or_, select, update
 
+from staddle_server.base.errors import BadRequest
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, locking
 from staddle_server.catalog.datasets import make_dataset, make_real
@@ -19,7 +20,7 @@ from staddle_server.catalog.run_values import (
 )
 from staddle_server.catalog.runs import newest_bad, runs_by_id
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import check_dataset
+from staddle_server.catalog.validation import check_dataset, rfc3339
 from staddle_server.catalog.values import PendingRecord, Terms
 
 _d = schema.datasets.c
@@ -45,7 +46,8 @@ class Expectations:
     ) -> ExpectedDataset:
         """Set a dataset's expectation; make the dataset if necessary: one that never had a backup is late, too.
 
-        An earlier expectation's `since_ns` stays. `record` is called only for a change. BAD_FIELD.
+        An earlier expectation's `since_ns` stays, and `asked` has the present time there. `record` is called only
+        for a change. BAD_FIELD, also for a new end of a mute that has passed: it would mute nothing.
         """
         check_dataset(dataset)
         with self._database.write() as connection:
@@ -54,6 +56,7 @@ class Expectations:
             make_real(connection, tenant_row, dataset, asked.since_ns)
             row = _locked(connection, tenant_row, dataset)
             before = expectation_of(row)
+            _check_mute(asked, before)
             after = asked if before is None else asked._replace(since_ns=before.since_ns)
             if after != before:
                 _put(connection, row, after)
@@ -122,6 +125,16 @@ def expectation_of(row: Any) -> Expectation | None:
     if not row.expect_every_s:
         return None
     return Expectation(row.expect_every_s, row.expect_grace_s, row.expect_ns, row.expect_mute_ns)
+
+
+def _check_mute(asked: Expectation, before: Expectation | None) -> None:
+    until_ns, now_ns = asked.mute_until_ns, asked.since_ns
+    if 0 < until_ns <= now_ns and (before is None or until_ns != before.mute_until_ns):
+        raise BadRequest(
+            "BAD_FIELD",
+            f"mute_until_time: {rfc3339(until_ns)} has passed (the server's clock says {rfc3339(now_ns)}), so it would mute nothing",
+            field="mute_until_time",
+        )
 
 
 def _locked(connection: Connection, tenant_row: int, dataset: str) -> Row[Any]:

@@ -40,6 +40,8 @@ class ReplicaState(NamedTuple):
     bytes_behind: int
     records_behind: int
     parities_behind: int
+    has_copies: bool
+    """Something was copied there."""
 
     @property
     def is_whole(self) -> bool:
@@ -131,12 +133,6 @@ class Replicas:
         with self._database.write() as connection:
             self._require(connection, replica)
             connection.execute(update(schema.replicas).where(_r.row == replica.row).values(**values))
-
-    def note_whole(self, place: str, whole_ns: int) -> None:
-        """Record that everything decided before is at the place, which nobody has to copy to for that."""
-        with self._database.write() as connection:
-            mine = update(schema.replicas).where(_r.place == place, _r.whole_ns < whole_ns)
-            connection.execute(mine.values(whole_ns=whole_ns))
 
     def forget(self, place: str) -> bool:
         """Forget all that is known of a place; return whether it was known."""
@@ -366,6 +362,7 @@ def _state_of(connection: Connection, row: Any) -> ReplicaState:
         int(size),
         int(connection.execute(records).scalar_one()),
         int(connection.execute(parities).scalar_one()),
+        bool(connection.execute(select(exists().where(_t.replica == row.row))).scalar_one()),
     )
 
 

@@ -48,6 +48,12 @@ def check_id(what: str, value: bytes) -> None:
         raise ValueError(f"the id of a {what} has {ID_BYTES} bytes, not {len(value)}")
 
 
+def stored_text(text: str) -> str:
+    r"""Return a text as a catalog can keep it: bytes of a path that are not UTF-8 as \xff."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")
+
+
 def rfc3339(time_ns: int) -> str:
     """Return a time as RFC 3339 in UTC, truncated to microseconds."""
     return (_EPOCH + timedelta(microseconds=time_ns // 1000)).isoformat().replace("+00:00", "Z")

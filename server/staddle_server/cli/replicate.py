@@ -67,8 +67,10 @@ def replicate(
     arrived. Runs beside a server, resumes after any interruption, and removes there what has been gone here
     for --grace. Exit codes: 0: everything is there; 1: something could not be copied, and is listed.
     """
-    plan = ReplicationPlan(bytes_per_s=_rate(rate), grace_s=duration("--grace", grace), verify=verify)
     pause_s = None if every is None else duration("--every", every)
+    plan = ReplicationPlan(
+        bytes_per_s=_rate(rate), grace_s=duration("--grace", grace), verify=verify, look=every is None
+    )
     if status:
         with open_rooms(data, only_look=True) as rooms:
             _print_states(rooms, as_json=as_json)

@@ -21,6 +21,7 @@ from staddle_server.api.http import connect
 from staddle_server.api.http.connections import Acceptor, HttpProtocol, Tls
 from staddle_server.api.http.metrics import Metrics, MetricsPage
 from staddle_server.api.http.rest.calls import Calls
+from staddle_server.api.http.rest.reference import reference_routes
 from staddle_server.api.http.rest.serving import RestRoute
 from staddle_server.api.http.rest.table import RestParts, operations
 from staddle_server.api.http.state import Sources, StateCollector
@@ -71,8 +72,10 @@ class HttpServer:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
-        rest = RestRoute(gate, operations(Calls(table), parts), self._threads)
-        app = Starlette(routes=[rest, *connect.routes(gate, table, self._threads), page.route()])
+        addresses = operations(Calls(table), parts)
+        rest = [RestRoute(gate, addresses, self._threads), *reference_routes(addresses)]
+        calls = connect.routes(gate, table, self._threads)
+        app = Starlette(routes=[*rest, *calls, page.route()])
         self._config = Config(
             app,
             loop="asyncio",

@@ -6,6 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Alarm, AlarmKey
+from staddle_server.catalog.validation import stored_text
 
 WARNING: Final = "warning"
 CRITICAL: Final = "critical"
@@ -35,6 +36,7 @@ LATE: Final = AlarmKind("late", "A backup is late", "A late dataset has a new ba
 FAILED: Final = AlarmKind("failed", "A backup failed", "A dataset whose backup failed has a new one")
 PROBLEMS: Final = AlarmKind("problems", "A backup is incomplete", "A dataset has a complete backup again")
 DAMAGE: Final = AlarmKind("damage", "Stored data is damaged", "No damage is left")
+DRILL: Final = AlarmKind("drill", "A drill failed", "A drill that failed has succeeded")
 RESTORE_ONLY: Final = AlarmKind("restore-only", "A server refuses backups", "A server takes backups again")
 STORE: Final = AlarmKind("store", "The store cannot be used", "The store can be used again")
 DISK: Final = AlarmKind("disk", "A disk will soon be full", "A disk has room again")
@@ -51,6 +53,7 @@ KINDS: Final = {
         FAILED,
         PROBLEMS,
         DAMAGE,
+        DRILL,
         RESTORE_ONLY,
         STORE,
         DISK,
@@ -80,12 +83,6 @@ def alarm(
     """
     key = AlarmKey(kind.name, tenant, server, stored_text(subject)[:SUBJECT_CHARS_MAX])
     return Alarm(key, severity, printable(text), printable(advice), since_ns)
-
-
-def stored_text(text: str) -> str:
-    r"""Return a text as a catalog can keep it: bytes of a path that are not UTF-8 as \xff."""
-    raw = text.encode("utf-8", "surrogateescape")
-    return raw.decode("utf-8", "backslashreplace")
 
 
 def printable(text: str, most: int = TEXT_CHARS_MAX) -> str:

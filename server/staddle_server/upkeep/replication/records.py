@@ -55,6 +55,14 @@ def pairs(tenant: Tenant, there: Blobs) -> Iterator[RecordPair]:
             mine, other = next(ours, None), next(theirs, None)
 
 
+def newest_there(tenant: Tenant, site: Site) -> int:
+    """Return the number of the tenant's newest record at the place, as its head says; 0 without one."""
+    try:
+        return Records(site.blobs, tenant.keys).head.read()
+    except Damaged:
+        return 0
+
+
 @dataclass
 class _HeldRecords:
     """What a run cannot copy yet, by name, and the purged backups that it has seen."""
@@ -93,15 +101,9 @@ class RecordCopier:
         self._release(held, upto)
         left = [sequence_of(name) or 1 for name in (*held.names, *held.failed)]
         reached = min(left) - 1 if left else upto
-        if upto and self._head_there() < upto:
+        if upto and newest_there(self._tenant, self._site) < upto:
             self._records_there.head.write(upto)
         return reached
-
-    def _head_there(self) -> int:
-        try:
-            return self._records_there.head.read()
-        except Damaged:
-            return 0
 
     # --- which
 

@@ -31,7 +31,7 @@ from staddle_server.upkeep.held_lease import leased
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.scrub import Rate
 from staddle_server.upkeep.replication.packs import PackCopier
-from staddle_server.upkeep.replication.records import RecordCopier
+from staddle_server.upkeep.replication.records import RecordCopier, newest_there
 from staddle_server.upkeep.replication.removal import Comparison
 from staddle_server.upkeep.replication.site import (
     ReplicationReport,
@@ -53,8 +53,8 @@ LOOK_S: Final = 1.0
 """How often a wait for a pack checks whether to stop."""
 LOGGED_MAX: Final = 20
 """Problems of one run that a server logs; all are counted."""
-WHOLE_NOTED_S: Final = 300
-"""How often a place to which nothing has to be copied is noted as whole."""
+LOOK_EVERY_S: Final = 300
+"""How often a place to which nothing has to be copied is looked at."""
 COMPARE_EVERY_S: Final = 24 * 3600
 """How often everything at the place is listed and compared."""
 
@@ -68,6 +68,7 @@ class ReplicationPlan:
         grace_s: How long an object stays at the place after it is gone here.
         compare: List and compare everything there, even if that was done within a day.
         verify: Read every byte back; and every byte of what is there already.
+        look: Open the place even if nothing is new and it was opened within LOOK_EVERY_S.
 
     """
 
@@ -75,6 +76,7 @@ class ReplicationPlan:
     grace_s: float = REPLICA_GRACE_S
     compare: bool = False
     verify: bool = False
+    look: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ class Replication:
         self._show = show
 
     def run(self, stopping: Stopping = lambda: False) -> ReplicationReport:
-        """Copy what is new; if nothing is, read nothing but the catalog.
+        """Copy what is new; if nothing is, mostly read nothing but the catalog.
 
         Raises:
-            SiteRefused: The place is not a copy of this store, or a server serves it.
+            SiteRefused: The place is not a copy of this store, a server serves it, or it had copies and is missing.
             Conflict: LEASE_HELD, another process copies there; STALE_EPOCH, one has taken over.
             Exhausted, Unavailable: The place is full, or does not answer; what was copied stays.
 
@@ -119,15 +121,16 @@ class Replication:
         name = self._place.name
         state = replicas.get(name)
         compare = self._plan.compare or self._plan.verify or self._is_due(state and state.compared_ns, now_ns)
-        if state is not None and not compare and state.is_whole:
-            if state.whole_ns is not None and now_ns - state.whole_ns >= WHOLE_NOTED_S * NS:
-                replicas.note_whole(name, now_ns)
-            return ReplicationReport(name, whole_ns=now_ns, idle=True)
+        if state is not None and state.is_whole and not (compare or self._plan.look):
+            whole_ns = state.whole_ns or 0
+            if 0 <= now_ns - whole_ns < LOOK_EVERY_S * NS:
+                return ReplicationReport(name, whole_ns=whole_ns, idle=True)
         with leased(replicas.lease(name), self._kept.clock) as lease:
             replica = replicas.begin(name, lease.fence, now_ns)
             report, outcome = ReplicationReport(name), "a fault of the server"
+            known = state is not None and state.has_copies
             try:
-                self._copy(replica, report, lambda: stopping() or lease.lost, compare=compare)
+                self._copy(replica, report, lambda: stopping() or lease.lost, compare=compare, known=known)
                 outcome = outcome_of(report)
             except StoppedError:
                 report.stopped = True
@@ -141,9 +144,15 @@ class Replication:
         return report
 
     def _copy(
-        self, replica: Replica, report: ReplicationReport, stopping: Stopping, *, compare: bool
+        self,
+        replica: Replica,
+        report: ReplicationReport,
+        stopping: Stopping,
+        *,
+        compare: bool,
+        known: bool,
     ) -> None:
-        with self._place.opened() as site:
+        with self._place.opened(known=known) as site:
             run = _ReplicationRun(
                 self._kept,
                 site,
@@ -222,6 +231,8 @@ class _ReplicationRun:
         """Tenants of which not everything could be copied: nothing of theirs is removed there."""
         self._damaged_there: set[bytes] = set()
         """Packs that are damaged there, to be replaced."""
+        self._compares = False
+        """Whether everything there is listed and compared."""
         self._rate_lock = threading.Lock()
         self._rate_of_all = Rate(
             plan.bytes_per_s or float("inf"), kept.clock, self._is_ending, busy=lambda: False
@@ -233,7 +244,12 @@ class _ReplicationRun:
         self._tick()
         begun_ns = self._clock.now_ns()
         require_ours(self._site, (tenant.id for tenant in self._catalog.tenants.list_all()))
-        if compare:
+        self._compares = compare
+        if not compare and self._is_older():
+            self._compares = True
+            self._copiers.clear()
+            self.report.notes.append(f"{self._site.name} was put back from an older state, and was compared")
+        if self._compares:
             self._compare()
         state = self._replicas.get(self._site.name)
         self._totals = (state.packs_behind, state.bytes_behind) if state else (0, 0)
@@ -244,12 +260,24 @@ class _ReplicationRun:
         if self._site.keeps_parity:
             self._copy_parity()
         for tenant in snapshot.tenants:
-            self._copy_records(tenant, compare=compare)
-        if compare:
+            self._copy_records(tenant)
+        if self._compares:
             self._remove()
             self._replicas.note_compared(self._replica, begun_ns)
         if not self.report.problem_count:
             self.report.whole_ns = begun_ns
+            self.report.idle = not (self._compares or self.report.objects)
+
+    def _is_older(self) -> bool:
+        """Return whether the newest record of a tenant there is older than one that was copied there."""
+        rows = self._catalog.tenants.list_all()
+        copied = {row.id: self._replicas.progress(self._replica, row.id)[1] for row in rows}
+        return any(
+            sequence
+            and self._copier(tenant)
+            and newest_there(self._kept.tenants.get(tenant), self._site) < sequence
+            for tenant, sequence in copied.items()
+        )
 
     def end(self) -> None:
         """Let copiers that still run end soon."""
@@ -292,7 +320,7 @@ class _ReplicationRun:
         """Copy the keys that are not there, oldest first."""
         row = self._catalog.tenants.get(tenant.id)
         version, sequence = self._replicas.progress(self._replica, tenant.id)
-        if row is None or (version >= row.keys_version and not self._plan.verify):
+        if row is None or (version >= row.keys_version and not self._compares):
             return
         copies = self._kept.keys.copies
         for name in copies.names(f"keys/{tenant.id.hex()}"):
@@ -412,9 +440,9 @@ class _ReplicationRun:
 
     # --- records
 
-    def _copy_records(self, tenant: SnapshotTenant, *, compare: bool) -> None:
+    def _copy_records(self, tenant: SnapshotTenant) -> None:
         version, there = self._replicas.progress(self._replica, tenant.tenant)
-        if tenant.tenant in self._withheld or (there >= tenant.sequence and not compare):
+        if tenant.tenant in self._withheld or (there >= tenant.sequence and not self._compares):
             return
         opened = self._kept.tenants.get(tenant.tenant)
         copier = RecordCopier(opened, self._catalog, self._site, report=self.report, tick=self._tick)

@@ -39,10 +39,11 @@ class SitePlace(Protocol):
     def name(self) -> str:
         """What messages and the catalog call it."""
 
-    def opened(self) -> AbstractContextManager[Site]:
-        """Open it, and hold it for this process where the place has locks.
+    def opened(self, *, known: bool) -> AbstractContextManager[Site]:
+        """Open it, and hold it for this process where the place has locks. `known`: something was copied there,
+        so it exists, or is lost; otherwise it is made if necessary.
 
-        Raises what the place raises, such as Unavailable.
+        Raises SiteRefused, and what the place raises, such as Unavailable.
         """
 
 

@@ -48,6 +48,7 @@ class Body(NamedTuple):
         message: The message that is JSON in it; None: bytes, which the handler reads as they arrive.
         without: The message's fields that come from elsewhere, in JSON.
         required: The message's fields that must be given, in JSON.
+        example: The message in JSON, as somebody might send it.
 
     """
 
@@ -55,6 +56,7 @@ class Body(NamedTuple):
     message: type[Message] | None = None
     without: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    example: Mapping[str, Any] = {}
 
 
 class Answer(NamedTuple):
@@ -64,7 +66,7 @@ class Answer(NamedTuple):
         status: The status.
         about: What the answer is, in words.
         message: The message that is JSON in it; None: no JSON.
-        media_type: The type of other answers; "": no content.
+        media_type: The type of other answers; JSON: an error; "": no content.
         headers: Headers of its own, by name, with what they say.
 
     """
@@ -140,6 +142,7 @@ class Operation(NamedTuple):
         more: What else callers should know, in sentences.
         is_stream: Whether it takes a slot of a stream, because it takes or answers more than a message.
         id: Its name in OpenAPI, where no other operation has the same; "": its name.
+        tag: The heading that it stands under, for people.
 
     """
 
@@ -156,6 +159,7 @@ class Operation(NamedTuple):
     more: str = ""
     is_stream: bool = False
     id: str = ""
+    tag: str = ""
 
     def of(self, where: str) -> Iterable[RestParameter]:
         """Return the parameters of the path or of the query."""

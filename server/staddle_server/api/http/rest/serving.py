@@ -192,6 +192,13 @@ class _RestAnswering:
                 f"Content-Type: send {' or '.join(takes.media_types)}, not {kind[:80] or 'nothing'!r}",
                 field="Content-Type",
             )
+        encoding = self._request.headers.get("content-encoding", "identity")
+        if takes.message is not None and encoding != "identity":
+            raise BadRequest(
+                "BAD_FIELD",
+                f"Content-Encoding: send the body as it is, not {encoding[:80]!r}",
+                field="Content-Encoding",
+            )
 
     def _json(self, answer: Message | bytes | Streamed) -> Response:
         message = self._operation.answers[0].message
