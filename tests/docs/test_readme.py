@@ -130,6 +130,17 @@ def test_make_has_every_target_that_readme_and_contributing_name() -> None:
     assert sh[:2] == ["make demo", "make test"]
 
 
+def test_pictures_exist_and_are_small() -> None:
+    pages = [TOP / "README.md", *(TOP / "docs").glob("*.md")]
+    pictures = {
+        page.parent / path
+        for page in pages
+        for path in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text())
+    }
+    assert pictures
+    assert {path.name: path.stat().st_size for path in pictures if path.stat().st_size > 150 * 1024} == {}
+
+
 def test_make_serve_uses_the_documented_places() -> None:
     makefile = (TOP / "Makefile").read_text()
     assert "--data staddle-data" in makefile
