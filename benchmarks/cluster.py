@@ -44,7 +44,16 @@ FILES: Final = 2_000
 SMALL_BACKUPS: Final = 10
 COMMITS: Final = 300
 ROWS: Final = 100_000
-NOTHING_BY_ITSELF: Final = ("--gc-every", "0", "--scrub-period", "0", "--retention-every", "0")
+NOTHING_BY_ITSELF: Final = (
+    "--gc-every",
+    "0",
+    "--scrub-period",
+    "0",
+    "--retention-every",
+    "0",
+    "--drill-period",
+    "0",
+)
 LARGE_HEAD: Final = ["servers", "wall s", "MiB/s", "of the raw store", "servers' CPU s", "clients' CPU s"]
 SMALL_HEAD: Final = ["servers", "ms a backup", "server CPU ms", "round trips"]
 WAY_HEAD: Final = ["way to three servers", "MiB/s", "server CPU s"]

@@ -20,7 +20,7 @@ MODULES: Final = frozenset({"time", "datetime"})
 
 USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
-        staddle._restore.archive_formats _dos_time
+        staddle._protocol.archive_zip _dos_time
         staddle_server.app.run _leave_mark_of_stop
         staddle_server.app.run _made
         staddle_server.app.run initialise
@@ -102,6 +102,8 @@ USES: Final = {
         staddle_server.upkeep.schedule Schedule._is_due
         staddle_server.upkeep.schedule Schedule._look
         staddle_server.upkeep.schedule Schedule._run_here
+        staddle_server.upkeep.integrity.drill Drilling._window
+        staddle_server.upkeep.integrity.drill Drilling.drill
         staddle_server.upkeep.integrity.scrub Scrubber._bounds_ns
         staddle_server.upkeep.integrity.scrub Scrubber._read
         staddle_server.upkeep.integrity.scrub Scrubber._repair

@@ -119,6 +119,8 @@ OUTSIDE: Final = {
     ("staddle_server", "grpc_status"): (frozenset({"api.grpc"}), GRPC_ONLY),
     ("staddle_server", "starlette"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "uvicorn"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "jinja2"): (frozenset({"api.http"}), HTTP_ONLY),
+    ("staddle_server", "markupsafe"): (frozenset({"api.http"}), HTTP_ONLY),
     ("staddle_server", "opentelemetry"): (
         frozenset({"app"}),
         "rooms report to an observer, and know no tracing",
@@ -151,6 +153,18 @@ OF_THE_CLIENT: Final = {
     "staddle.v1": (
         frozenset({"api", "app"}),
         "protobuf messages are turned into values in api, and go no further",
+    ),
+    "staddle._protocol.archive_formats": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
+    "staddle._protocol.archive_tar": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
+    "staddle._protocol.archive_zip": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
     ),
     "staddle._protocol.encoding": (
         frozenset({"api"}),

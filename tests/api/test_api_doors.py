@@ -1,4 +1,4 @@
-"""One contract over both doors: gRPC, and HTTP with JSON and with encoded messages, answer every unary call alike."""
+"""One contract over all doors: gRPC, HTTP with JSON and with encoded messages, and REST answer every unary call alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from direct import Failed, Stub, WideDoor, open_door
 from every_call import ROWS, Place, Stepping
 from google.protobuf.duration_pb2 import Duration
-from http_door import JSON, PROTO, HttpError, HttpStub, call, open_http
+from google.protobuf.timestamp_pb2 import Timestamp
+from http_door import JSON, PROTO, HttpError, HttpStub, ask, call, open_http
+from rest_door import TABLE, NoAddressError, RestStub, address_of
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -20,6 +22,7 @@ from staddle_server.base.types import TokenRole
 from thin import info
 
 UNARY = [each.name for each in SERVICE.methods if not (each.client_streaming or each.server_streaming)]
+AT_REST = {each.name for each in TABLE} & set(UNARY)
 STREAMS = [each.name for each in SERVICE.methods if each.name not in UNARY]
 
 
@@ -30,13 +33,23 @@ class Doors:
         self.place, self.port = place, port
 
     def stub(self, door: str, token: str) -> Any:
-        return (
-            Stub(token) if door == "grpc" else HttpStub(self.port, token, JSON if door == "json" else PROTO)
-        )
+        if door == "grpc":
+            return Stub(token)
+        if door == "rest":
+            return RestStub(self.port, token)
+        return HttpStub(self.port, token, JSON if door == "json" else PROTO)
 
-    def outcomes(self, method: str, request: Any, token: str) -> list[tuple[str, str]]:
-        """How the same call ends at each door: code and reason."""
-        return [ending(self.stub(door, token), method, request) for door in ("grpc", "json", "proto")]
+    def outcomes(self, method: str, request: Any, token: str) -> dict[str, tuple[str, str]]:
+        """How the same call ends at each door that has it: code and reason."""
+        return {door: ending(self.stub(door, token), method, request) for door in doors_for(method, request)}
+
+
+def doors_for(method: str, request: Any) -> list[str]:
+    try:
+        address_of(method, request)
+    except NoAddressError:
+        return ["grpc", "json", "proto"]
+    return ["grpc", "json", "proto", "rest"]
 
 
 def ending(stub: Any, method: str, request: Any) -> tuple[str, str]:
@@ -60,7 +73,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
 
 @pytest.mark.parametrize("method", UNARY)
 def test_every_unary_method_answers_a_valid_request(doors: Doors, method: str) -> None:
-    for door in ("json", "proto"):
+    for door in ("json", "proto", *(["rest"] if method in AT_REST else [])):
         answer_and_undo(doors, method, door)
 
 
@@ -82,13 +95,19 @@ def test_every_method_asks_for_the_same_role_at_both_doors(doors: Doors, method:
     for role in TokenRole:
         if role < ROWS[method].role:
             found = doors.outcomes(method, request, place.token(role.name))
-            assert found == [("PERMISSION_DENIED", "PERMISSION_DENIED")] * 3
-    assert doors.outcomes(method, request, "unknown") == [("UNAUTHENTICATED", "UNAUTHENTICATED")] * 3
+            assert set(found.values()) == {("PERMISSION_DENIED", "PERMISSION_DENIED")}
+    refused = {("UNAUTHENTICATED", "UNAUTHENTICATED")}
+    assert set(doors.outcomes(method, request, "unknown").values()) == refused
     ended = place.token()
     place.revoke()
-    assert doors.outcomes(method, request, ended) == [("UNAUTHENTICATED", "UNAUTHENTICATED")] * 3
+    found = doors.outcomes(method, request, ended)
+    assert set(found.values()) == refused
+    assert ("rest" in found) == (method in AT_REST)
 
 
+FAR = Timestamp(seconds=-62_135_596_800)
+"""Year 1: before what the catalog can hold."""
+LATE = Timestamp(seconds=253_402_300_799)
 BAD: dict[str, Callable[[], Any]] = {
     "ListBackups": lambda: sv.ListBackupsRequest(dataset="x" * 300),
     "ListDatasets": lambda: sv.ListDatasetsRequest(page_token="no token"),
@@ -118,9 +137,9 @@ def test_the_same_bad_request_has_the_same_error_at_both_doors(doors: Doors, met
     empty = getattr(sv, SERVICE.methods_by_name[method].input_type.name)()
     for request in (empty, *((BAD[method](),) if method in BAD else ())):
         found = doors.outcomes(method, request, token)
-        assert len(set(found)) == 1, found
+        assert len(set(found.values())) == 1, found
         if request is not empty:
-            assert found[0][0] != "OK", method
+            assert found["grpc"][0] != "OK", method
     doors.place.assert_nothing_held()
 
 
@@ -128,10 +147,31 @@ def test_reads_answer_the_same_message_at_both_doors(doors: Doors) -> None:
     token = doors.place.token()
     for method in ("ListDatasets", "ListBackups", "GetBackup", "ListEntries", "ListChanges", "ReadRange"):
         request = ROWS[method].request(doors.place, Stub(token))
-        answers = [getattr(doors.stub(door, token), method)(request) for door in ("grpc", "json", "proto")]
+        names = doors_for(method, request)
+        assert ("rest" in names) == (method != "ReadRange")
+        answers = [getattr(doors.stub(door, token), method)(request) for door in names]
         for answer in answers:
             answer.ClearField("next_page_token") if hasattr(answer, "next_page_token") else None
-        assert answers[0] == answers[1] == answers[2], method
+        assert all(answer == answers[0] for answer in answers), method
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        sv.ReadRangeRequest(dataset="nowhere", path="f00001", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="nothing", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="../f00001", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="", length_bytes=1),
+        sv.ReadRangeRequest(dataset="www", path="f", backup=pb.BackupSelector(backup="0000"), length_bytes=1),
+    ],
+)
+def test_a_file_over_rest_has_the_errors_of_read_range(doors: Doors, request_: sv.ReadRangeRequest) -> None:
+    token = doors.place.token("reader")
+    backup = request_.backup.backup or "latest"
+    address = f"/v1/datasets/{request_.dataset}/backups/{backup}/files/{request_.path}"
+    found = ask(doors.port, address, None, {"authorization": f"Bearer {token}"})
+    expected = doors.outcomes("ReadRange", request_, token)
+    assert {(HttpError(found).code, HttpError(found).reason)} == set(expected.values())
 
 
 @pytest.mark.parametrize("method", STREAMS)
@@ -161,8 +201,9 @@ def test_calls_at_both_doors_count_against_one_limit(doors: Doors, monkeypatch: 
     finally:
         for each in held:
             gate.calls.leave(each)
-    assert found == [("RESOURCE_EXHAUSTED", "TOO_MANY")] * 3
-    assert doors.outcomes("ListDatasets", sv.ListDatasetsRequest(), token) == [("OK", "")] * 3
+    assert list(found.values()) == [("RESOURCE_EXHAUSTED", "TOO_MANY")] * 4
+    found = doors.outcomes("ListDatasets", sv.ListDatasetsRequest(), token)
+    assert list(found.values()) == [("OK", "")] * 4
 
 
 def test_a_server_that_drains_refuses_at_both_doors(doors: Doors) -> None:
@@ -173,5 +214,23 @@ def test_a_server_that_drains_refuses_at_both_doors(doors: Doors) -> None:
         retry = call(doors.port, "ListDatasets", token).headers["retry-after"]
     finally:
         gate.draining = False
-    assert found == [("UNAVAILABLE", "DRAINING")] * 3
+    assert list(found.values()) == [("UNAVAILABLE", "DRAINING")] * 4
     assert retry == "2"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("ListRuns", sv.ListRunsRequest(since_time=FAR, until_time=LATE)),
+        ("GetBackup", sv.GetBackupRequest(dataset="www", backup=pb.BackupSelector(at=LATE))),
+        (
+            "SetExpectation",
+            sv.SetExpectationRequest(dataset="www", every={"seconds": 3600}, mute_until_time=LATE),
+        ),
+    ],
+)
+def test_a_time_beyond_what_the_catalog_holds_is_a_time_all_the_same(
+    doors: Doors, method: str, request_: Any
+) -> None:
+    found = doors.outcomes(method, request_, doors.place.token())
+    assert found == dict.fromkeys(("grpc", "json", "proto", "rest"), ("OK", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -296,3 +297,9 @@ def test_a_bad_body_is_refused_and_changes_nothing(place: RestDoor, body: bytes,
     found = ask(place.port, "/v1/datasets/www/hold", body, headers, "PUT")
     assert (found.status, found.said["code"]) == (400, "invalid_argument"), found.said
     assert place.get("/v1/datasets/www/retention").said["retention"] == {"minimum": "0s"}
+
+
+def test_a_body_in_another_encoding_is_refused(place: RestDoor) -> None:
+    headers = place.headers("admin") | {"content-type": "application/json", "content-encoding": "gzip"}
+    found = ask(place.port, "/v1/datasets/www/hold", gzip.compress(b'{"reason": "x"}'), headers, "PUT")
+    assert (found.status, found.info.metadata["field"]) == (400, "Content-Encoding")

@@ -66,6 +66,7 @@ EXAMPLES = {
     "gc_every_s": ("1h", "2h", "3h"),
     "cache_bytes": ("1GiB", "2GiB", "0"),
     "scrub_period_s": ("1d", "2d", "3d"),
+    "drill_period_s": ("1d", "2d", "0"),
     "scrub_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
     "replicate_to": ("/flag", "s3://variable/b", "/file"),
     "replicate_every_s": ("1s", "2s", "3s"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import socket
 import ssl
 import subprocess
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 from http_door import JSON, path_of
-from servers import ServerProcess
+from servers import Running, ServerProcess
+from staddle_server.api.http.metrics import Metrics
+from staddle_server.api.http.server import Opening
 from staddle_server.app import certificates as certs
 from staddle_server.app import http_listener, tls
 from staddle_server.app.addresses import Address
 from staddle_server.app.settings import OperatorError
 from staddle_server.app.unix_sockets import ListenError
+from thin import back_up, noise, wait_until
 from tls_given import NOW, files, make_certificates
 
 
@@ -151,3 +155,25 @@ def test_https_is_served_with_the_certificates_of_grpc(tmp_path: Path, made: Pat
             ask(port, "")
     finally:
         server.stop()
+
+
+def test_a_reader_that_leaves_over_tls_ends_its_download_and_is_no_fault(
+    tmp_path: Path, made: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = Running(tmp_path)
+    back_up(running.stub(), "www", {"big": noise(32 << 20)})
+    listening = socket.create_server(("127.0.0.1", 0))
+    context = http_listener.HttpTls(tls.ServerCertificates(files(made)))
+    running.service.start_http(Opening(listening, context, Metrics(), None))
+    trusting = ssl.create_default_context(cafile=str(made / "ca.crt"))
+    trusting.check_hostname = False
+    request = f"GET /v1/datasets/www/backups/latest/files/big HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {running.token()}\r\n\r\n"
+    for _ in range(3):
+        with socket.create_connection(listening.getsockname(), timeout=60) as plain:
+            line = trusting.wrap_socket(plain)
+            line.sendall(request.encode())
+            assert line.recv(12) == b"HTTP/1.1 200"
+            line.close()
+    wait_until(lambda: running.service._gate.streams.idle)
+    running.stop()
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []

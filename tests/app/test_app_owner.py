@@ -28,6 +28,7 @@ ARGUMENTS = {
     "token revoke": ["local"],
     "gc": ["--grace", "0", "--yes"],
     "check": ["--read-data"],
+    "drill": [],
     "rebuild": ["--replace"],
     "adopt": [],
     "clock": ["--confirm"],

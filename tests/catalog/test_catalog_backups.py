@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import delete
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK, Kind, record_link
-from staddle_server.catalog import PendingRecord
+from staddle_server.catalog import BackupFilter, PendingRecord
 from staddle_server.catalog.schema import backups
 
 SECOND = 1_000_000_000
@@ -206,3 +206,48 @@ def test_the_number_of_a_removed_backup_is_not_reused(world):
     with world.catalog.database.write() as connection:
         connection.execute(delete(backups).where(backups.c.id == first.id))
     assert world.backup().number == 2
+
+
+@pytest.mark.parametrize(
+    ("among", "which"),
+    [
+        (BackupFilter(), [4, 3, 2, 1, 0]),
+        (BackupFilter(host="a"), [4, 2, 0]),
+        (BackupFilter(tags=(("env", "prod"),)), [0]),
+        (BackupFilter(tags=(("env", None),)), [2, 1, 0]),
+        (BackupFilter(tags=(("env", None), ("team", "a"))), [0]),
+        (BackupFilter(tags=(("env", ""),)), []),
+        (BackupFilter(tags=(("EN", None),)), []),
+        (BackupFilter(tags=(("y", "%_"),)), [4]),
+        (BackupFilter(tags=(("ü", 'a"\\'),)), [3]),
+        (BackupFilter(tags=(("y", "__"),)), []),
+        (BackupFilter(held=True), [1]),
+    ],
+)
+def test_backups_are_filtered_by_host_tags_and_holds(world, among, which):
+    tags = (
+        {"env": "prod", "team": "a"},
+        {"env": "Prod"},
+        {"env": "test", "x": 'say "env":"prod"', 'y"env': "prod"},
+        {"ü": 'a"\\'},
+        {"x": '{"env":"prod"', "y": "%_"},
+    )
+    made = [
+        world.backup(tags=each, host="ab"[number % 2], new_root=True, kind=Kind.FULL)
+        for number, each in enumerate(tags)
+    ]
+    record = PendingRecord(world.id(), world.tenant, b"sealed")
+    world.catalog.retention.hold_backup(world.tenant, made[1].id, "case", world.now, record)
+    found = world.catalog.backups.list_page(world.tenant, "www", limit=10, among=among)
+    assert [each.id for each in found] == [made[number].id for number in which]
+
+
+def test_a_time_filters_by_the_begin_of_backups(world):
+    made = [world.backup() for _ in range(4)]
+    among = BackupFilter(since_ns=made[1].begin_ns, until_ns=made[3].begin_ns)
+    first = world.catalog.backups.list_page(world.tenant, "www", limit=1, among=among)
+    assert (first, first.more) == ([made[2]], True)
+    rest = world.catalog.backups.list_page(
+        world.tenant, "www", limit=1, before_number=made[2].number, among=among
+    )
+    assert (rest, rest.more) == ([made[1]], False)

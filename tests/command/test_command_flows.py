@@ -106,13 +106,28 @@ def test_the_list_of_datasets_shows_their_source(staddle, source) -> None:
     assert staddle("list").lines == ["No datasets yet. `staddle backup PATH --dataset NAME` makes the first."]
     staddle("backup", source, "--dataset", "www", "--host", "web1")
     heading, row, summary = staddle("list").lines
-    assert heading.split() == ["NAME", "BACKUPS", "NEWEST", "SIZE", "FROM"]
+    assert heading.split() == ["NAME", "BACKUPS", "NEWEST", "SIZE", "PROVEN", "FROM"]
     assert row.startswith("www")
     assert row.endswith(f"web1:{source}")
     assert summary == "1 dataset, 1 backup."
     dataset, summed_up = staddle("list", "--json").records
     assert (dataset["name"], dataset["backup_count"], summed_up["dataset_count"]) == ("www", 1, 1)
     assert dataset["newest_backup"]["data_bytes"] == 10247
+    assert dataset["drill"] is None
+
+
+def test_the_list_of_datasets_shows_which_backup_is_proven(staddle, running, source) -> None:
+    staddle("backup", source, "--dataset", "www")
+    assert "  not yet  " in staddle("list").lines[1]
+    backup = running.catalog.drills.newest(running.tenant, "www")
+    now_ns = running.clock.now_ns()
+    running.catalog.drills.note(backup, now_ns, "")
+    day = datetime.datetime.fromtimestamp(now_ns / 1e9).astimezone().date()
+    assert f"  #1 {day}  " in staddle("list").lines[1]
+    running.catalog.drills.note(backup, now_ns, "\x1b[2J 1 path is damaged")
+    assert "  DAMAGED  " in staddle("list").lines[1]
+    drill = staddle("list", "--json").records[0]["drill"]
+    assert (drill["fault"], drill["proven_number"]) == ("\x1b[2J 1 path is damaged", 1)
 
 
 def test_a_long_listing_reads_like_that_of_ls(staddle, source) -> None:

@@ -167,6 +167,11 @@ CASES = {
     "StaddleDamage": Case(
         1, {'staddle_damaged_packs{tenant="t"}': always(1)}, {'staddle_damaged_packs{tenant="t"}': always(0)}
     ),
+    "StaddleDrillFailed": Case(
+        1,
+        {'staddle_dataset_drill_failed{tenant="t",dataset="d"}': always(1)},
+        {'staddle_dataset_proven_timestamp_seconds{tenant="t",dataset="d"}': always(1)},
+    ),
     "StaddleUnread": Case(
         60 * DAY + 180,
         {'staddle_oldest_unread_timestamp_seconds{tenant="t"}': always(1)},

@@ -8,6 +8,7 @@ import fuzz_manifest
 import fuzz_packs
 import fuzz_service
 import fuzz_store
+import fuzz_tars
 import fuzz_values
 
 BY_NAME = {
@@ -20,5 +21,6 @@ BY_NAME = {
         *fuzz_client.TARGETS,
         *fuzz_answers.TARGETS,
         *fuzz_service.TARGETS,
+        *fuzz_tars.TARGETS,
     ]
 }

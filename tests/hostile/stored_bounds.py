@@ -41,6 +41,7 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.collector import Collector
 from staddle_server.upkeep.integrity.check import Check, CheckPlan
 from staddle_server.upkeep.integrity.copies import mend_all
+from staddle_server.upkeep.integrity.drill import Drilling
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.parity import forget_lost, make_all
 from staddle_server.upkeep.integrity.repair import Repair
@@ -133,6 +134,11 @@ def _replicate(opened: Opened) -> None:
         Replication(opened.kept, site, ReplicationPlan(verify=True)).run()
 
 
+def _drill(opened: Opened) -> None:
+    drills = Drilling(opened.kept, opened.running.service._openers)
+    drills.drill(opened.kept.catalog.drills.newest(opened.running.tenant, "www"))
+
+
 READERS: Final[dict[str, Callable[[Opened], Any]]] = {
     "start": _start,
     "restore": (lambda o: o.stub.Restore(sv.RestoreRequest(dataset="www"))),
@@ -155,6 +161,7 @@ READERS: Final[dict[str, Callable[[Opened], Any]]] = {
         )
     ),
     "scrub": (_scrub),
+    "drill": _drill,
     "packs": (lambda o: o.running.service._integrity.look()),
     "rebuild": _rebuild,
     "copies": (lambda o: mend_all(o.tenants, o.kept.catalog, o.kept.keys)),

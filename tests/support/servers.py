@@ -272,7 +272,16 @@ class _Bearer(
 
 SERVER = (str(forked.BIN / "staddle-server"),)
 # Most tests do not test background tasks, which on a busy machine would race with them.
-NOTHING_BY_ITSELF = ("--gc-every", "0", "--scrub-period", "0", "--retention-every", "0")
+NOTHING_BY_ITSELF = (
+    "--gc-every",
+    "0",
+    "--scrub-period",
+    "0",
+    "--retention-every",
+    "0",
+    "--drill-period",
+    "0",
+)
 
 
 def logged(log: Callable[[], str], words: str, **fields: object) -> list[dict[str, object]]:

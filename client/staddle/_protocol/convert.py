@@ -15,6 +15,7 @@ from staddle._types.backups import (
     ChangeCounts,
     ChangeType,
     Dataset,
+    Drill,
     Hold,
     OpenUpload,
     Profile,
@@ -280,6 +281,16 @@ def dataset_of(message: pb.Dataset) -> Dataset:
         root=message.root,
         backup_count=message.backup_count,
         newest_backup=backup_of(message.newest_backup) if message.HasField("newest_backup") else None,
+        drill=_drill_of(message.drill) if message.HasField("drill") else None,
+    )
+
+
+def _drill_of(message: pb.Drill) -> Drill:
+    return Drill(
+        end_time=datetime_of(message.end_time),
+        fault=message.fault,
+        proven_time=datetime_of(message.proven_time) if message.HasField("proven_time") else None,
+        proven_number=message.proven_number,
     )
 
 

@@ -107,6 +107,19 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class Drill:
+    """What the server found when it last read all of a dataset's newest backup, as a restore does."""
+
+    end_time: datetime.datetime
+    fault: str
+    """What was wrong; empty: nothing."""
+    proven_time: datetime.datetime | None
+    """When a drill last found nothing wrong."""
+    proven_number: int
+    """The number of the backup that it read; 0 if there was none yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A named thing that is protected."""
 
@@ -116,6 +129,8 @@ class Dataset:
     root: str
     backup_count: int
     newest_backup: Backup | None
+    drill: Drill | None = None
+    """None: the server has not tried yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from staddle import (
     Backup,
     Change,
     Dataset,
+    Drill,
     Entry,
     EntryType,
     Expectation,
@@ -124,6 +125,17 @@ def of_dataset(dataset: Dataset) -> Record:
         "host": dataset.host,
         "root": dataset.root,
         "newest_backup": None if newest is None else of_backup(newest),
+        "drill": None if dataset.drill is None else _of_drill(dataset.drill),
+    }
+
+
+def _of_drill(drill: Drill) -> Record:
+    proven = drill.proven_time
+    return {
+        "end_time": rfc3339_of(drill.end_time),
+        "fault": drill.fault,
+        "proven_time": None if proven is None else rfc3339_of(proven),
+        "proven_number": drill.proven_number,
     }
 
 

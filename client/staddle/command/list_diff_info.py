@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from staddle import Backup, BackupNotFoundError, Change, ChangeType, Dataset, PeerServer
+from staddle import Backup, BackupNotFoundError, Change, ChangeType, Dataset, Drill, PeerServer
 from staddle._base import figures
 from staddle.command import json_output, server_condition, text
 from staddle.command.options import Session, backup_argument, command, dataset_argument
@@ -62,7 +62,7 @@ def _list_datasets(output: Output, client: Client) -> None:
         for dataset in datasets:
             output.record(json_output.of_dataset(dataset))
     elif datasets:
-        heading = ("NAME", "BACKUPS", "NEWEST", "SIZE", "FROM")
+        heading = ("NAME", "BACKUPS", "NEWEST", "SIZE", "PROVEN", "FROM")
         output.table(map(_dataset_row, datasets), heading=heading, right=frozenset({1, 3}))
     backups = sum(dataset.backup_count for dataset in datasets)
     words = f"{figures.counted(len(datasets), 'dataset')}, {figures.counted(backups, 'backup')}."
@@ -76,10 +76,20 @@ def _dataset_row(dataset: Dataset) -> tuple[str, ...]:
     return (
         text.escaped(dataset.name),
         f"{dataset.backup_count:,}",
-        "none" if newest is None else text.local(newest.begin_time),
+        "none" if newest is None else text.minute(newest.begin_time),
         "" if newest is None else figures.size(newest.data_bytes),
+        _proven(dataset.drill),
         text.origin(dataset.host, dataset.root),
     )
+
+
+def _proven(drill: Drill | None) -> str:
+    """Whether a backup of the dataset can be restored, as far as the server has tried."""
+    if drill is None:
+        return "not yet"
+    if drill.fault or drill.proven_time is None:
+        return "DAMAGED"
+    return f"#{drill.proven_number} {text.minute(drill.proven_time)[:10]}"
 
 
 def _list_backups(output: Output, client: Client, dataset: str) -> None:

@@ -1304,6 +1304,7 @@ class Dataset(_message.Message):
     ROOT_FIELD_NUMBER: _builtins.int
     BACKUP_COUNT_FIELD_NUMBER: _builtins.int
     NEWEST_BACKUP_FIELD_NUMBER: _builtins.int
+    DRILL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     host: _builtins.str
     """Where its backups come from, as the newest one said."""
@@ -1315,6 +1316,10 @@ class Dataset(_message.Message):
     def newest_backup(self) -> Global___Backup:
         """Unset while it has none."""
 
+    @_builtins.property
+    def drill(self) -> Global___Drill:
+        """Whether it can be restored, as the server has last tried. Unset: it has not tried yet."""
+
     def __init__(
         self,
         *,
@@ -1324,14 +1329,54 @@ class Dataset(_message.Message):
         root: _builtins.str = ...,
         backup_count: _builtins.int = ...,
         newest_backup: Global___Backup | None = ...,
+        drill: Global___Drill | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "newest_backup", b"newest_backup"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "drill", b"drill", "newest_backup", b"newest_backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "create_time", b"create_time", "host", b"host", "name", b"name", "newest_backup", b"newest_backup", "root", b"root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "create_time", b"create_time", "drill", b"drill", "host", b"host", "name", b"name", "newest_backup", b"newest_backup", "root", b"root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
+
+@_typing.final
+class Drill(_message.Message):
+    """The server has read all of a dataset's newest backup as a restore does, and compared each file with what was
+    backed up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    END_TIME_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    PROVEN_TIME_FIELD_NUMBER: _builtins.int
+    PROVEN_NUMBER_FIELD_NUMBER: _builtins.int
+    fault: _builtins.str
+    """What it found wrong. Empty: nothing."""
+    proven_number: _builtins.int
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last one ended."""
+
+    @_builtins.property
+    def proven_time(self) -> _timestamp_pb2.Timestamp:
+        """When one last found nothing wrong, and the number of that backup. Unset, and 0: none has yet."""
+
+    def __init__(
+        self,
+        *,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        fault: _builtins.str = ...,
+        proven_time: _timestamp_pb2.Timestamp | None = ...,
+        proven_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "proven_time", b"proven_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "fault", b"fault", "proven_number", b"proven_number", "proven_time", b"proven_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drill: _TypeAlias = Drill  # noqa: Y015
 
 @_typing.final
 class BackupSelector(_message.Message):

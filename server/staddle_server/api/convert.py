@@ -32,8 +32,9 @@ from staddle_server.base.types import (
     Scope,
     Xattr,
 )
-from staddle_server.catalog import Backup, Dataset, Hold, Upload, UploadRequest
+from staddle_server.catalog import Backup, Dataset, DrillState, Hold, Upload, UploadRequest
 from staddle_server.manifest.compare import Changed
+from staddle_server.manifest.entries import I64_MAX, I64_MIN
 from staddle_server.restore.browse import Selector
 from staddle_server.upload.intake import Removed, Sent
 from staddle_server.upload.progress import Progress, decode_progress
@@ -107,11 +108,13 @@ def timestamp(ns: int) -> Timestamp:
 
 
 def ns_of(message: Timestamp, field: str) -> int:
-    """Return a Timestamp as nanoseconds since 1970."""
+    """Return a Timestamp as nanoseconds since 1970; one outside the years 1678 to 2261 as the nearest that a catalog
+    can hold.
+    """
     ns = message.seconds * 10**9 + message.nanos
     if not 0 <= message.nanos < 10**9 or abs(ns) > _TIMESTAMP_NS_MAX:
         raise bad(field, "the time must be between the years 1 and 9999")
-    return ns
+    return min(max(ns, I64_MIN), I64_MAX)
 
 
 def duration(seconds: float) -> Duration:
@@ -443,6 +446,16 @@ def dataset_out(dataset: Dataset) -> pb.Dataset:
         root=dataset.root,
         backup_count=dataset.backup_count,
         newest_backup=None if dataset.newest_backup is None else backup_out(dataset.newest_backup),
+        drill=None if dataset.drill is None else _drill_out(dataset.drill),
+    )
+
+
+def _drill_out(drill: DrillState) -> pb.Drill:
+    return pb.Drill(
+        end_time=timestamp(drill.end_ns),
+        fault=drill.fault,
+        proven_time=timestamp(drill.proven_ns) if drill.proven_ns else None,
+        proven_number=drill.proven_number,
     )
 
 

@@ -17,7 +17,7 @@ from staddle_server.app.settings import OperatorError
 from staddle_server.app.tls import Identity, ServerCertificates
 from staddle_server.app.unix_sockets import ListenError
 
-LIBRARIES: Final = ("starlette", "uvicorn", "prometheus_client")
+LIBRARIES: Final = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 """What the extra `http` installs."""
 
 

@@ -60,6 +60,7 @@ class ServiceSettings:
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
+    drill_period_s: float = 0.0
     runs_kept_s: float = limits.RUNS_KEPT_S
     replicate_every_s: float = limits.REPLICATE_EVERY_S
     replicate_bytes_per_s: float = 0.0
@@ -418,6 +419,14 @@ OPTIONS: Final = (
         _size(64 * limits.KIB),
         "20MiB",
         "How many bytes per second the scrubber reads at most.",
+    ),
+    Option(
+        "drill_period_s",
+        "drill-period",
+        "DURATION",
+        _duration(0, 3650 * 86_400),
+        "7d",
+        "How often to read the newest backup of each dataset as a restore does, at the scrub rate; 0: never.",
     ),
     Option(
         "replicate_to",

@@ -81,13 +81,26 @@ HTTP_CONNECTIONS_MAX: Final = 512
 """Concurrent HTTP connections, each with one call at a time."""
 HTTP_CONNECTIONS_ADDRESS_MAX: Final = 128
 """Of these, connections from one address: a proxy needs several."""
-HTTP_HEAD_BYTES_MAX: Final = 16 * KIB
+HTTP_HEAD_BYTES_MAX: Final = 96 * KIB
+"""The head of a request: room for the longest path of an entry, encoded, and a page token with another."""
 HTTP_HANDSHAKE_S: Final = 20.0
 HTTP_HEAD_S: Final = 15.0
 """The head of a request must arrive within this time of its first byte."""
 HTTP_SILENCE_S: Final = 30.0
 """How long a connection may be idle, a body may pause, and an answer may wait without being read."""
 HTTP_JSON_DEPTH_MAX: Final = 32
+HTTP_TAR_SILENCE_S: Final = 5 * 60.0
+"""How long the body may pause that becomes a backup: `tar` can search long for something to send."""
+ARCHIVE_PIECE_BYTES: Final = 256 * KIB
+"""An archive is sent in pieces of this size and more."""
+INFLATED_PIECE_BYTES: Final = 64 * KIB
+"""What is read of a compressed body at once."""
+ZSTD_STREAM_WINDOW_BYTES_MAX: Final = 8 * MIB
+"""The memory of a compressed body's reader: what zstd needs up to level 19, and without `--long`."""
+SESSION_S: Final = 12 * 3600.0
+"""How long a login to the dashboard lasts at most."""
+FORM_BYTES_MAX: Final = 16 * KIB
+"""A form of the dashboard."""
 METRICS_DATASETS: Final = 10_000
 """Datasets with metrics of their own, unless the server is set otherwise."""
 METRICS_DATASETS_MAX: Final = 100_000

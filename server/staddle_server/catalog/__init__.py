@@ -17,6 +17,7 @@ from staddle_server.catalog.engine import (
 )
 from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
 from staddle_server.catalog.generations import Generation
+from staddle_server.catalog.overview import BackupPoint, DatasetLine, DatasetState, DayRuns, StoredFigures
 from staddle_server.catalog.pack_values import (
     CondemnedPack,
     GoneBackup,
@@ -56,6 +57,7 @@ from staddle_server.catalog.values import (
     Dataset,
     DatasetFacts,
     DeletionRefusal,
+    DrillState,
     DurableUpdate,
     ExpiredUpload,
     Facts,
@@ -84,6 +86,7 @@ __all__ = [
     "Backup",
     "BackupFacts",
     "BackupFilter",
+    "BackupPoint",
     "BackupRun",
     "BeginUpload",
     "Begun",
@@ -94,9 +97,13 @@ __all__ = [
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DatasetLine",
+    "DatasetState",
     "DatasetTotals",
+    "DayRuns",
     "DeletionRefusal",
     "Delivery",
+    "DrillState",
     "DurableUpdate",
     "Event",
     "EventChanges",
@@ -137,6 +144,7 @@ __all__ = [
     "ServerState",
     "Servers",
     "StandingRoots",
+    "StoredFigures",
     "TargetState",
     "TenantRow",
     "Terms",

@@ -8,7 +8,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, insert_or_ignore, later
 from staddle_server.catalog.rows import Page, backup_of, dataset_row, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.values import Backup, Dataset
+from staddle_server.catalog.values import Backup, Dataset, DrillState
 
 _d = schema.datasets.c
 _b = schema.backups.c
@@ -85,4 +85,7 @@ def _newest(ids: list[bytes | None]) -> Select[Any]:
 
 
 def _dataset(row: Row[Any], newest: Backup | None) -> Dataset:
-    return Dataset(row.name, row.created_ns, row.host, row.root, row.backup_count, newest)
+    drill = (
+        DrillState(row.drill_ns, row.drill_fault, row.proven_ns, row.proven_number) if row.drill_ns else None
+    )
+    return Dataset(row.name, row.created_ns, row.host, row.root, row.backup_count, newest, drill)

@@ -16,12 +16,14 @@ from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.deliveries import Deliveries
+from staddle_server.catalog.drills import Drills
 from staddle_server.catalog.events import Events
 from staddle_server.catalog.expectations import Expectations
 from staddle_server.catalog.figures import Figures
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
+from staddle_server.catalog.overview import Overview
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.replicas import Replicas
@@ -72,7 +74,9 @@ class Catalog:
         self.events = Events(database)
         self.deliveries = Deliveries(database)
         self.space_samples = SpaceSamples(database)
+        self.drills = Drills(database, self.tenants)
         self.figures = Figures(database)
+        self.overview = Overview(database, self.tenants)
 
     @property
     def observer(self) -> Observer:

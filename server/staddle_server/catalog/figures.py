@@ -18,13 +18,16 @@ class DatasetFigures(NamedTuple):
     """How a dataset is.
 
     `success_ns`: when its newest success was committed, 0 for none ever. `late_ns`: from when it is late by its
-    expectation, not before the end of a mute; None without an expectation.
+    expectation, not before the end of a mute; None without an expectation. `proven_ns`: when a drill last found its
+    newest backup whole, 0 for never; `drill_failed`: the last one found a fault.
     """
 
     tenant: str
     dataset: str
     success_ns: int
     late_ns: int | None
+    proven_ns: int
+    drill_failed: bool
 
 
 class RunFigures(NamedTuple):
@@ -65,7 +68,15 @@ class Figures:
 
     def datasets(self, limit: int) -> list[DatasetFigures]:
         """Return at most `limit` datasets, the newest ones last."""
-        columns = (_d.success_ns, _d.expect_every_s, _d.expect_grace_s, _d.expect_ns, _d.expect_mute_ns)
+        columns = (
+            _d.success_ns,
+            _d.expect_every_s,
+            _d.expect_grace_s,
+            _d.expect_ns,
+            _d.expect_mute_ns,
+            _d.proven_ns,
+            _d.drill_fault,
+        )
         query = (
             select(_t.name.label("tenant_name"), _d.name.label("dataset_name"), *columns)
             .join_from(schema.datasets, schema.tenants, _d.tenant == _t.row)
@@ -151,4 +162,6 @@ def _dataset(row: Any) -> DatasetFigures:
     late_ns = None
     if expectation is not None:
         late_ns = max(expectation.late_ns(row.success_ns), expectation.mute_until_ns)
-    return DatasetFigures(row.tenant_name, row.dataset_name, row.success_ns, late_ns)
+    return DatasetFigures(
+        row.tenant_name, row.dataset_name, row.success_ns, late_ns, row.proven_ns, row.drill_fault != ""
+    )

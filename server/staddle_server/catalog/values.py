@@ -326,9 +326,26 @@ class StandingRoots(NamedTuple):
     claimed: set[bytes]
 
 
+class DrillState(NamedTuple):
+    """What drills of a dataset have found.
+
+    Attributes:
+        end_ns: When the last one ended.
+        fault: What it found wrong; "" for nothing.
+        proven_ns: When one last found nothing wrong; 0 for never.
+        proven_number: The number of that backup.
+
+    """
+
+    end_ns: int
+    fault: str
+    proven_ns: int
+    proven_number: int
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset. `backup_count` and `newest_backup` exclude deleted backups."""
+    """A dataset. `backup_count` and `newest_backup` exclude deleted backups; `drill` None: none ended yet."""
 
     name: str
     created_ns: int
@@ -336,6 +353,7 @@ class Dataset:
     root: str
     backup_count: int
     newest_backup: Backup | None
+    drill: DrillState | None = None
 
 
 class PendingRecord(NamedTuple):

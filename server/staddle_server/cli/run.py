@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "token": "staddle_server.cli.tokens:token",
     "parity": "staddle_server.cli.parity:parity",
     "gc": "staddle_server.cli.gc:gc",
+    "drill": "staddle_server.cli.drill:drill",
     "check": "staddle_server.cli.check:check",
     "repair": "staddle_server.cli.check:repair",
     "rebuild": "staddle_server.cli.rebuild:rebuild",

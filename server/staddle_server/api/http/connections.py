@@ -44,10 +44,13 @@ class HttpProtocol(H11Protocol):
         self._is_idle = False
         self._unread_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
+        self._is_lost = False
         self.app_state["cut"] = self.cut
 
     def cut(self) -> None:
         """Break the connection off, so that its client sees an error, and never the end of an answer."""
+        if self._is_lost:
+            return
         connection = self.transport.get_extra_info("socket")
         if connection is not None:
             with contextlib.suppress(OSError):  # it is closed
@@ -59,6 +62,7 @@ class HttpProtocol(H11Protocol):
         self._await_head(HTTP_HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
         self._stop_waiting()
         self.resume_writing()
         try:

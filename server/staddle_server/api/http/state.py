@@ -144,13 +144,26 @@ class StateCollector(Collector):
             "From when a dataset is late by its expectation, or no longer muted.",
             labels=["tenant", "dataset"],
         )
+        proven = GaugeMetricFamily(
+            "staddle_dataset_proven_timestamp_seconds",
+            "When a drill last found the newest backup of a dataset whole; 0: never yet.",
+            labels=["tenant", "dataset"],
+        )
+        failed = GaugeMetricFamily(
+            "staddle_dataset_drill_failed",
+            "Datasets whose last drill found that the newest backup cannot be restored whole.",
+            labels=["tenant", "dataset"],
+        )
         most = self._sources.datasets_max
         listed = figures.datasets(most) if most else []
         for each in listed:
             last.add_metric([each.tenant, each.dataset], each.success_ns / NS)
             if each.late_ns is not None:
                 late.add_metric([each.tenant, each.dataset], each.late_ns / NS)
-        yield from (last, late)
+            proven.add_metric([each.tenant, each.dataset], each.proven_ns / NS)
+            if each.drill_failed:
+                failed.add_metric([each.tenant, each.dataset], 1)
+        yield from (last, late, proven, failed)
         yield _gauge(
             "datasets_left_out",
             "Datasets without a metric of their own (--metrics-datasets).",

@@ -36,6 +36,7 @@ LATE: Final = AlarmKind("late", "A backup is late", "A late dataset has a new ba
 FAILED: Final = AlarmKind("failed", "A backup failed", "A dataset whose backup failed has a new one")
 PROBLEMS: Final = AlarmKind("problems", "A backup is incomplete", "A dataset has a complete backup again")
 DAMAGE: Final = AlarmKind("damage", "Stored data is damaged", "No damage is left")
+DRILL: Final = AlarmKind("drill", "A drill failed", "A drill that failed has succeeded")
 RESTORE_ONLY: Final = AlarmKind("restore-only", "A server refuses backups", "A server takes backups again")
 STORE: Final = AlarmKind("store", "The store cannot be used", "The store can be used again")
 DISK: Final = AlarmKind("disk", "A disk will soon be full", "A disk has room again")
@@ -52,6 +53,7 @@ KINDS: Final = {
         FAILED,
         PROBLEMS,
         DAMAGE,
+        DRILL,
         RESTORE_ONLY,
         STORE,
         DISK,

@@ -34,22 +34,22 @@ class Calls:
         *,
         without: tuple[str, ...] = (),
         required: tuple[str, ...] = (),
+        example: Mapping[str, Any] | None = None,
         errors: tuple[str, ...] = (),
         more: str = "",
         id_: str = "",
     ) -> Operation:
         """Return the operation that calls the method `name`, in OpenAPI under the name `id_`.
 
-        Its parameters are fields of the request. With PUT, PATCH and POST the body has the others;
-        except those in `without`; `required` names those that it must have. A POST whose parameters are all
-        fields has no body.
+        Its parameters are fields of the request. With an `example`, a body has the others, except those in
+        `without`; `required` names those that it must have.
         """
         method, answer = self._table[name], _type_of(name, "output_type")
         request = _type_of(name, "input_type")
         elsewhere = (*(each.field or each.name for each in parameters), *without)
-        fields = {field.json_name for field in request.DESCRIPTOR.fields}
-        takes = verb in {"PUT", "PATCH", "POST"} and bool(fields - set(elsewhere))
-        body = Body((JSON,), request, elsewhere, required) if takes else None
+        body = None
+        if example is not None:
+            body = Body((JSON,), request, elsewhere, required, example)
         return Operation(
             verb,
             path,

@@ -119,8 +119,12 @@ def _path(given: bytes) -> bytes:
 
 
 def _tag(given: bytes) -> tuple[str, str | None]:
-    key, equals, value = _utf8(given).partition("=")
-    return key, value if equals else None
+    key, equals, value = given.partition(b"=")
+    if not 1 <= len(key) <= TAG_KEY_BYTES_MAX or len(value) > TAG_VALUE_BYTES_MAX:
+        raise ValueError(
+            f"expected KEY or KEY=VALUE, with 1 to {TAG_KEY_BYTES_MAX} and at most {TAG_VALUE_BYTES_MAX} bytes"
+        )
+    return _utf8(key), _utf8(value) if equals else None
 
 
 DATASET: Final = text(DATASET_BYTES_MAX, empty=False)
@@ -139,7 +143,13 @@ PATH_BYTES: Final = ParameterKind({"type": "string"}, _path)
 """A path inside a backup; its value is bytes."""
 FLAG: Final = ParameterKind({"type": "boolean"}, _flag)
 TIME: Final = ParameterKind({"type": "string", "format": "date-time"}, _time)
-TAG: Final = ParameterKind({"type": "string", "maxLength": TAG_KEY_BYTES_MAX + 1 + TAG_VALUE_BYTES_MAX}, _tag)
+TAG: Final = ParameterKind(
+    {
+        "type": "string",
+        "pattern": rf"^[^=]{{1,{TAG_KEY_BYTES_MAX}}}(=[\s\S]{{0,{TAG_VALUE_BYTES_MAX}}})?$",
+    },
+    _tag,
+)
 """KEY or KEY=VALUE; its value is both, None for a value that does not matter."""
 HOST: Final = text(HOST_BYTES_MAX)
-PAGE_TOKEN: Final = text(PAGE_TOKEN_BYTES_MAX)
+PAGE_TOKEN: Final = ParameterKind({"type": "string"}, text(PAGE_TOKEN_BYTES_MAX).read)

@@ -48,6 +48,7 @@ class Body(NamedTuple):
         message: The message that is JSON in it; None: bytes, which the handler reads as they arrive.
         without: The message's fields that come from elsewhere, in JSON.
         required: The message's fields that must be given, in JSON.
+        example: The message in JSON, as somebody might send it.
 
     """
 
@@ -55,6 +56,7 @@ class Body(NamedTuple):
     message: type[Message] | None = None
     without: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    example: Mapping[str, Any] = {}
 
 
 class Answer(NamedTuple):
@@ -64,7 +66,7 @@ class Answer(NamedTuple):
         status: The status.
         about: What the answer is, in words.
         message: The message that is JSON in it; None: no JSON.
-        media_type: The type of other answers; "": no content.
+        media_type: The type of other answers; JSON: an error; "": no content.
         headers: Headers of its own, by name, with what they say.
 
     """
@@ -84,7 +86,9 @@ class RestRequest(NamedTuple):
         given: The parameters that were given, by name.
         request: The request, for its headers.
         body: The body of a JSON operation; empty for others.
-        exchange: Yields the body of an operation that takes bytes, by `pieces`.
+        exchange: The request as the connection of its call.
+        pieces: Yields the body of an operation that takes bytes, as it arrives; none for others. Whoever keeps
+            it waiting keeps the sender waiting.
 
     """
 
@@ -93,6 +97,7 @@ class RestRequest(NamedTuple):
     request: Request
     body: bytes
     exchange: Exchange
+    pieces: Iterator[bytes] = iter(())
 
     @property
     def is_head(self) -> bool:
@@ -140,6 +145,7 @@ class Operation(NamedTuple):
         more: What else callers should know, in sentences.
         is_stream: Whether it takes a slot of a stream, because it takes or answers more than a message.
         id: Its name in OpenAPI, where no other operation has the same; "": its name.
+        tag: The heading that it stands under, for people.
 
     """
 
@@ -156,6 +162,7 @@ class Operation(NamedTuple):
     more: str = ""
     is_stream: bool = False
     id: str = ""
+    tag: str = ""
 
     def of(self, where: str) -> Iterable[RestParameter]:
         """Return the parameters of the path or of the query."""

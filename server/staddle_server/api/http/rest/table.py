@@ -7,10 +7,13 @@ from typing import Final, NamedTuple
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
+from staddle_server.api.archive_calls import ArchiveCalls
+from staddle_server.api.http.connect import JSON
 from staddle_server.api.http.rest import kinds
+from staddle_server.api.http.rest.archives import archive_operations
 from staddle_server.api.http.rest.calls import Calls
 from staddle_server.api.http.rest.datasets import DatasetAddresses
-from staddle_server.api.http.rest.files import OTHER_TYPE, FileDownloads
+from staddle_server.api.http.rest.files import FileDownloads
 from staddle_server.api.http.rest.operations import PATH, Answer, Operation, RestParameter
 from staddle_server.base.limits import PAGE_SIZE_MAX, SHORT_PAGE_SIZE_MAX
 from staddle_server.base.types import TokenRole
@@ -18,6 +21,7 @@ from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
 from staddle_server.tenancy.tenant import Tenants
 
+ANY_TYPE: Final = "*/*"
 ONE: Final = "/v1/datasets/{dataset}"
 BACKUPS: Final = f"{ONE}/backups"
 BACKUP: Final = f"{BACKUPS}/{{backup}}"
@@ -43,11 +47,12 @@ class RestParts(NamedTuple):
     catalog: Catalog
     tenants: Tenants
     reads: Reads
+    archives: ArchiveCalls
 
 
 def _pages(most: int) -> tuple[RestParameter, ...]:
     return (
-        RestParameter("pageSize", kinds.number(most), "How many at most; 0 or nothing: a useful number."),
+        RestParameter("pageSize", kinds.number(most), "How many at most; a page may be shorter."),
         RestParameter("pageToken", kinds.PAGE_TOKEN, "The `nextPageToken` of the page before."),
     )
 
@@ -61,10 +66,19 @@ CHANGES: Final = ("not_found", "failed_precondition")
 
 def operations(calls: Calls, parts: RestParts) -> list[Operation]:
     """Return the table."""
-    return [*_looking(calls, parts), *_files(parts), *_keeping(calls), *_watching(calls)]
+    sections = {
+        "Datasets and backups": [*_datasets(calls, parts), *_backups(calls)],
+        "Files": _files(parts),
+        "Archives": archive_operations(parts.archives, BACKUPS, BACKUP, DATASET, READ),
+        "Deletion and holds": [*_deletion(calls), *_holds(calls)],
+        "Retention": _retention(calls),
+        "Runs and expectations": [*_runs(calls), *_expectations(calls)],
+        "The server": _server(calls),
+    }
+    return [each._replace(tag=tag) for tag, rows in sections.items() for each in rows]
 
 
-def _looking(calls: Calls, parts: RestParts) -> list[Operation]:
+def _datasets(calls: Calls, parts: RestParts) -> list[Operation]:
     datasets = DatasetAddresses(parts.catalog, parts.tenants)
     dataset = Operation(
         "GET",
@@ -97,10 +111,12 @@ def _looking(calls: Calls, parts: RestParts) -> list[Operation]:
         ),
         errors=NOT_FOUND,
     )
+    every = calls.operation("GET", "/v1/datasets", "ListDatasets", "The datasets, by name.", PAGES)
+    return [every, dataset, backups]
+
+
+def _backups(calls: Calls) -> list[Operation]:
     return [
-        calls.operation("GET", "/v1/datasets", "ListDatasets", "The datasets, by name.", PAGES),
-        dataset,
-        backups,
         calls.operation("GET", BACKUP, "GetBackup", "One backup.", (DATASET, READ), errors=NOT_FOUND),
         calls.operation(
             "GET",
@@ -148,9 +164,11 @@ def _files(parts: RestParts) -> list[Operation]:
         "The bytes of one file, or a range of them.",
         FileDownloads(parts.reads).get,
         (
-            Answer(200, "The file.", media_type=OTHER_TYPE, headers=described),
-            Answer(206, "The range.", media_type=OTHER_TYPE, headers=described),
+            Answer(200, "The file.", media_type=ANY_TYPE, headers=described),
+            Answer(206, "The range.", media_type=ANY_TYPE, headers=described),
             Answer(304, "The file has the content of If-None-Match."),
+            Answer(412, "The file does not have the content of If-Match.", media_type=JSON),
+            Answer(416, "The range is behind the end of the file.", media_type=JSON),
         ),
         (
             DATASET,
@@ -170,16 +188,14 @@ def _files(parts: RestParts) -> list[Operation]:
     return [file]
 
 
-def _keeping(calls: Calls) -> list[Operation]:
-    one = (DATASET, CHANGED)
-    all_ = (DATASET,)
+def _deletion(calls: Calls) -> list[Operation]:
     return [
         calls.operation(
             "DELETE",
             BACKUP,
             "DeleteBackup",
             "Hides a backup. Until its `purgeTime` it can be undeleted.",
-            one,
+            (DATASET, CHANGED),
             errors=CHANGES,
         ),
         calls.operation(
@@ -187,28 +203,30 @@ def _keeping(calls: Calls) -> list[Operation]:
             f"{BACKUP}/undelete",
             "UndeleteBackup",
             "Shows a deleted backup again.",
-            one,
+            (DATASET, CHANGED),
             errors=CHANGES,
         ),
+    ]
+
+
+def _holds(calls: Calls) -> list[Operation]:
+    return [
         calls.operation(
             "PUT",
             f"{BACKUP}/hold",
             "SetHold",
             "Places a legal hold on a backup: nobody can delete it until the hold is released.",
-            one,
+            (DATASET, CHANGED),
             required=("reason",),
+            example={"reason": "case 2026-117"},
             errors=NOT_FOUND,
         ),
         calls.operation(
-            "DELETE", f"{BACKUP}/hold", "ReleaseHold", "Releases the hold of a backup.", one, errors=NOT_FOUND
-        ),
-        calls.operation(
-            "PUT",
-            f"{BACKUP}/retention",
-            "RetainBackup",
-            "Prevents the deletion of a backup before a time. An earlier time changes nothing.",
-            one,
-            required=("untilTime",),
+            "DELETE",
+            f"{BACKUP}/hold",
+            "ReleaseHold",
+            "Releases the hold of a backup.",
+            (DATASET, CHANGED),
             errors=NOT_FOUND,
         ),
         calls.operation(
@@ -216,9 +234,10 @@ def _keeping(calls: Calls) -> list[Operation]:
             f"{ONE}/hold",
             "SetHold",
             "Places a legal hold on a dataset with all its backups.",
-            all_,
+            (DATASET,),
             without=("backup",),
             required=("reason",),
+            example={"reason": "case 2026-117"},
             errors=NOT_FOUND,
             id_="HoldDataset",
         ),
@@ -227,16 +246,31 @@ def _keeping(calls: Calls) -> list[Operation]:
             f"{ONE}/hold",
             "ReleaseHold",
             "Releases the hold of a dataset.",
-            all_,
+            (DATASET,),
             errors=NOT_FOUND,
             id_="ReleaseDataset",
+        ),
+    ]
+
+
+def _retention(calls: Calls) -> list[Operation]:
+    return [
+        calls.operation(
+            "PUT",
+            f"{BACKUP}/retention",
+            "RetainBackup",
+            "Prevents the deletion of a backup before a time. An earlier time changes nothing.",
+            (DATASET, CHANGED),
+            required=("untilTime",),
+            example={"untilTime": "2036-01-01T00:00:00Z"},
+            errors=NOT_FOUND,
         ),
         calls.operation(
             "GET",
             f"{ONE}/retention",
             "GetRetention",
             "The policy, minimum retention and hold of a dataset.",
-            all_,
+            (DATASET,),
             errors=NOT_FOUND,
         ),
         calls.operation(
@@ -244,7 +278,8 @@ def _keeping(calls: Calls) -> list[Operation]:
             f"{ONE}/retention",
             "SetRetention",
             "Sets the policy of a dataset, its minimum retention, or both; what is not given stays.",
-            all_,
+            (DATASET,),
+            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
             errors=NOT_FOUND,
         ),
         calls.operation(
@@ -266,14 +301,15 @@ def _keeping(calls: Calls) -> list[Operation]:
             f"{ONE}/retention/apply",
             "ApplyRetention",
             "Deletes exactly what a plan listed, all or nothing.",
-            all_,
+            (DATASET,),
             required=("planToken",),
+            example={"planToken": "from the plan"},
             errors=(*CHANGES, "aborted"),
         ),
     ]
 
 
-def _watching(calls: Calls) -> list[Operation]:
+def _runs(calls: Calls) -> list[Operation]:
     runs = (
         RestParameter("from", kinds.TIME, "Begun at this time or later.", "sinceTime"),
         RestParameter("to", kinds.TIME, "Begun before this time.", "untilTime"),
@@ -304,8 +340,14 @@ def _watching(calls: Calls) -> list[Operation]:
             "Reports that an attempt to back up failed, and why.",
             (DATASET,),
             required=("reason",),
-            errors=("not_found", "failed_precondition"),
+            example={"reason": "pg_dump: exit status 1", "host": "db1"},
+            errors=("not_found", "failed_precondition", "already_exists"),
         ),
+    ]
+
+
+def _expectations(calls: Calls) -> list[Operation]:
+    return [
         calls.operation(
             "GET", "/v1/status", "GetStatus", "The datasets that need somebody, the worst first.", PAGES
         ),
@@ -319,6 +361,7 @@ def _watching(calls: Calls) -> list[Operation]:
             "Sets how often a dataset must have a new backup.",
             (DATASET,),
             required=("every",),
+            example={"every": "86400s", "grace": "7200s"},
         ),
         calls.operation(
             "DELETE",
@@ -328,6 +371,11 @@ def _watching(calls: Calls) -> list[Operation]:
             (DATASET,),
             errors=NOT_FOUND,
         ),
+    ]
+
+
+def _server(calls: Calls) -> list[Operation]:
+    return [
         calls.operation(
             "GET",
             "/v1/uploads",

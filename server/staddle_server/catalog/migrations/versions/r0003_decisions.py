@@ -58,6 +58,13 @@ def _add_runs() -> None:
         op.add_column(
             "datasets", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
         )
+    for name in ("drill_ns", "proven_ns", "proven_number"):
+        op.add_column(
+            "datasets", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
+        )
+    op.add_column(
+        "datasets", sa.Column("drill_fault", sa.Text(), nullable=False, server_default=sa.text("''"))
+    )
     op.create_table(
         "runs",
         sa.Column("id", ID, nullable=False),
