@@ -38,6 +38,7 @@
 #                        ARGS="--count 64 --way thin"
 #   make bench-servers   the same uploads against one server, and between two
 #   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
+#   make bench-entries   processor time for each tiny file; ARGS="--files 100000"
 #   make bench-index     bytes and speed of the chunk index; ARGS="--rows 1e7"
 #   make bench-pages     how long pages of the dashboard take; ARGS="--backups 10000"
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
@@ -263,6 +264,10 @@ bench-pages: $(STAMP)
 .PHONY: bench-wire
 bench-wire: $(STAMP)
 	@$(BIN)/python -m benchmarks.streams $(ARGS)
+
+.PHONY: bench-entries
+bench-entries: $(STAMP)
+	@$(BIN)/python -m benchmarks.entries $(ARGS)
 
 .PHONY: bench-profile
 bench-profile: $(STAMP)

@@ -170,6 +170,10 @@ OF_THE_CLIENT: Final = {
         frozenset({"api"}),
         "fields that are written by hand are messages as much as those of the generated code",
     ),
+    "staddle._protocol.columns": (
+        frozenset({"api"}),
+        "columns are messages, built alike on both sides",
+    ),
     "staddle._base.figures": (
         frozenset(SERVER.below),
         "counts, sizes and durations are written and read alike on both sides",

@@ -2,14 +2,15 @@
 
 import io
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final, cast
 
 from staddle._errors import BackupNotFoundError
+from staddle._protocol.columns import entry_of_row, rows_in
 from staddle._protocol.convert import (
     backup_of,
     change_of,
     dataset_of,
-    entry_of,
     open_upload_of,
     server_info_of,
     split_path,
@@ -81,9 +82,11 @@ class BrowseMethods:
             backup=selector_of(backup, at),
             recursive=recursive,
             page_size=ENTRY_PAGE,
+            columns=True,
             **cast("Any", split_path(path)),
         )
-        return self._calls.pages("ListEntries", request, "entries", entry_of)
+        rows = chain.from_iterable(self._calls.pages("ListEntries", request, "columns", rows_in))
+        return map(entry_of_row, rows)
 
     def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
         """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""

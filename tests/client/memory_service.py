@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import grpc
 from blake3 import blake3
+from column_entries import one_column
 from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -368,8 +369,8 @@ class MemoryService(StaddleServiceServicer):
         if not request.recursive:
             below = [p for p in below if b"/" not in p[len(top) :].strip(b"/")]
         items = [backup.entries[path].entry for path in sorted(below, key=sort_key)]
-        response = sv.ListEntriesResponse(backup_id=backup.message.id)
-        return self._page(request, response, "entries", items)
+        field, found = ("columns", list(map(one_column, items))) if request.columns else ("entries", items)
+        return self._page(request, sv.ListEntriesResponse(backup_id=backup.message.id), field, found)
 
     def ListChanges(self, request, context):
         self._enter("ListChanges", context)

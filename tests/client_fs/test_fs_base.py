@@ -14,6 +14,7 @@ from staddle._backup.chunk_list import ChunkList
 from staddle._backup.comparison import BaseDamagedError, BaseEntry, Comparison, base_entries, is_below
 from staddle._errors import ProtocolError
 from staddle._fs.found import Found
+from staddle._protocol.columns import READ_AGAIN, EntryRow
 from staddle._protocol.restore_reader import VIEW_BASIC, Event, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -46,9 +47,12 @@ def found(path: bytes, directory: int, version: int) -> Found:
 
 def base_entry(path: bytes, directory: int, version: int) -> BaseEntry:
     kind = pb.ENTRY_TYPE_DIRECTORY if directory else pb.ENTRY_TYPE_FILE
-    entry = pb.Entry(type=kind, mtime_ns=version, ctime_ns=version, inode=7)
-    entry.content.size_bytes = version
-    return BaseEntry(path, entry, whole=True)
+    row = EntryRow(path, kind, 0, 0o644, 0, 0, version, version, 7, "", "", size_bytes=version)
+    return BaseEntry(path, row, whole=True)
+
+
+def changed_row(base: BaseEntry, **values: int) -> BaseEntry:
+    return base._replace(row=base.row._replace(**values))
 
 
 def differences(base, scan, **options) -> list[Changed | Removed]:
@@ -110,7 +114,7 @@ def test_a_resumed_comparison_yields_only_paths_after_the_last_one(base, scan, d
 def test_an_entry_marked_for_rereading_does_not_count_as_unchanged() -> None:
     tree = {b"": (1, 0), b"f": (0, 1)}
     base = [base_entry(path, *tree[path]) for path in tree]
-    base[1].entry.read_again = True
+    base[1] = changed_row(base[1], flags=READ_AGAIN)
     changes = list(Comparison([found(path, *tree[path]) for path in tree], iter(base)))
     assert [change.found.path for change in changes] == [b"f"]
 
@@ -125,13 +129,14 @@ def test_a_damaged_entry_of_the_base_is_read_again_completely() -> None:
 @pytest.mark.parametrize("field", ["mtime", "ctime", "inode", "size", "type"])
 def test_any_difference_in_stat_is_a_change(field: str) -> None:
     base = base_entry(b"f", 0, 1)
-    if field == "size":
-        base.entry.content.size_bytes = 2
-    elif field == "type":
-        base.entry.type = pb.ENTRY_TYPE_FIFO
-    else:
-        name = {"mtime": "mtime_ns", "ctime": "ctime_ns", "inode": "inode"}[field]
-        setattr(base.entry, name, 99)
+    values = {
+        "mtime": "mtime_ns",
+        "ctime": "ctime_ns",
+        "inode": "inode",
+        "size": "size_bytes",
+        "type": "type",
+    }
+    base = changed_row(base, **{values[field]: pb.ENTRY_TYPE_FIFO if field == "type" else 99})
     assert len(list(Comparison([found(b"f", 0, 1)], iter([base])))) == 1
 
 

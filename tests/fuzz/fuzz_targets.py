@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fuzz_answers
 import fuzz_client
+import fuzz_columns
 import fuzz_manifest
 import fuzz_packs
 import fuzz_service
@@ -18,6 +19,7 @@ BY_NAME = {
         *fuzz_packs.TARGETS,
         *fuzz_manifest.TARGETS,
         *fuzz_values.TARGETS,
+        *fuzz_columns.TARGETS,
         *fuzz_client.TARGETS,
         *fuzz_answers.TARGETS,
         *fuzz_service.TARGETS,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import zstandard
+from column_entries import BAD_COLUMNS, listed_columns
 from extent import extent
 from google.protobuf.message import Message
 from hostile_acts import ACTS, Place, put, put_much, restore, source, thin, verify
@@ -289,8 +290,13 @@ HOSTILE: dict[str, dict[str, Answer]] = {
         f"a backup: {name}": lambda _, found=found: sv.ListBackupsResponse(backups=[found]) for name, found in BAD_BACKUPS.items()
     },
     "GetBackup": of_backup(sv.GetBackupResponse) | another(sv.GetBackupResponse),
-    "ListEntries": paged(sv.ListEntriesResponse, "entries", lambda number: pb.Entry(path=f"{number:09}")) | {
-        name: lambda _, found=found: sv.ListEntriesResponse(entries=[found]) for name, found in BAD_ENTRIES.items()
+    "ListEntries": paged(sv.ListEntriesResponse, "columns", lambda number: listed_columns(paths=b"%09d\0%09d-" % (number, number))) | {
+        "entries in place of columns": lambda _: sv.ListEntriesResponse(entries=[pb.Entry(path="f")]),
+        "more columns than were asked for": lambda _: sv.ListEntriesResponse(columns=[
+            pb.EntryColumns(types=b"\2" * 20_000, paths=b"\0".join(b"%09d" % number for number in range(20_000)))
+        ]),
+        "the same columns twice": lambda _: sv.ListEntriesResponse(columns=[listed_columns()] * 2),
+        **{name: lambda _, found=found: sv.ListEntriesResponse(columns=[found]) for name, found in BAD_COLUMNS.items()},
     },
     "ListChanges": paged(sv.ListChangesResponse, "changes", lambda number: sv.Change(type=1, after=pb.Entry(path=f"{number:09}"))) | {
         "an unknown type": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=99, after=pb.Entry(path="f"))]),  # type: ignore[arg-type]

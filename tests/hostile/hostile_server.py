@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from blake3 import blake3
+from column_entries import one_column
 from google.protobuf.message import Message
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -85,7 +86,7 @@ HONEST: dict[str, Answer] = {
     "ListDatasets": lambda _: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d")]),
     "ListBackups": lambda _: sv.ListBackupsResponse(),
     "GetBackup": lambda _: sv.GetBackupResponse(backup=backup()),
-    "ListEntries": lambda _: sv.ListEntriesResponse(entries=[pb.Entry(path="f")]),
+    "ListEntries": lambda asked: sv.ListEntriesResponse(columns=[one_column(pb.Entry(path="f"))]) if asked.columns else sv.ListEntriesResponse(entries=[pb.Entry(path="f")]),
     "ListChanges": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1, after=pb.Entry(path="f"))]),
     "DeleteBackup": lambda _: sv.DeleteBackupResponse(backup=backup()),
     "UndeleteBackup": lambda _: sv.UndeleteBackupResponse(backup=backup()),

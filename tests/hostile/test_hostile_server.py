@@ -13,6 +13,7 @@ import zstandard
 from blake3 import blake3
 from hostile_watch import SERVICE, Watch, bearer, channel
 from servers import ServerProcess
+from staddle._protocol.encoding import varint
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.grpc.server import connections_max
@@ -68,6 +69,20 @@ def in_one_entry(name: str, piece: bytes) -> bytes:
     return sv.BackupRequest(parts=[begin("dense"), Part(entry=entry)]).SerializeToString()
 
 
+def in_columns(name: str, piece: bytes) -> bytes:
+    """The columns of one entry, in which a field has values as long as the message has room for them."""
+    columns = pb.EntryColumns(types=b"\2")
+    many = piece if len(piece) > 1 else filled(piece)
+    key = pb.EntryColumns.DESCRIPTOR.fields_by_name[name].number << 3 | 2
+    columns.MergeFromString(varint(key) + varint(len(many)) + many)
+    return sv.PutEntriesRequest(changes=[sv.EntryChange(columns=columns)]).SerializeToString()
+
+
+def rare_of_attributes() -> bytes:
+    key = pb.Entry.DESCRIPTOR.fields_by_name["xattrs"].number << 3 | 2
+    return filled(varint(key) + EMPTY)
+
+
 DENSE = {
     "parts": ("Backup", lambda: filled(b"\x0a" + EMPTY)),
     "entries": ("Backup", lambda: filled(b"\x0a\x02\x1a" + EMPTY)),
@@ -76,6 +91,9 @@ DENSE = {
     "holes": ("Backup", lambda: in_one_entry("holes", EMPTY)),
     "chunks": ("PutChunks", lambda: filled(field(sv.PutChunksRequest, "chunks") + EMPTY)),
     "changes": ("PutEntries", lambda: filled(field(sv.PutEntriesRequest, "changes") + b"\x02\x0a" + EMPTY)),
+    "columns": ("PutEntries", lambda: filled(field(sv.PutEntriesRequest, "changes") + b"\x02\x22" + EMPTY)),
+    "numbers in columns": ("PutEntries", lambda: in_columns("inodes", b"\x01")),
+    "attributes in columns": ("PutEntries", lambda: in_columns("rare", rare_of_attributes())),
     "digests": ("FindMissingChunks", lambda: filled(field(sv.FindMissingChunksRequest, "digests") + EMPTY)),
     "paths": ("Restore", lambda: filled(field(sv.RestoreRequest, "paths") + EMPTY)),
     "tags": ("BeginUpload", lambda: filled(sv.BeginUploadRequest(tags={"": ""}).SerializeToString())),

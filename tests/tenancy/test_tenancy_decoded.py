@@ -122,7 +122,7 @@ def test_the_window_of_a_restore_is_shorter_when_the_share_is_used_up(running):
     def most() -> int:
         """The bytes counted beside the share while a restore lists everything."""
         before = tenant.decoded.used(tenant.id)
-        found = Restore(tenant, running.catalog, kept.root, opener, data=False, check=asked)
+        found = Restore(tenant, running.catalog, kept.root, opener, data=False, refs=True, check=asked)
         most = max(tenant.decoded.used(tenant.id) - before for _ in found.events((), exact=False))
         assert found.totals.entries == 5000
         return most

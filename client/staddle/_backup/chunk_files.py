@@ -20,7 +20,8 @@ from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
 from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, read_small
 from staddle._fs.found import Found, WallClock
-from staddle._fs.metadata import OwnerNames, entry_of, set_path
+from staddle._fs.metadata import OwnerNames, entry_of, set_path, small_file_row
+from staddle._protocol.columns import CHUNKS_MAX, EntryRow, row_of
 from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
@@ -48,15 +49,20 @@ class EncodedChange(NamedTuple):
     size_bytes: int
 
 
-Step = Cut | EncodedChange
+Step = Cut | EncodedChange | EntryRow
 """What to send, in order. Of the chunks only those that the server does not have."""
 
 
-def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> EncodedChange:
+def entry_step(entry: pb.Entry, chunks: ChunkList) -> EncodedChange | EntryRow:
     """An entry with its chunks."""
-    if chunks is not None and len(chunks) > PART_CHUNKS:
+    if len(chunks) <= CHUNKS_MAX:
+        row = row_of(entry, tuple(chunks))
+        if row is not None:
+            return row
+    size_bytes = entry.content.size_bytes
+    if len(chunks) > PART_CHUNKS:
         return EncodedChange(_parts_of(entry, chunks), True, size_bytes)
-    for length, digest in chunks or ():
+    for length, digest in chunks:
         entry.content.chunks.add(length_bytes=length, digest=digest)
     return EncodedChange((_packed(entry, more=False),), True, size_bytes)
 
@@ -87,6 +93,14 @@ def _parts_of(entry: pb.Entry, chunks: ChunkList) -> Iterator[bytes]:
             offset += length
         remaining -= PART_CHUNKS
         yield _packed(part, more=remaining > 0)
+
+
+def _one_chunk(data: bytes, content_id: bytes) -> Content:
+    """The content of a file that is one chunk, or empty."""
+    chunks = ChunkList()
+    if data:
+        chunks.append(len(data), content_id)
+    return Content(chunks, len(data), content_id)
 
 
 @dataclass(slots=True)
@@ -145,7 +159,7 @@ class Producer:
                 elif isinstance(each, Changed):
                     yield from self._changed(each)
                 else:
-                    self._add(each, None, 0)
+                    self._add(each, ChunkList())
                 if self._batch.is_full():
                     yield self._take_batch()
             yield self._take_batch()
@@ -172,8 +186,8 @@ class Producer:
         except OSError as error:
             self._tally.failed(found.path, error)
 
-    def _add(self, entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> None:
-        self._batch.steps.append(entry_change(entry, chunks, size_bytes))
+    def _add(self, entry: pb.Entry, chunks: ChunkList) -> None:
+        self._batch.steps.append(entry_step(entry, chunks))
 
     def _add_linked(self, found: Found, known: pb.Entry, content: Content) -> None:
         entry = pb.Entry()
@@ -181,18 +195,24 @@ class Producer:
         entry.ClearField("path")
         entry.ClearField("raw_path")
         set_path(entry, found.path)
-        self._add(entry, content.chunks, content.size_bytes)
+        self._add(entry, content.chunks)
 
     def _small(self, changed: Changed, data: bytes) -> None:
         """Takes a small file that was read in one piece."""
         found = changed.found
-        entry = entry_of(found, self._names, self._tally)
-        if entry is not None:
-            content = self._one_chunk(data)
-            racy = is_racy(found.stat, found.seen_ns)
+        racy = is_racy(found.stat, found.seen_ns)
+        content_id = self._take_small(data)
+        row = small_file_row(found, self._names, content_id, read_again=racy)
+        if row is not None:
+            self._batch.steps.append(row)
+        else:
+            entry = entry_of(found, self._names, self._tally)
+            if entry is None:
+                return
+            content = _one_chunk(data, content_id)
             self._set_content(entry, content, read_again=racy)
-            changed.holds(found.stat, read_again=racy)
-            self._add(entry, content.chunks, content.size_bytes)
+            self._add(entry, content.chunks)
+        changed.holds(found.stat, read_again=racy)
 
     def _file(self, changed: Changed) -> Iterator[Batch]:
         with closing(captures(changed, self._clock, self._names, self._tally)) as readings:
@@ -204,7 +224,7 @@ class Producer:
                     self._set_content(entry, content, read_again=reading.read_again)
                     if reading.settled:
                         self._linked.keep(reading.opened, entry, content)
-                    self._add(entry, content.chunks, content.size_bytes)
+                    self._add(entry, content.chunks)
 
     def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
         """The content without its chunks."""
@@ -217,7 +237,8 @@ class Producer:
     def _content(self, path: bytes, opened: FileReader) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
             # Without holes, all pieces are bytes.
-            return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
+            data = b"".join(cast("Iterator[bytes]", opened.pieces()))
+            return _one_chunk(data, self._take_small(data))
         chunker = self._chunker(path, opened.status.st_size)
         hasher, chunks = ContentHasher(), ChunkList()
         size = 0
@@ -255,20 +276,18 @@ class Producer:
             yield cutting.result()
         yield chunker.finish()
 
-    def _one_chunk(self, data: bytes) -> Content:
-        """The content of a file so small that it is one chunk, or none, wherever cuts may fall."""
-        chunks = ChunkList()
+    def _take_small(self, data: bytes) -> bytes:
+        """The content id of a file so small that it is one chunk, or none, wherever cuts may fall; the chunk is a step."""
         if not data:
-            return Content(chunks, 0, EMPTY_CONTENT_ID)
+            return EMPTY_CONTENT_ID
         size, digest = len(data), blake3(data).digest()
-        chunks.append(size, digest)
         self._tally.read_bytes += size
         if self._is_recent(digest):
             self._tally.reused_bytes += size
         else:
             self._remember(digest)
             self._add_cut(Cut(digest, memoryview(data)))
-        return Content(chunks, size, digest)
+        return digest
 
     def _take_cuts(self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList) -> Iterator[Batch]:
         wanted = []

@@ -12,8 +12,9 @@ from staddle._errors import DamageError
 from staddle._fs.file_reader import RACY_NS
 from staddle._fs.found import Found, Marked, Unsent
 from staddle._fs.metadata import type_of
+from staddle._protocol.columns import EntryRow
 from staddle._protocol.convert import is_below, sort_key
-from staddle._protocol.restore_reader import DamageEvent, EntryEvent, Event
+from staddle._protocol.restore_reader import DamageEvent, Event, RowsEvent
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class BaseEntry(NamedTuple):
     """An entry of the base. `whole` is False if it cannot be restored, and so cannot be relied on."""
 
     path: bytes
-    entry: pb.Entry
+    row: EntryRow
     whole: bool
 
 
@@ -48,16 +49,17 @@ class BaseDamagedError(Exception):
 
 
 def base_entries(events: Iterable[Event]) -> Generator[BaseEntry]:
-    """The entries of a Restore stream without data.
+    """The entries of a Restore stream without data, in columns.
 
     Raises BaseDamagedError if a part of the tree is damaged, ProtocolError if the stream is not as it should be.
     """
     last: BaseEntry | None = None
     for event in events:
-        if isinstance(event, EntryEvent):
-            if last is not None:
-                yield last
-            last = BaseEntry(event.path, event.entry, whole=True)
+        if isinstance(event, RowsEvent):
+            for row in event.rows:
+                if last is not None:
+                    yield last
+                last = BaseEntry(row.path, row, True)
         elif isinstance(event, DamageEvent):
             if event.subtree or last is None or event.path != last.path:
                 raise BaseDamagedError(event.path, event.message)
@@ -167,7 +169,7 @@ class Comparison:
         elif base is not None and self.unsent.replaced is not None:
             self._replaced.add(path)
         elif base is not None:
-            self.removed_bytes += base.entry.content.size_bytes
+            self.removed_bytes += base.row.size_bytes
 
     def _count_held(self, found: Found, base: BaseEntry | None, *, held: bool) -> None:
         """Counts a path that need not be sent."""
@@ -209,10 +211,10 @@ class Comparison:
 
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
         while self._next is not None and (order is None or sort_key(self._next.path) < order):
-            path, entry = self._next.path, self._next.entry
-            self.removed_bytes += entry.content.size_bytes
+            path, row = self._next.path, self._next.row
+            self.removed_bytes += row.size_bytes
             if self.behind_is_whole and behind is not None and sort_key(path) <= behind:
-                is_held = entry.type == pb.ENTRY_TYPE_DIRECTORY or path not in self.left_out
+                is_held = row.type == pb.ENTRY_TYPE_DIRECTORY or path not in self.left_out
                 self.kept_count += bool(path) and is_held
             yield from self._remove_next(order, behind)
 
@@ -236,7 +238,7 @@ class Comparison:
             return None
         base = self._next
         self._advance()
-        if base.entry.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
+        if base.row.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
             self._gone = found.path  # an entry that is not a directory removes what was below it
         return base
 
@@ -246,19 +248,12 @@ class Comparison:
 
 def is_unchanged(found: Found, base: BaseEntry) -> bool:
     """Whether stat proves that a path is as in the base: type, size, times and inode, unless the base says to read it again."""
-    entry, status = base.entry, found.stat
-    if (
-        entry.read_again
-        or entry.implied
-        or entry.incomplete
-        or not entry.HasField("ctime_ns")
-        or not entry.HasField("inode")
-    ):
-        return False
+    row, status = base.row, found.stat
     return (
-        entry.type == type_of(status)
-        and (entry.type != pb.ENTRY_TYPE_FILE or entry.content.size_bytes == status.st_size)
-        and entry.mtime_ns == status.st_mtime_ns
-        and entry.ctime_ns == status.st_ctime_ns
-        and entry.inode == status.st_ino
+        not row.flags
+        and row.type == type_of(status)
+        and (row.type != pb.ENTRY_TYPE_FILE or row.size_bytes == status.st_size)
+        and row.mtime_ns == status.st_mtime_ns
+        and row.ctime_ns == status.st_ctime_ns
+        and row.inode == status.st_ino
     )

@@ -62,7 +62,9 @@ class DatasetBackups:
     def entries_of(self, backup_id: str) -> Iterator[Iterator[BaseEntry]]:
         """The entries of a backup, as the server lists them."""
         selector = pb.BackupSelector(backup=backup_id)
-        request = sv.RestoreRequest(dataset=self._dataset, backup=selector, view=sv.ENTRY_VIEW_BASIC)
+        request = sv.RestoreRequest(
+            dataset=self._dataset, backup=selector, view=sv.ENTRY_VIEW_BASIC, columns=True
+        )
         with (
             closing(restored(self._calls, request, retry=self._retry)) as events,
             closing(base_entries(events)) as entries,

@@ -17,6 +17,8 @@ import zstandard
 from staddle._backup.chunk_files import Batch, EncodedChange
 from staddle._backup.entries import BackupTally
 from staddle._base.threads import Threads
+from staddle._protocol.columns import EntryRow, columns_of
+from staddle._protocol.convert import PROFILES_TO_WIRE, sort_key
 from staddle._protocol.encoding import tag, varint
 from staddle.chunking import Cut
 from staddle.v1 import resources_pb2 as pb
@@ -33,7 +35,9 @@ FRAME_BYTES_MAX: Final = 2 * 1024 * 1024
 """The most that a call may bring: each costs the server more than half a millisecond. What frames have is what segments have."""
 FRAME_CHUNKS_MAX: Final = 4_096
 ENTRIES_BYTES: Final = 512 * 1024
-ENTRIES_MAX: Final = 2_048
+ENTRIES_MAX: Final = 4_096
+ROW_BYTES: Final = 96
+"""What an entry takes beside its path and link target: the most that it is without rare fields."""
 COMPRESSION_LEVEL: Final = 2
 """See docs/decisions/2026-11-26-stages-that-overlap.md."""
 
@@ -50,6 +54,7 @@ class Sender:
         self._upload_id = upload.id
         self._epoch = upload.epoch
         self._tally = tally
+        self._profile = PROFILES_TO_WIRE[tally.profile]
         self._number = upload.durable.put_entries_number
         self.entry_count = upload.durable.entry_count
         self.data_bytes = upload.durable.data_bytes
@@ -62,10 +67,16 @@ class Sender:
         self._frames: deque[tuple[int, Future[None]]] = deque()
         self._frame_number = 0
         """Of the frame that is being filled."""
-        self._waiting: deque[tuple[int, EncodedChange]] = deque()
+        self._waiting: deque[tuple[int, EncodedChange | EntryRow]] = deque()
         """Entries, each with the number of the frame that must have been accepted before."""
+        self._rows: list[EntryRow] = []
+        """Entries in order, which go into columns."""
+        self._row_key: bytes | None = None
+        """The order of the last of them."""
         self._changes: list[bytes] = []
-        self._changes_bytes = 0
+        """What comes before these: lists of changes, encoded."""
+        self._changes_count = self._changes_bytes = 0
+        """Of both."""
         self._putting: Future[int] | None = None
 
     def __enter__(self) -> Self:
@@ -158,31 +169,54 @@ class Sender:
         while self._waiting and self._waiting[0][0] <= accepted:
             change = self._waiting.popleft()[1]
             self._count(change)
+            if isinstance(change, EntryRow):
+                self._add_row(change)
+                continue
+            self._end_columns()
             for part in change.parts:
-                self._add_change(part)
+                self._make_room(len(part))
+                self._changes.append(part)
 
-    def _add_change(self, part: bytes) -> None:
-        """Adds a list of one change to the next list of entries."""
-        if self._changes and (
-            self._changes_bytes + len(part) > ENTRIES_BYTES or len(self._changes) >= ENTRIES_MAX
+    def _add_row(self, row: EntryRow) -> None:
+        """Add an entry to the columns, or begin new ones if it comes before their last."""
+        size = ROW_BYTES + len(row.path) + len(row.link_target)
+        self._make_room(size if row.rare is None else size + row.rare.ByteSize())
+        key = sort_key(row.path)
+        if self._row_key is not None and key <= self._row_key:
+            self._end_columns()
+        self._row_key = key
+        self._rows.append(row)
+
+    def _end_columns(self) -> None:
+        if self._rows:
+            request = sv.PutEntriesRequest()
+            request.changes.add(columns=columns_of(self._rows, self._profile))
+            self._changes.append(request.SerializeToString())
+            self._rows, self._row_key = [], None
+
+    def _make_room(self, size: int) -> None:
+        """Send what is gathered if another change of this size makes it too much, and count that change."""
+        if self._changes_count and (
+            self._changes_bytes + size > ENTRIES_BYTES or self._changes_count >= ENTRIES_MAX
         ):
             self._put_entries()
-        self._changes.append(part)
-        self._changes_bytes += len(part)
+        self._changes_count += 1
+        self._changes_bytes += size
 
     def _put_entries(self) -> None:
-        if not self._changes:
+        if not self._changes_count:
             return
+        self._end_columns()
         self._wait_entries()
         self._number += 1
         head = sv.PutEntriesRequest(upload_id=self._upload_id, epoch=self._epoch, number=self._number)
         # Messages one after the other are one message with what all of them repeat.
-        request, count = b"".join((head.SerializeToString(), *self._changes)), len(self._changes)
-        self._changes, self._changes_bytes = [], 0
+        request, count = b"".join((head.SerializeToString(), *self._changes)), self._changes_count
+        self._changes, self._changes_count, self._changes_bytes = [], 0, 0
         self._putting = self._pool.submit(self._put, request, count)
 
-    def _count(self, change: EncodedChange) -> None:
-        if change.is_entry:
+    def _count(self, change: EncodedChange | EntryRow) -> None:
+        if isinstance(change, EntryRow) or change.is_entry:
             self.entry_count += 1
             self.data_bytes += change.size_bytes
             self._tally.entries_done += 1

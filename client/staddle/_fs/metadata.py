@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from blake3 import blake3
 
 from staddle._fs.found import Found, ReplacedError, ReportUnread, reason_of
+from staddle._protocol.columns import READ_AGAIN, EntryRow
 from staddle._protocol.convert import field_for, path_of
 from staddle.v1 import resources_pb2 as pb
 
@@ -67,25 +68,25 @@ class OwnerNames:
 
     def user(self, uid: int) -> str:
         """The user's name, empty if there is none."""
-        return _cached(self._users, uid, lambda: pwd.getpwuid(uid).pw_name)
+        name = self._users.get(uid)
+        return _cached(self._users, uid, lambda: pwd.getpwuid(uid).pw_name) if name is None else name
 
     def group(self, gid: int) -> str:
         """The group's name, empty if there is none."""
-        return _cached(self._groups, gid, lambda: grp.getgrgid(gid).gr_name)
+        name = self._groups.get(gid)
+        return _cached(self._groups, gid, lambda: grp.getgrgid(gid).gr_name) if name is None else name
 
 
 def _cached(cache: dict[int, str], number: int, look_up: Callable[[], str]) -> str:
-    name = cache.get(number)
-    if name is None:
-        try:
-            name = look_up()
-        except (KeyError, OverflowError):
-            name = ""
-        if len(name.encode("utf-8", "surrogateescape")) > OWNER_BYTES_MAX or not _is_text(name):
-            name = ""
-        if len(cache) >= NAMES_CACHED_MAX:
-            cache.clear()
-        cache[number] = name
+    try:
+        name = look_up()
+    except (KeyError, OverflowError):
+        name = ""
+    if len(name.encode("utf-8", "surrogateescape")) > OWNER_BYTES_MAX or not _is_text(name):
+        name = ""
+    if len(cache) >= NAMES_CACHED_MAX:
+        cache.clear()
+    cache[number] = name
     return name
 
 
@@ -152,6 +153,42 @@ def entry_of(
     if kind == pb.ENTRY_TYPE_FILE and status.st_nlink > 1:
         entry.link_group = link_group(status.st_ino, found.mount)
     return entry
+
+
+def small_file_row(
+    found: Found, names: OwnerNames, content_id: bytes, *, read_again: bool
+) -> EntryRow | None:
+    """The entry of a regular file that has one name and nothing beside its stat and its content, as `entry_of` has it.
+
+    None: it has a value that does not fit, which `entry_of` deals with.
+    """
+    status = found.stat
+    mtime_ns, ctime_ns = status.st_mtime_ns, status.st_ctime_ns
+    uid, gid, inode = status.st_uid, status.st_gid, status.st_ino
+    if not (
+        I64_MIN <= mtime_ns <= I64_MAX
+        and I64_MIN <= ctime_ns <= I64_MAX
+        and 0 <= uid <= U32_MAX
+        and 0 <= gid <= U32_MAX
+        and 0 <= inode <= U64_MAX
+        and status.st_size <= FILE_BYTES_MAX
+    ):
+        return None
+    return EntryRow(
+        found.path,
+        pb.ENTRY_TYPE_FILE,
+        READ_AGAIN if read_again else 0,
+        status.st_mode & 0o7777,
+        uid,
+        gid,
+        mtime_ns,
+        ctime_ns,
+        inode,
+        names.user(uid),
+        names.group(gid),
+        status.st_size,
+        content_id,
+    )
 
 
 def _set_numbers(entry: pb.Entry, path: bytes, status: os.stat_result, problems: Problems) -> None:

@@ -297,6 +297,15 @@ def _listed_entry(_: sv.ListEntriesRequest, entry: pb.Entry) -> None:
     _entries([entry])
 
 
+def _list_entries(request: sv.ListEntriesRequest, answer: sv.ListEntriesResponse) -> None:
+    """A page of entries, or of columns, each of which is looked at where it becomes entries."""
+    _page("entries", ENTRY_PAGE_MAX, _listed_entry)(request, answer)
+    count = sum(len(columns.types) for columns in answer.columns)
+    _at_most("entries in columns", count, min(request.page_size or ENTRY_PAGE_MAX, ENTRY_PAGE_MAX))
+    if answer.entries if request.columns else answer.columns:
+        raise ProtocolError("entries in another form than was requested")
+
+
 def _change(_: sv.ListChangesRequest, change: sv.Change) -> None:
     if not (change.HasField("before") or change.HasField("after")):
         raise ProtocolError("a change of nothing")
@@ -424,9 +433,7 @@ RULES: Final = {
     "ListDatasets": Rule(sv.ListDatasetsResponse, _page("datasets", PAGE_MAX, _dataset), PAGE_MAX),
     "ListBackups": Rule(sv.ListBackupsResponse, _page("backups", PAGE_MAX, _listed_backup), PAGE_MAX),
     "GetBackup": Rule(sv.GetBackupResponse, _get_backup),
-    "ListEntries": Rule(
-        sv.ListEntriesResponse, _page("entries", ENTRY_PAGE_MAX, _listed_entry), ENTRY_PAGE_MAX
-    ),
+    "ListEntries": Rule(sv.ListEntriesResponse, _list_entries, ENTRY_PAGE_MAX),
     "ListChanges": Rule(sv.ListChangesResponse, _page("changes", ENTRY_PAGE_MAX, _change), ENTRY_PAGE_MAX),
     "DeleteBackup": Rule(sv.DeleteBackupResponse, _named_backup),
     "UndeleteBackup": Rule(sv.UndeleteBackupResponse, _named_backup),

@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Iterator
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
@@ -194,9 +194,24 @@ def _time_or_none(
     return datetime_of(getattr(message, field)) if message.HasField(field) else None
 
 
+def rare_values(message: pb.Entry, kind: EntryType) -> dict[str, Any]:
+    """The values of an Entry that few entries have."""
+    is_device = kind in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}
+    return {
+        "device": (message.device_major, message.device_minor) if is_device else None,
+        "link_group": message.link_group,
+        "xattrs": tuple(
+            Xattr(xattr.raw_name or xattr.name.encode(), xattr.value) for xattr in message.xattrs
+        ),
+        "holes": tuple(Hole(hole.offset_bytes, hole.length_bytes) for hole in message.holes),
+        "file_digest": message.file_digest.blake3.hex(),
+        "digest_origin": DIGEST_ORIGINS.get(message.file_digest.origin),
+    }
+
+
 def entry_of(message: pb.Entry) -> Entry:
     """An entry as the server lists it."""
-    optional = {
+    optional: dict[str, Any] = {
         name: getattr(message, name) if message.HasField(name) else None
         for name in ("mode", "uid", "gid", "mtime_ns", "ctime_ns", "inode")
     }
@@ -205,7 +220,6 @@ def entry_of(message: pb.Entry) -> Entry:
         raise ProtocolError(
             f"The server sent an entry of the unknown type {message.type}: this client is too old."
         )
-    is_device = kind in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}
     return Entry(
         path_bytes=path_of(message),
         type=kind,
@@ -216,15 +230,10 @@ def entry_of(message: pb.Entry) -> Entry:
         content_id=message.content.content_id.hex(),
         chunks=tuple(ChunkRef(chunk.digest, chunk.length_bytes) for chunk in message.content.chunks),
         link_target_bytes=link_target_of(message),
-        device=(message.device_major, message.device_minor) if is_device else None,
-        link_group=message.link_group,
-        xattrs=tuple(Xattr(xattr.raw_name or xattr.name.encode(), xattr.value) for xattr in message.xattrs),
-        holes=tuple(Hole(hole.offset_bytes, hole.length_bytes) for hole in message.holes),
-        file_digest=message.file_digest.blake3.hex(),
-        digest_origin=DIGEST_ORIGINS.get(message.file_digest.origin),
         read_again=message.read_again,
         implied=message.implied,
         incomplete=message.incomplete,
+        **rare_values(message, kind),
     )
 
 

@@ -6,25 +6,23 @@ FileEnd came.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, TypeVar
 
 from blake3 import blake3
 
 from staddle._base.figures import counted
 from staddle._errors import ProtocolError
 from staddle._protocol.answers import check_id
+from staddle._protocol.columns import EntryRow, message_of_row, rows_in
 from staddle._protocol.convert import is_below, path_of, sort_key
 from staddle._protocol.entry_rules import check_entry
 from staddle._protocol.segments import Chunk, Segments
-from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
+from staddle._protocol.streamed_file import Referred, StreamedFile
+from staddle.chunking import EMPTY_CONTENT_ID
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-DIGEST_BYTES: Final = 32
-ZERO_BYTES_MAX: Final = 1024 * 1024 * 1024
-"""Zeros in one part, as the protocol says."""
-ZERO_LENGTHS_MAX: Final = 64
-"""So many different lengths chunks of zeros have in one stream: each is hashed once. A server cuts runs of zeros into one length."""
 MESSAGE_CHARACTERS_MAX: Final = 1_024
 EMPTY_MAX: Final = 64
 """So many messages or parts in a row may bring nothing."""
@@ -35,6 +33,8 @@ VIEW_DATA: Final = sv.ENTRY_VIEW_DATA
 VIEW_BASIC: Final = sv.ENTRY_VIEW_BASIC
 VIEW_REFERENCES: Final = sv.ENTRY_VIEW_REFERENCES
 
+D = TypeVar("D", bytes, memoryview)
+_NOTHING: Final = memoryview(b"")
 _FILES: Final = frozenset({pb.ENTRY_TYPE_UNSPECIFIED, pb.ENTRY_TYPE_FILE})
 
 
@@ -51,6 +51,12 @@ class EntryEvent(NamedTuple):
     entry: pb.Entry
     open: bool
     data: bytes | memoryview = b""
+
+
+class RowsEvent(NamedTuple):
+    """The next entries, where columns were asked for."""
+
+    rows: list[EntryRow]
 
 
 class DataEvent(NamedTuple):
@@ -90,7 +96,7 @@ class EndEvent(NamedTuple):
     damage_count: int
 
 
-Event = HeaderEvent | EntryEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
+Event = HeaderEvent | EntryEvent | RowsEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
 
 
 def is_file(entry: pb.Entry) -> bool:
@@ -103,13 +109,16 @@ def read_restore(
     *,
     view: sv.EntryView.ValueType = VIEW_DATA,
     segments: Segments | None = None,
+    columns: bool = False,
     paths: int = 0,
 ) -> Iterator[Event]:
     """The events of a Restore stream that was asked for with `view`, so many `paths`, and with segments if `segments` are given.
 
+    With `columns`, entries come as RowsEvents alone; of a stream with data, as without columns.
+
     Raises ProtocolError, and what `responses` raises.
     """
-    reader = _Reader(view=view, segments=segments, paths=paths)
+    reader = _Reader(view=view, segments=segments, columns=columns, paths=paths)
     for response in responses if segments is None else segments.ahead(responses):
         if not response.parts:
             reader.nothing()
@@ -121,15 +130,18 @@ def read_restore(
 class _Reader:
     """The state between parts."""
 
-    def __init__(self, *, view: sv.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
+    def __init__(
+        self, *, view: sv.EntryView.ValueType, segments: Segments | None, columns: bool, paths: int
+    ) -> None:
         self._data = view == VIEW_DATA
         self._refers = view == VIEW_REFERENCES
         self._segments = segments
+        self._columns = columns
         self._paths = paths
         self._started = False
         self._ended = False
         self._last_key: bytes | None = None
-        self._open: _StreamedFile | None = None
+        self._open: StreamedFile | None = None
         self._entries = 0
         self._data_bytes = 0
         self._file_bytes = 0
@@ -141,7 +153,7 @@ class _Reader:
         self._above: list[tuple[bytes, int]] = []
         """Directories above the last entry, and what they take."""
         self._above_bytes = 0
-        self._referred: _Referred | None = None
+        self._referred: Referred | None = None
         """The file whose chunks are coming."""
 
     def nothing(self) -> None:
@@ -160,9 +172,11 @@ class _Reader:
             raise ProtocolError("The restore did not begin with its header.")
         if kind not in _BRINGS_NOTHING:
             self._empty = 0
-        if kind == "entry":
-            piece = self._opened_segments().chunk(part.piece) if part.HasField("piece") else None
+        if kind == "entry" and (self._data or not self._columns):
+            piece = self._piece(part.piece) if part.HasField("piece") else None
             return (self._entry(part.entry, piece),)
+        if kind == "columns" and self._data:
+            return self._whole_entries(part)
         read = _PARTS.get(kind or "")
         if read is None:
             raise ProtocolError("The restore has a part that this client does not know: it is too old.")
@@ -204,17 +218,70 @@ class _Reader:
         self._file_bytes += size
         self._at_most("bytes", self._file_bytes, self._backup.data_bytes)
         if self._refers:
-            self._referred = _Referred(path, size)
+            self._referred = Referred(path, size)
             self._referred.add(entry.content.chunks)
         data: bytes | memoryview = b""
         if self._data and (piece is not None or entry.HasField("data")):
             data, digest = piece or _hashed(entry.data)
             _check_inline(path, entry, data, digest)
         elif self._data and size:
-            self._open = _StreamedFile(path, size, entry.content.content_id, self._zeros)
+            self._open = StreamedFile(path, size, entry.content.content_id, self._zeros)
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
         return EntryEvent(path, entry, open=False, data=data)
+
+    def _piece(self, piece: sv.Piece) -> Chunk:
+        return self._opened_segments().chunk(piece.segment, piece.offset_bytes, piece.length_bytes)
+
+    def columns(self, columns: pb.EntryColumns) -> tuple[RowsEvent]:
+        return (RowsEvent(self._rows(columns)),)
+
+    def _rows(self, columns: pb.EntryColumns) -> list[EntryRow]:
+        """The next entries, of columns that were asked for."""
+        if not self._columns:
+            raise ProtocolError("The restore has columns that were not requested.")
+        rows = rows_in(columns)
+        self._no_open_file(f"before {rows[0].path!r} came")
+        if self._last_key is not None and sort_key(rows[0].path) <= self._last_key:
+            raise ProtocolError(f"The restore is out of order at {rows[0].path!r}.")
+        self._last_key = sort_key(rows[-1].path)
+        self._entries += len(rows)
+        self._at_most("entries", self._entries, self._backup.entry_count)
+        self._file_bytes += sum(columns.sizes)
+        self._at_most("bytes", self._file_bytes, self._backup.data_bytes)
+        return rows
+
+    def _whole_entries(self, part: sv.RestorePart) -> Iterator[EntryEvent]:
+        """Complete entries, with their contents."""
+        rows = self._rows(part.columns)
+        contents = self._contents(part, [row.size_bytes for row in rows if row.size_bytes])
+        for row in rows:
+            entry = message_of_row(row)
+            self._enter(row.path, entry)
+            if not row.is_file:
+                yield EntryEvent(row.path, entry, open=False)
+                continue
+            data, digest = next(contents) if row.size_bytes else (_NOTHING, EMPTY_CONTENT_ID)
+            if digest != row.content_id:
+                raise ProtocolError(f"{row.path!r}: the bytes that came are not what its content id says.")
+            self._data_bytes += row.size_bytes
+            yield EntryEvent(row.path, entry, open=False, data=data)
+
+    def _contents(self, part: sv.RestorePart, sizes: list[int]) -> Iterator[tuple[memoryview, bytes]]:
+        """The content of each file of columns that is not empty, and its digest."""
+        pieces, data = part.piece_columns, memoryview(part.column_data)
+        if data:
+            agrees = len(data) == sum(sizes) and not pieces.segments and not pieces.offsets_bytes
+        else:
+            agrees = len(sizes) == len(pieces.segments) == len(pieces.offsets_bytes)
+        if not agrees:
+            raise ProtocolError("The restore has columns with more or fewer contents than files.")
+        if data:
+            return (
+                _hashed(data[end - size : end]) for end, size in zip(accumulate(sizes), sizes, strict=True)
+            )
+        places = zip(pieces.segments[:], pieces.offsets_bytes[:], sizes, strict=True)
+        return (self._opened_segments().chunk(*place) for place in places)
 
     def _enter(self, path: bytes, entry: pb.Entry) -> None:
         """Keep the directories above the path, and drop the others."""
@@ -323,100 +390,12 @@ _PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
     "entry_end": _Reader.entry_end,
     "damage": _Reader.damage,
     "content": _Reader.content,
+    "columns": _Reader.columns,
     "end": _Reader.end,
 }
 
 
-class _Referred:
-    """A file whose chunks are named, and how much of it they are so far."""
-
-    def __init__(self, path: bytes, size_bytes: int) -> None:
-        self.path = path
-        self._size_bytes = size_bytes
-        self._named_bytes = 0
-
-    def add(self, chunks: Iterable[pb.ChunkRef]) -> None:
-        for chunk in chunks:
-            length = chunk.length_bytes
-            if not 0 < length <= CHUNK_BYTES_MAX or len(chunk.digest) != DIGEST_BYTES:
-                raise ProtocolError(
-                    f"{self.path!r}: a chunk of {length} bytes, with {len(chunk.digest)} of a digest."
-                )
-            self._named_bytes += length
-            if self._named_bytes > self._size_bytes:
-                raise ProtocolError(f"{self.path!r}: chunks of more than its {self._size_bytes} bytes.")
-
-    def end(self) -> None:
-        if self._named_bytes != self._size_bytes:
-            raise ProtocolError(
-                f"{self.path!r}: chunks of {self._named_bytes} bytes, and it has {self._size_bytes}."
-            )
-
-
-class _StreamedFile:
-    """The file whose bytes are coming, and the content id of them so far."""
-
-    def __init__(self, path: bytes, size_bytes: int, content_id: bytes, zeros: dict[int, bytes]) -> None:
-        """`zeros`: the digests of chunks of zeros by their lengths, which one stream keeps."""
-        self.path = path
-        self._zeros = zeros
-        self._content_id = content_id
-        self.size_bytes = size_bytes
-        self._hasher = ContentHasher()
-        self._came_bytes = 0
-
-    def add(self, data: sv.Data, payload: bytes) -> None:
-        size = data.zero_bytes or len(payload)
-        if data.zero_bytes and payload:
-            raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
-        if data.zero_bytes > ZERO_BYTES_MAX:
-            raise ProtocolError(f"{self.path!r}: {size} zeros at once, over {ZERO_BYTES_MAX}.")
-        if sum(data.chunk_lengths) != size or not size:
-            raise ProtocolError(f"{self.path!r}: data of {size} bytes that are not whole chunks.")
-        self._came(size)
-        if data.zero_bytes:
-            for length in data.chunk_lengths:
-                self._hasher.add(length, self._zeros_digest(self._checked(length)))
-            return
-        view, offset = memoryview(payload), 0
-        for length in data.chunk_lengths:
-            self._hasher.add(self._checked(length), blake3(view[offset : offset + length]).digest())
-            offset += length
-
-    def _zeros_digest(self, length: int) -> bytes:
-        digest = self._zeros.get(length)
-        if digest is None:
-            if len(self._zeros) >= ZERO_LENGTHS_MAX:
-                raise ProtocolError(f"{self.path!r}: zeros in chunks of over {ZERO_LENGTHS_MAX} lengths.")
-            digest = self._zeros[length] = blake3(bytes(length)).digest()
-        return digest
-
-    def add_chunk(self, chunk: Chunk) -> None:
-        length = len(chunk.data)
-        self._came(length)
-        self._hasher.add(self._checked(length), chunk.digest)
-
-    def _came(self, size: int) -> None:
-        self._came_bytes += size
-        if self._came_bytes > self.size_bytes:
-            raise ProtocolError(f"{self.path!r}: more data came than its {self.size_bytes} bytes.")
-
-    def _checked(self, length: int) -> int:
-        if not 0 < length <= CHUNK_BYTES_MAX:
-            raise ProtocolError(f"{self.path!r}: a chunk of {length} bytes.")
-        return length
-
-    def check(self, end: sv.EntryEnd) -> None:
-        if end.size_bytes != self._came_bytes or self._came_bytes != self.size_bytes:
-            raise ProtocolError(
-                f"{self.path!r}: {self._came_bytes} bytes came of {self.size_bytes}; its end says {end.size_bytes}."
-            )
-        said = {self._content_id or end.content_id, end.content_id}
-        if said != {self._hasher.content_id()}:
-            raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
-
-
-def _hashed(data: bytes) -> tuple[bytes, bytes]:
+def _hashed(data: D) -> tuple[D, bytes]:
     return data, blake3(data).digest()
 
 

@@ -84,9 +84,12 @@ class _Kept:
         self._segments.append(segment)
         self._count += 1
 
-    def chunk(self, piece: sv.Piece) -> Chunk:
+    def of(self, piece: sv.Piece) -> Chunk:
         """A piece. Raises ProtocolError if the segments do not have it."""
-        number, offset, length = piece.segment, piece.offset_bytes, piece.length_bytes
+        return self.chunk(piece.segment, piece.offset_bytes, piece.length_bytes)
+
+    def chunk(self, number: int, offset: int, length: int) -> Chunk:
+        """Bytes of a segment. Raises ProtocolError if the segments do not have them."""
         index = number - self._count + len(self._segments)
         if not 0 <= index < len(self._segments):
             raise ProtocolError(f"The restore refers to segment {number}, and {self._count} have come.")
@@ -157,10 +160,10 @@ class Segments:
         """The next chunk of the message's parts that consist of pieces."""
         return self._opened.chunks.popleft()
 
-    def chunk(self, piece: sv.Piece) -> Chunk:
+    def chunk(self, number: int, offset: int, length: int) -> Chunk:
         """The piece of an entry. Raises ProtocolError if the segments do not have it."""
         # Small: passing it to another thread takes longer than hashing it.
-        return self._kept.chunk(piece)
+        return self._kept.chunk(number, offset, length)
 
     def _open(self, large: Iterable[sv.RestorePart]) -> _Unpacked:
         """The slow part of a message, on the pool's thread."""
@@ -171,7 +174,7 @@ class Segments:
                 opened.segments.append(segment)
                 self._kept_ahead.add(segment)
             else:
-                opened.chunks.extend(map(self._kept_ahead.chunk, part.pieces.pieces))
+                opened.chunks.extend(map(self._kept_ahead.of, part.pieces.pieces))
         return opened
 
 

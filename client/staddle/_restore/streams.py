@@ -95,6 +95,7 @@ class Streams:
             view=view,
             exact=exact,
             segments=self._segments and view == VIEW_DATA,
+            columns=self._segments and view == VIEW_DATA,
         )
         for path in paths:
             field, value = field_for("paths", path)

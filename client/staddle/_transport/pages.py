@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from staddle._base.figures import counted, size
 from staddle._errors import ProtocolError, named
 from staddle._protocol.convert import path_of, sort_key, time_ns_of
+from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
     from staddle._transport.retry import Retry
@@ -59,6 +60,14 @@ class PageGuard:
         self._empty = 0
         self._bytes = 0
 
+    def _ends(self, item: Any) -> tuple[Any, Any]:
+        """The places of the first and last of what an item stands for: columns for many entries, all else for itself."""
+        if isinstance(item, pb.EntryColumns):
+            return sort_key(item.paths.partition(b"\0")[0]), sort_key(item.paths.rpartition(b"\0")[2])
+        assert self._order is not None
+        place = self._order(item)
+        return place, place
+
     def check(self, token: str, items: Sequence[Any], size_bytes: int) -> None:
         """Takes a page: its items, its size, and the token of the next one. Raises ProtocolError for a list out of order, or without end."""
         self._empty = 0 if items else self._empty + 1
@@ -69,12 +78,12 @@ class PageGuard:
             raise ProtocolError(
                 f"The server's pages of {self._method} hold more than {size(KEPT_BYTES_MAX)}."
             )
-        for place in () if self._order is None else map(self._order, items):
-            if self._last is not None and place <= self._last:
+        for first, last in () if self._order is None else map(self._ends, items):
+            if self._last is not None and first <= self._last:
                 raise ProtocolError(
                     f"The server's list of {self._method} is out of order, or has an item twice."
                 )
-            self._last = place
+            self._last = last
         if not token:
             return
         if token == self._kept:

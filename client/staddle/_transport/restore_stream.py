@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from staddle._errors import ProtocolError, named
 from staddle._protocol.answers import check_picked
 from staddle._protocol.convert import directories_above
-from staddle._protocol.restore_reader import EntryEvent, Event, HeaderEvent, read_restore
+from staddle._protocol.restore_reader import EntryEvent, Event, HeaderEvent, RowsEvent, read_restore
 from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
@@ -33,11 +33,16 @@ def restored(
     asked = frozenset([*(path.encode() for path in request.paths), *request.raw_paths])
     messages = cast("Generator[sv.RestoreResponse]", calls.stream("Restore", request, retry=retry))
     with closing(messages), named(calls.address):
-        for event in read_restore(messages, view=request.view, segments=segments, paths=paths):
+        for event in read_restore(
+            messages, view=request.view, segments=segments, columns=request.columns, paths=paths
+        ):
             if isinstance(event, HeaderEvent):
                 check_picked(request.dataset, request.backup, event.backup)
             elif isinstance(event, EntryEvent) and asked:
                 _check_asked(event.path, asked, exact=request.exact)
+            elif isinstance(event, RowsEvent) and asked:
+                for row in event.rows:
+                    _check_asked(row.path, asked, exact=request.exact)
             yield event
 
 

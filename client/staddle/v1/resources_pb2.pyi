@@ -579,6 +579,117 @@ class Entry(_message.Message):
 Global___Entry: _TypeAlias = Entry  # noqa: Y015
 
 @_typing.final
+class EntryColumns(_message.Message):
+    """Many entries as columns: the same as so many Entry messages, for a tenth of the work on both sides. Small
+    clients need none of it. A column has a value for each entry, or where that is said for each entry of one
+    type, in the order of the entries; a column that may be empty leaves its field unset in all of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    MODES_FIELD_NUMBER: _builtins.int
+    UIDS_FIELD_NUMBER: _builtins.int
+    GIDS_FIELD_NUMBER: _builtins.int
+    MTIMES_NS_FIELD_NUMBER: _builtins.int
+    CTIMES_NS_FIELD_NUMBER: _builtins.int
+    INODES_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    CONTENT_IDS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    LINK_TARGETS_FIELD_NUMBER: _builtins.int
+    RARE_AT_FIELD_NUMBER: _builtins.int
+    RARE_FIELD_NUMBER: _builtins.int
+    paths: _builtins.bytes
+    """The paths, joined by NUL: each of them after the one before it, component by component."""
+    types: _builtins.bytes
+    """For each entry a byte: its EntryType, 1 to 7. At least one entry."""
+    flags: _builtins.bytes
+    """For each entry a byte: 1 for read_again, 2 for incomplete, 4 for implied (out only), or their sum. May be
+    empty.
+    """
+    content_ids: _builtins.bytes
+    """For each FILE its content id, 32 bytes. A FILE of 1 to 1,048,576 bytes, of which `rare` lists no chunks, is
+    one chunk with that digest.
+    """
+    profile: Global___ChunkerProfile.ValueType
+    """Of all FILEs."""
+    link_targets: _builtins.bytes
+    """For each SYMLINK its target, joined by NUL."""
+    @_builtins.property
+    def modes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """These may be empty."""
+
+    @_builtins.property
+    def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def gids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def mtimes_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def ctimes_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def inodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of owners and groups, each once."""
+
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each entry the place of its name in names, counted from 1; 0: it has none. May be empty."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each FILE."""
+
+    @_builtins.property
+    def rare_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The positions of entries with more than that, ascending, counted from 0. Every device is among them."""
+
+    @_builtins.property
+    def rare(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
+        """For each of these positions the further fields, and no other: device_major and device_minor, link_group,
+        xattrs, holes, file_digest, and content.chunks (2 to 16 of them) of a FILE with several chunks.
+        """
+
+    def __init__(
+        self,
+        *,
+        paths: _builtins.bytes = ...,
+        types: _builtins.bytes = ...,
+        flags: _builtins.bytes = ...,
+        modes: _abc.Iterable[_builtins.int] | None = ...,
+        uids: _abc.Iterable[_builtins.int] | None = ...,
+        gids: _abc.Iterable[_builtins.int] | None = ...,
+        mtimes_ns: _abc.Iterable[_builtins.int] | None = ...,
+        ctimes_ns: _abc.Iterable[_builtins.int] | None = ...,
+        inodes: _abc.Iterable[_builtins.int] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        owners: _abc.Iterable[_builtins.int] | None = ...,
+        groups: _abc.Iterable[_builtins.int] | None = ...,
+        sizes: _abc.Iterable[_builtins.int] | None = ...,
+        content_ids: _builtins.bytes = ...,
+        profile: Global___ChunkerProfile.ValueType = ...,
+        link_targets: _builtins.bytes = ...,
+        rare_at: _abc.Iterable[_builtins.int] | None = ...,
+        rare: _abc.Iterable[Global___Entry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_ids", b"content_ids", "ctimes_ns", b"ctimes_ns", "flags", b"flags", "gids", b"gids", "groups", b"groups", "inodes", b"inodes", "link_targets", b"link_targets", "modes", b"modes", "mtimes_ns", b"mtimes_ns", "names", b"names", "owners", b"owners", "paths", b"paths", "profile", b"profile", "rare", b"rare", "rare_at", b"rare_at", "sizes", b"sizes", "types", b"types", "uids", b"uids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntryColumns: _TypeAlias = EntryColumns  # noqa: Y015
+
+@_typing.final
 class Remove(_message.Message):
     """Takes the path, and all below it, out of the backup."""
 

@@ -923,7 +923,9 @@ class PutEntriesRequest(_message.Message):
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntryChange]:
-        """At most 4,096. FILE entries carry content, data or content_from_base."""
+        """At most 4,096, where each entry in columns counts as one. FILE entries carry content, data or
+        content_from_base.
+        """
 
     def __init__(
         self,
@@ -947,6 +949,7 @@ class EntryChange(_message.Message):
 
     ENTRY_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """The entry's chunk list is not complete. It continues in a later change: an entry with the same path and
@@ -956,18 +959,23 @@ class EntryChange(_message.Message):
     def entry(self) -> _resources_pb2.Entry: ...
     @_builtins.property
     def remove(self) -> _resources_pb2.Remove: ...
+    @_builtins.property
+    def columns(self) -> _resources_pb2.EntryColumns:
+        """As many entries, one after another."""
+
     def __init__(
         self,
         *,
         entry: _resources_pb2.Entry | None = ...,
         remove: _resources_pb2.Remove | None = ...,
+        columns: _resources_pb2.EntryColumns | None = ...,
         more: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "entry", b"entry", "remove", b"remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "columns", b"columns", "entry", b"entry", "remove", b"remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "entry", b"entry", "more", b"more", "remove", b"remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "columns", b"columns", "entry", b"entry", "more", b"more", "remove", b"remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["entry", "remove"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["entry", "remove", "columns"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -980,7 +988,9 @@ class PutEntriesResponse(_message.Message):
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def incomplete(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Positions in changes of entries that refer to chunks that are still missing, ascending."""
+        """Positions in changes of entries that refer to chunks that are still missing, ascending. Columns take as
+        many positions as they have entries.
+        """
 
     def __init__(
         self,
@@ -1006,6 +1016,7 @@ class RestoreRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     view: Global___EntryView.ValueType
     exact: _builtins.bool
@@ -1014,6 +1025,10 @@ class RestoreRequest(_message.Message):
     """Only with the view DATA: the caller can open zstd frames. Much of the data then comes in its stored form,
     in segment and pieces, which is half the bytes and a third of the server's work. The server chooses: Data
     and inline data come too.
+    """
+    columns: _builtins.bool
+    """With the view BASIC: entries come in columns. With DATA and segments: entries that are complete come in
+    columns.
     """
     @_builtins.property
     def backup(self) -> _resources_pb2.BackupSelector: ...
@@ -1037,10 +1052,11 @@ class RestoreRequest(_message.Message):
         view: Global___EntryView.ValueType = ...,
         exact: _builtins.bool = ...,
         segments: _builtins.bool = ...,
+        columns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "exact", b"exact", "paths", b"paths", "raw_paths", b"raw_paths", "segments", b"segments", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "columns", b"columns", "dataset", b"dataset", "exact", b"exact", "paths", b"paths", "raw_paths", b"raw_paths", "segments", b"segments", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1079,7 +1095,12 @@ class RestorePart(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     SEGMENT_FIELD_NUMBER: _builtins.int
     PIECES_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     PIECE_FIELD_NUMBER: _builtins.int
+    PIECE_COLUMNS_FIELD_NUMBER: _builtins.int
+    COLUMN_DATA_FIELD_NUMBER: _builtins.int
+    column_data: _builtins.bytes
+    """The contents, one after another; each is one chunk."""
     @_builtins.property
     def header(self) -> Global___RestoreHeader: ...
     @_builtins.property
@@ -1110,8 +1131,18 @@ class RestorePart(_message.Message):
         """The next bytes of the open entry, in place of Data."""
 
     @_builtins.property
+    def columns(self) -> _resources_pb2.EntryColumns:
+        """Entries, one after another, in place of entry."""
+
+    @_builtins.property
     def piece(self) -> Global___Piece:
         """Beside an entry: its whole content is this piece, and it is complete."""
+
+    @_builtins.property
+    def piece_columns(self) -> Global___PieceColumns:
+        """Beside columns with the view DATA, one of these: the content of each FILE in them that is not empty. All
+        are complete.
+        """
 
     def __init__(
         self,
@@ -1125,13 +1156,16 @@ class RestorePart(_message.Message):
         content: Global___ContentPart | None = ...,
         segment: Global___Segment | None = ...,
         pieces: Global___Pieces | None = ...,
+        columns: _resources_pb2.EntryColumns | None = ...,
         piece: Global___Piece | None = ...,
+        piece_columns: Global___PieceColumns | None = ...,
+        column_data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "piece_columns", b"piece_columns", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column_data", b"column_data", "columns", b"columns", "content", b"content", "damage", b"damage", "data", b"data", "end", b"end", "entry", b"entry", "entry_end", b"entry_end", "header", b"header", "part", b"part", "piece", b"piece", "piece_columns", b"piece_columns", "pieces", b"pieces", "segment", b"segment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "entry", "data", "entry_end", "damage", "end", "content", "segment", "pieces"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "entry", "data", "entry_end", "damage", "end", "content", "segment", "pieces", "columns"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -1198,6 +1232,32 @@ class Piece(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Piece: _TypeAlias = Piece  # noqa: Y015
+
+@_typing.final
+class PieceColumns(_message.Message):
+    """Pieces as columns. Their lengths are the sizes of the files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    OFFSETS_BYTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def offsets_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        segments: _abc.Iterable[_builtins.int] | None = ...,
+        offsets_bytes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offsets_bytes", b"offsets_bytes", "segments", b"segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PieceColumns: _TypeAlias = PieceColumns  # noqa: Y015
 
 @_typing.final
 class Pieces(_message.Message):
@@ -1547,6 +1607,7 @@ class ListEntriesRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     path: _builtins.str
     """A directory (empty: the root), whose entries are listed; any other entry lists itself."""
@@ -1558,6 +1619,8 @@ class ListEntriesRequest(_message.Message):
     """At most 10,000; 0: 1,000. A page may be shorter."""
     page_token: _builtins.str
     """Binds the pages to the backup that the first one picked."""
+    columns: _builtins.bool
+    """Only with the view BASIC: the page comes in columns."""
     @_builtins.property
     def backup(self) -> _resources_pb2.BackupSelector: ...
     def __init__(
@@ -1571,10 +1634,11 @@ class ListEntriesRequest(_message.Message):
         view: Global___EntryView.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        columns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "raw_path", b"raw_path", "recursive", b"recursive", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "columns", b"columns", "dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "raw_path", b"raw_path", "recursive", b"recursive", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1587,21 +1651,27 @@ class ListEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     backup_id: _builtins.str
     """The backup that was picked."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Entry]: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.EntryColumns]:
+        """In place of entries, one after another."""
+
     def __init__(
         self,
         *,
         entries: _abc.Iterable[_resources_pb2.Entry] | None = ...,
         next_page_token: _builtins.str = ...,
         backup_id: _builtins.str = ...,
+        columns: _abc.Iterable[_resources_pb2.EntryColumns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "columns", b"columns", "entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

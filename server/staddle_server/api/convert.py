@@ -129,9 +129,7 @@ def duration(seconds: float) -> Duration:
 
 def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
     """Convert a sent entry. Called millions of times: a field that is not set costs only the check."""
-    digest = message.file_digest.blake3 if message.HasField("file_digest") else b""
-    if digest and len(digest) != 32:
-        raise bad("entry.file_digest.blake3", "a digest must be 32 bytes")
+    digest = file_digest_of(message)
     refs = None
     stated_size = None
     content_id = b""
@@ -155,11 +153,24 @@ def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
         from_base=from_base,
         size=stated_size,
         content_id=content_id,
-        profile=_PROFILES.get(profile) or _enum(Profile, profile, "entry.profile"),
+        profile=profile_of(profile, "entry.profile"),
         continue_at=message.continue_at_bytes if message.HasField("continue_at_bytes") else None,
         digest=digest,
         more=more,
     )
+
+
+def file_digest_of(message: pb.Entry) -> bytes:
+    """Return the digest that a sent entry states for its whole file; empty if it states none."""
+    digest = message.file_digest.blake3 if message.HasField("file_digest") else b""
+    if digest and len(digest) != 32:
+        raise bad("entry.file_digest.blake3", "a digest must be 32 bytes")
+    return digest
+
+
+def profile_of(number: int, field: str) -> Profile:
+    """Return the chunker profile with this number on the wire."""
+    return _PROFILES.get(number) or _enum(Profile, number, field)
 
 
 def _enum(enum: type[T], value: int, field: str) -> T:
@@ -169,14 +180,18 @@ def _enum(enum: type[T], value: int, field: str) -> T:
         raise bad(field, f"unknown value {value}") from None
 
 
-def _entry_in(m: pb.Entry) -> Entry:
-    attributes = None
+def attributes_of(m: pb.Entry) -> Attributes | None:
+    """Return a sent entry's extended attributes and holes; None if it has none."""
     xattrs, holes = m.xattrs, m.holes
-    if xattrs or holes:
-        attributes = Attributes(
-            tuple(Xattr(_name_of(x.name, x.raw_name, "name"), x.value) for x in xattrs),
-            tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
-        )
+    if not xattrs and not holes:
+        return None
+    return Attributes(
+        tuple(Xattr(_name_of(x.name, x.raw_name, "name"), x.value) for x in xattrs),
+        tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
+    )
+
+
+def _entry_in(m: pb.Entry) -> Entry:
     type_ = _TYPES.get(m.type) or _enum(EntryType, m.type, "entry.type")
     has = m.HasField
     major, minor = m.device_major, m.device_minor
@@ -195,7 +210,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         group=sys.intern(m.group),
         device=(major, minor) if major or minor or type_ in _DEVICES else None,
         link_group=m.link_group,
-        attributes=attributes,
+        attributes=attributes_of(m),
         flags=(_READ_AGAIN if m.read_again else 0) | (_INCOMPLETE if m.incomplete else 0),
     )
 
@@ -206,12 +221,12 @@ _DEVICES: Final = frozenset({EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE})
 
 
 def change_of(message: sv.EntryChange) -> Sent | Removed:
-    """Convert one change of a PutEntries call."""
+    """Convert one change of a PutEntries call that is not columns."""
     if message.HasField("entry"):
         return sent_of(message.entry, more=message.more)
     if message.HasField("remove"):
         return Removed(path_of(message.remove))
-    raise bad("changes", "a change must be an entry or a removal")
+    raise bad("changes", "a change must be an entry, columns of entries, or a removal")
 
 
 # ---------------------------------------------------------------------- entries out
@@ -232,25 +247,30 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
     set_name(m, "path", entry.path)
     if entry.owner or entry.group:
         m.owner, m.group = entry.owner, entry.group
-    if entry.link_group:
-        m.link_group = entry.link_group
     if flags:
         m.read_again = bool(flags & _READ_AGAIN)
         m.implied = bool(flags & _IMPLIED)
         m.incomplete = bool(flags & _INCOMPLETE)
     if entry.link_target is not None:
         set_name(m, "link_target", entry.link_target)
+    if entry.content is not None:
+        _content_out(entry.content, refs, m.content)
+    set_rare(entry, m)
+    return m
+
+
+def set_rare(entry: Entry, m: pb.Entry) -> None:
+    """Write the fields of an entry that few entries have."""
+    if entry.link_group:
+        m.link_group = entry.link_group
     if entry.device is not None:
         m.device_major, m.device_minor = entry.device
     if entry.attributes is not None:
         _attributes_out(entry.attributes, m)
-    if entry.content is not None:
-        _content_out(entry.content, refs, m.content)
     if entry.file_digest:
         m.file_digest.blake3 = entry.file_digest
-        verified = flags & _DIGEST_VERIFIED
+        verified = entry.flags & _DIGEST_VERIFIED
         m.file_digest.origin = pb.DIGEST_ORIGIN_VERIFIED if verified else pb.DIGEST_ORIGIN_CLAIMED
-    return m
 
 
 # As plain numbers: an operation on flags creates an object of their class for each of millions of entries.

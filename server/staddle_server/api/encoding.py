@@ -23,9 +23,13 @@ _DATA: Final = tag(sv.RestorePart, "data")
 _BYTES_OF_DATA: Final = tag(sv.Data, "data")
 _ENTRY: Final = tag(sv.RestorePart, "entry")
 _BYTES_OF_ENTRY: Final = tag(pb.Entry, "data")
+_COLUMNS: Final = tag(sv.RestorePart, "columns")
 _PIECE: Final = tag(sv.RestorePart, "piece")
+_COLUMN_DATA: Final = tag(sv.RestorePart, "column_data")
+_PIECE_COLUMNS: Final = tag(sv.RestorePart, "piece_columns")
 _SEGMENT: Final = tag(sv.RestorePart, "segment")
 _LISTED: Final = tag(sv.ListEntriesResponse, "entries")
+_LISTED_COLUMNS: Final = tag(sv.ListEntriesResponse, "columns")
 _BYTES_OF_SEGMENT: Final = tag(sv.Segment, "data")
 
 
@@ -44,6 +48,17 @@ def entry_part(entry: pb.Entry) -> Pieces:
     """Encode a part with an entry."""
     encoded = entry.SerializeToString()
     return _part_of(_ENTRY + varint(len(encoded)), encoded)
+
+
+def columns_part(columns: bytes, pieces: bytes, data: Sequence[Piece]) -> Pieces:
+    """Encode a part with encoded columns, and with the encoded pieces or the bytes of their files."""
+    fields = [_COLUMNS + varint(len(columns)), columns]
+    if pieces:
+        fields += [_PIECE_COLUMNS + varint(len(pieces)), pieces]
+    if data:
+        fields += [_COLUMN_DATA + varint(sum(map(len, data)))]
+    size = sum(map(len, fields)) + sum(map(len, data))
+    return [_PARTS + varint(size), *fields, *data]
 
 
 def inline_part(entry: pb.Entry, data: Piece) -> Pieces:
@@ -75,11 +90,12 @@ def _bulk(field: bytes, message: Message, bulk: bytes, data: Sequence[Piece]) ->
     return [_PARTS + varint(len(of_part) + len(inside) + size) + of_part + inside, *data]
 
 
-def entries_response(rest: sv.ListEntriesResponse, entries: Sequence[bytes]) -> bytes:
-    """Return a ListEntriesResponse of encoded entries, which as messages would take several times their
-    bytes.
+def entries_response(rest: sv.ListEntriesResponse, items: Sequence[bytes], *, columns: bool) -> bytes:
+    """Return a ListEntriesResponse of encoded entries, or columns, which as messages would take several times
+    their bytes.
     """
-    fields = (piece for entry in entries for piece in (_LISTED + varint(len(entry)), entry))
+    key = _LISTED_COLUMNS if columns else _LISTED
+    fields = (piece for item in items for piece in (key + varint(len(item)), item))
     return b"".join((rest.SerializeToString(), *fields))
 
 

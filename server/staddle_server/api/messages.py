@@ -131,14 +131,13 @@ class PutEntries(NamedTuple):
 
     def weigh(self) -> int:
         """Return the most memory that the decoded request may take, see `weigher`."""
-        count = self.message.count
-        entries = min(ENTRIES_PER_CALL_MAX, count(_CHANGE_TAG))
-        items = min(ITEMS_PER_MESSAGE_MAX, sum(map(count, _ITEM_TAGS)))
+        items = min(ITEMS_PER_MESSAGE_MAX, sum(map(self.message.count, _ITEM_TAGS)))
+        entries = min(ENTRIES_PER_CALL_MAX, _entries_of(self.message))
         return 3 * len(self.message) + _ENTRY_BYTES * entries + _ITEM_BYTES * items
 
     def read(self) -> sv.PutEntriesRequest:
         """Decode the whole request. Raises as `decoder` does."""
-        request = _put_entries(self.message)
+        request = _whole_put_entries(self.message)
         if (request.upload_id, request.epoch) != (self.head.upload_id, self.head.epoch):
             raise BadRequest(
                 "BAD_FIELD", "upload_id and epoch must come before the changes", field="upload_id"
@@ -147,7 +146,6 @@ class PutEntries(NamedTuple):
 
 
 _put_entries: Final = decoder(sv.PutEntriesRequest)
-_CHANGE_TAG: Final = tag(sv.PutEntriesRequest, "changes")
 _CHANGES: Final = _number(sv.PutEntriesRequest, "changes")
 
 
@@ -160,9 +158,96 @@ def put_entries(message: bytes) -> PutEntries:
             break
     head = _put_entries(message[:end])
     if not head.upload_id:  # its fields are not in the order of their numbers
-        head = _put_entries(message)
+        head = _whole_put_entries(message)
         del head.changes[:]
     return PutEntries(head, message)
+
+
+def _whole_put_entries(message: bytes) -> sv.PutEntriesRequest:
+    if len(message) > _COLUMNS_SMALL_BYTES:
+        for _ in _column_counts(message):
+            pass
+    return _put_entries(message)
+
+
+def _entries_of(message: bytes) -> int:
+    """Return how many entries a PutEntriesRequest has; of one with many changes the most it may have."""
+    entries = 0
+    for seen, count in enumerate(_column_counts(message), 1):
+        if seen > _CHANGES_COUNTED_MAX:
+            return ENTRIES_PER_CALL_MAX
+        entries += max(1, count)
+    return entries
+
+
+def _column_counts(message: bytes) -> Iterator[int]:
+    """Yield for each change of a PutEntriesRequest how many entries are in its columns; 0: it has none.
+
+    Raises BadRequest for columns with more values than entries could have: a byte would become eight.
+    """
+    total = 0
+    late: list[tuple[int, int]] = []
+    """Where entries are that `_check_fields` does not see: in columns, or behind another field."""
+    for number, kind, _, first, end in _fields(message):
+        if number != _CHANGES or kind != BYTES:
+            continue
+        count, at = 0, first
+        while at < end:
+            begin = at
+            inner, _, value, at = field(message, begin)
+            if inner == _COLUMNS:
+                count += _check_values(message, value, min(at, end), late)
+            elif inner == _ENTRY and begin > first:
+                late.append((value, min(at, end)))
+        total += count
+        if total > ENTRIES_PER_CALL_MAX:
+            raise BadRequest(
+                "BAD_FIELD",
+                f"changes: the limit is {ENTRIES_PER_CALL_MAX} entries and removals a call",
+                field="changes",
+            )
+        yield count
+    if sum(end - start for start, end in late) > _FIELD_BYTES_MIN * ITEMS_PER_MESSAGE_MAX:
+        items = (each for start, end in late for each in _items_of_entry(message, start, end))
+        if any(count > ITEMS_PER_MESSAGE_MAX for count, _ in enumerate(items, 1)):
+            raise _too_many_items()
+
+
+def _check_values(data: bytes, at: int, end: int, rare: list[tuple[int, int]]) -> int:
+    """Return how many entries columns have by their types, and add where `rare` has its entries.
+
+    Raises BadRequest as _column_counts does.
+    """
+    entries = numbers = others = 0
+    while at < end:
+        number, kind, start, at = field(data, at)
+        if number == _TYPES:
+            entries += at - start
+        elif number in _NUMBER_COLUMNS:
+            numbers += at - start if kind == BYTES else 1
+        else:
+            others += 1
+            if number == _RARE:
+                rare.append((start, min(at, end)))
+    if numbers > _NUMBER_BYTES_MAX * len(_NUMBER_COLUMNS) * entries or others > 4 * entries + _OTHERS_MAX:
+        raise BadRequest("BAD_FIELD", "columns: there are more values than entries", field="columns")
+    return entries
+
+
+_ENTRY: Final = _number(sv.EntryChange, "entry")
+_RARE: Final = _number(pb.EntryColumns, "rare")
+_COLUMNS: Final = _number(sv.EntryChange, "columns")
+_TYPES: Final = _number(pb.EntryColumns, "types")
+_NUMBER_COLUMNS: Final = frozenset(
+    each.number
+    for each in pb.EntryColumns.DESCRIPTOR.fields
+    if each.is_repeated and each.type not in {each.TYPE_MESSAGE, each.TYPE_STRING}
+)
+_NUMBER_BYTES_MAX: Final = 10
+_OTHERS_MAX: Final = 64
+_COLUMNS_SMALL_BYTES: Final = 64 * 1024
+"""Columns in a smaller message cannot be too large."""
+_CHANGES_COUNTED_MAX: Final = 256
 
 
 def backup_parts(message: bytes) -> Iterator[sv.BackupPart | Piece]:
@@ -300,7 +385,11 @@ def _entries(message: Message) -> Iterator[pb.Entry]:
     if isinstance(message, sv.BackupRequest):
         yield from (part.entry for part in message.parts if part.HasField("entry"))
     elif isinstance(message, sv.PutEntriesRequest):
-        yield from (change.entry for change in message.changes if change.HasField("entry"))
+        for change in message.changes:
+            if change.HasField("entry"):
+                yield change.entry
+            elif change.HasField("columns"):
+                yield from change.columns.rare
 
 
 _BULK: Final[dict[str, Callable[[bytes], Any]]] = {

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from staddle_server.base.types import Entry, EntryType, sort_key
+from staddle_server.manifest.columns import Rows
 from staddle_server.manifest.entries import removal, shown
 from staddle_server.manifest.pages import encoder
 
@@ -82,6 +83,15 @@ class Gathered:
         last, self._last_key = self._last_key, key
         if (last is not None and key <= last) or entry.type == EntryType.REMOVED:
             self.in_order = False
+
+    def extend(self, rows: Rows) -> None:
+        """Add entries in path order."""
+        keys, packed = rows.keys, rows.packed
+        self._packed.extend(map(Packed, keys, packed, rows.sizes))
+        self.size_bytes += sum(map(len, keys)) + sum(map(len, packed)) + _OVERHEAD_BYTES * len(keys)
+        if self._last_key is not None and keys[0] <= self._last_key:
+            self.in_order = False
+        self._last_key = keys[-1]
 
     def packed(self) -> Sequence[Packed]:
         """Return all of them in order of arrival."""

@@ -196,7 +196,11 @@ class Restore:
 
     def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:
         """Yield what to send, in order. With no paths: everything."""
-        steps = self._steps(self._entries(paths, exact=exact))
+        entries = self._entries(paths, exact=exact)
+        if not (self._data or self._refs):
+            yield from self._without_content(entries)
+            return
+        steps = self._steps(entries)
         window: list[_Step] = []
         # Separate from the pages' memory, so that a window never blocks the next page.
         held = self._tenant.decoded.held(self._tenant.id, self._check)
@@ -283,6 +287,18 @@ class Restore:
             ahead.close()
             if as_stored is not None:
                 as_stored.close()
+
+    def _without_content(self, entries: Iterable[Entry | Gap]) -> Iterator[Event]:
+        """Yield the entries alone: nothing has to be looked up for them, so none waits in a window."""
+        for entry in entries:
+            self._check()
+            if isinstance(entry, Gap):
+                yield from self._give_up(SentDamage(entry.after or b"", entry.message, 0, subtree=True))
+            elif entry.attributes_ref is None:
+                self.totals.entries += 1
+                yield SentEntry(entry, None)
+            else:
+                yield from self._begin(entry)
 
     def _send_without_data(self, steps: Sequence[_Step]) -> Iterator[Event]:
         for step in steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,6 +12,7 @@ from staddle.chunking import Chunker, Cut, content_id
 from staddle_server.base.errors import BadRequest, Precondition
 from staddle_server.base.limits import CHUNKS_INLINE_MAX, ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
 from staddle_server.base.types import ChunkRef, Content, Entry, EntryType, Flag, Profile
+from staddle_server.manifest.columns import CheckedColumns, Columns, check_columns
 from staddle_server.manifest.entries import check_entry, check_path, shown
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upload.frames import check_ref, is_ref
@@ -80,7 +81,10 @@ class _LongList(NamedTuple):
     refs: Sequence[ChunkRef]
 
 
-_Prepared = Removed | _Whole | _Small | _LongList
+Change = Sent | Removed | Columns
+"""One change of a PutEntries call, as sent."""
+_Checked = Sent | Removed | CheckedColumns
+_Prepared = Removed | CheckedColumns | _Whole | _Small | _LongList
 
 
 class _SizeSoFar(NamedTuple):
@@ -99,11 +103,11 @@ class Intake:
         self._damage: bool | None = None
         """Whether any damage is known; determined once."""
 
-    def put_entries(self, number: int, changes: Sequence[Sent | Removed]) -> list[int]:
+    def put_entries(self, number: int, changes: Sequence[Change]) -> list[int]:
         """Take one PutEntries call, all or nothing; a known number changes nothing.
 
         Returns:
-            The positions of entries that refer to missing chunks.
+            The positions of entries that refer to missing chunks. Columns have one for each entry.
 
         Raises:
             BadRequest: BAD_FIELD, BAD_SEQUENCE, DIGEST_MISMATCH.
@@ -112,7 +116,7 @@ class Intake:
             AlreadyExists: REQUEST_ID_REUSED, the number was used with other changes.
 
         """
-        if len(changes) > ENTRIES_PER_CALL_MAX:
+        if sum(map(entries_in, changes)) > ENTRIES_PER_CALL_MAX:
             raise BadRequest(
                 "BAD_FIELD", f"the limit is {ENTRIES_PER_CALL_MAX} changes a call", field="changes"
             )
@@ -128,22 +132,20 @@ class Intake:
             digest = blake3(_encoder.encode(changes)).digest()
             if number != expected:
                 self._writer.check_replay(number, digest)
-            self._check_refs(changes)
-            refs = [ref for change in changes for ref in _refs(change)]
+            checked = self._checked(changes)
+            refs = [ref for change in checked for ref in _refs(change)]
             absent = self._writer.absent(refs)
             if number == expected:
-                prepared = self._prepare_all(changes)
+                prepared = self._prepare_all(checked)
                 self._writer.expect(ref for ref in refs if ref.digest in absent)
                 with self._writer.taking():
                     self._take_all(prepared)
                     self._writer.accept_number(number, digest)
-        if not absent:
-            return []
-        return [i for i, change in enumerate(changes) if any(ref.digest in absent for ref in _refs(change))]
+        return list(_lacking(checked, absent)) if absent else []
 
     def put(self, sent: Sent | Removed) -> None:
         """Take one complete entry, or a removal."""
-        self._check_refs([sent])
+        self._checked([sent])
         refs = _refs(sent)
         with self._writer.together():
             absent = self._writer.absent(refs) if refs else set()
@@ -156,17 +158,27 @@ class Intake:
         return _SizeSoFar(self._writer.open_entry, self._writer.open_size)
 
     @staticmethod
-    def _check_refs(changes: Sequence[Sent | Removed]) -> None:
+    def _checked(changes: Sequence[Change]) -> list[_Checked]:
+        """Check columns, and the form of all chunk references."""
+        checked: list[_Checked] = []
         for index, change in enumerate(changes):
+            if isinstance(change, Columns):
+                checked.append(check_columns(change))
+                continue
             refs = _refs(change)
             if not all(map(is_ref, refs)):
                 for position, ref in enumerate(refs):
                     check_ref(ref, f"changes[{index}].entry.content.chunks[{position}]")
+            checked.append(change)
+        return checked
 
-    def _prepare_all(self, changes: Sequence[Sent | Removed]) -> list[_Prepared]:
-        prepared = []
+    def _prepare_all(self, changes: Sequence[_Checked]) -> list[_Prepared]:
+        prepared: list[_Prepared] = []
         opened = self._opened()
         for change in changes:
+            if isinstance(change, CheckedColumns):
+                prepared.append(change)
+                continue
             step = self._prepare(change, opened)
             prepared.append(step)
             if isinstance(step, _LongList):
@@ -255,6 +267,8 @@ class Intake:
         match prepared:
             case Removed(path):
                 self._writer.remove(path)
+            case CheckedColumns():
+                self._writer.put_columns(prepared)
             case _Whole(entry):
                 self._writer.put_entries([entry])
             case _Small(entry, cuts, profile):
@@ -267,8 +281,24 @@ class Intake:
                     self._writer.end_file()
 
 
-def _refs(change: Sent | Removed) -> Sequence[ChunkRef]:
+def _refs(change: _Checked) -> Sequence[ChunkRef]:
     return () if isinstance(change, Removed) else change.refs or ()
+
+
+def entries_in(change: Change | _Checked) -> int:
+    """Return how many changes a change counts as."""
+    return len(change) if isinstance(change, (Columns, CheckedColumns)) else 1
+
+
+def _lacking(changes: Sequence[_Checked], absent: set[bytes]) -> Iterator[int]:
+    """Yield the positions of entries that refer to these chunks."""
+    first = 0
+    for change in changes:
+        if isinstance(change, CheckedColumns):
+            yield from (first + at for at in change.lacking(absent))
+        elif any(ref.digest in absent for ref in _refs(change)):
+            yield first
+        first += entries_in(change)
 
 
 def _continued(sent: Sent, opened: _SizeSoFar) -> Entry:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import CHECKPOINT_ENTRIES, CHECKPOINT_ENTRY_BYTES, RUNS_MERGE
 from staddle_server.base.types import Entry, EntryType, Root, sort_key
+from staddle_server.manifest.columns import Rows
 from staddle_server.manifest.content import ContentBuilder
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import join, merge_runs
@@ -16,6 +18,10 @@ from staddle_server.manifest.read import entries_of
 from staddle_server.manifest.runs import Gathered, fold
 from staddle_server.manifest.tree import write_run
 from staddle_server.upload.progress import OpenEntry, Progress, Run
+from staddle_server.upload.refusals import other_entries
+
+REPLAYS_KNOWN: Final = 64
+"""PutEntries calls whose digest is kept, to distinguish a replay from another call with the same number."""
 
 
 class IncomingFile(NamedTuple):
@@ -31,21 +37,43 @@ class _Way:
     def __init__(self) -> None:
         self._last_key: bytes | None = None
         self._directories: list[bytes] = []
+        """Their sort keys, from the top down."""
 
     def goes_on(self, entry: Entry) -> bool:
         """Return whether the entry comes after all earlier ones, and its directory has arrived."""
-        path, last = entry.path, self._last_key
-        self._last_key = key = sort_key(path)
+        last = self._last_key
+        self._last_key = key = sort_key(entry.path)
         if entry.type == EntryType.REMOVED or (last is not None and key <= last):
             return False
-        parent, slash, _ = path.rpartition(b"/")
+        return self._reaches(key, is_directory=entry.type == EntryType.DIRECTORY)
+
+    def goes_on_over(self, rows: Rows) -> bool:
+        """Return the same of entries in order."""
+        keys, last = rows.keys, self._last_key
+        self._last_key = keys[-1]
+        if last is not None and keys[0] <= last:
+            return False
+        above = None
+        for key, kind in zip(keys, rows.types, strict=True):
+            is_directory = kind == EntryType.DIRECTORY
+            parent = key.rpartition(b"\0")[0]
+            # Most entries lie beside the one before, of which this is known.
+            if is_directory or parent != above:
+                if not self._reaches(key, is_directory=is_directory):
+                    return False
+                above = None if is_directory else parent
+        return True
+
+    def _reaches(self, key: bytes, *, is_directory: bool) -> bool:
+        """Return whether the directory of an entry has arrived."""
+        parent, slash, _ = key.rpartition(b"\0")
         way = self._directories
         while way and way[-1] != parent:
             way.pop()
         if slash and not way:
             return False
-        if entry.type == EntryType.DIRECTORY and path:
-            way.append(path)
+        if is_directory and key:
+            way.append(key)
         return True
 
 
@@ -62,6 +90,8 @@ class Received:
         self.last_path = progress.last_path
         self.put_entries_number = progress.put_entries_number
         self.put_entries_digest = progress.put_entries_digest
+        self._digests: deque[tuple[int, bytes]] = deque(maxlen=REPLAYS_KNOWN)
+        """The last PutEntries calls."""
         self.open: IncomingFile | None = None
         if progress.open_entry is not None:
             content = ContentBuilder.restore(progress.open_entry.content, source, pages)
@@ -70,6 +100,23 @@ class Received:
         self._gathered = Gathered()
         self._way = _Way() if progress.position == 0 else None
         """None: the received entries may not be in manifest order."""
+
+    def accept_number(self, number: int, digest: bytes) -> None:
+        """Record that the PutEntries call with this number was accepted; `digest` is that of its changes."""
+        self.put_entries_number = number
+        self.put_entries_digest = digest
+        self._digests.append((number, digest))
+
+    def check_replay(self, number: int, digest: bytes) -> None:
+        """Check that a repeated PutEntries call has the same changes again, as far as its digest is known.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED.
+
+        """
+        known = {self.put_entries_number: self.put_entries_digest, **dict(self._digests)}
+        if known.get(number, digest) not in {digest, b""}:
+            raise other_entries(number)
 
     @property
     def open_size(self) -> int:
@@ -101,6 +148,16 @@ class Received:
         self.last_path = entry.path
         self._gathered.append(entry)
         if self._way is not None and not self._way.goes_on(entry):
+            self._way = None
+
+    def extend(self, rows: Rows) -> None:
+        """Accept and count entries in path order."""
+        self.position += len(rows.keys)
+        self.last_path = rows.keys[-1].replace(b"\0", b"/")
+        self.entry_count += len(rows.keys)
+        self.data_bytes += sum(rows.sizes)
+        self._gathered.extend(rows)
+        if self._way is not None and not self._way.goes_on_over(rows):
             self._way = None
 
     def count(self, entry: Entry) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Final, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 from staddle.chunking import Cut
@@ -30,6 +30,7 @@ from staddle_server.base.errors import (
 from staddle_server.base.threads import shortage
 from staddle_server.base.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
 from staddle_server.catalog import Backup, Catalog, NewDamageError, Terms, Upload
+from staddle_server.manifest.columns import CheckedColumns
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import check_entry, removal
 from staddle_server.store.space import Space
@@ -46,9 +47,6 @@ from staddle_server.upload.progress import Progress
 from staddle_server.upload.received import IncomingFile, Received
 
 log = logging.getLogger(__name__)
-
-REPLAYS_KNOWN: Final = 64
-"""PutEntries calls whose digest a writer keeps, to tell a replay from another call with its number."""
 
 
 class _Stream(NamedTuple):
@@ -100,8 +98,6 @@ class UploadWriter:
         self._chunks, self._pages = accepted.chunks, accepted.pages
         self._received, self._missing = accepted.received, accepted.missing
         self._finishing = Finishing(tenant, catalog, upload, self.base, accepted)
-        self._digests: deque[tuple[int, bytes]] = deque(maxlen=REPLAYS_KNOWN)
-        """The last PutEntries calls."""
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None
         self._taking = False
@@ -291,9 +287,7 @@ class UploadWriter:
     def accept_number(self, number: int, digest: bytes) -> None:
         """Record that the PutEntries call with this number was accepted; `digest` is that of its changes."""
         with self._writing():
-            self._received.put_entries_number = number
-            self._received.put_entries_digest = digest
-            self._digests.append((number, digest))
+            self._received.accept_number(number, digest)
 
     def check_replay(self, number: int, digest: bytes) -> None:
         """Check that a repeated PutEntries call has the same changes again.
@@ -304,10 +298,7 @@ class UploadWriter:
             AlreadyExists: REQUEST_ID_REUSED.
 
         """
-        received = self._received
-        known = {received.put_entries_number: received.put_entries_digest, **dict(self._digests)}
-        if known.get(number, digest) not in {digest, b""}:
-            raise refusals.other_entries(number)
+        self._received.check_replay(number, digest)
 
     def absent(self, refs: Sequence[ChunkRef]) -> set[bytes]:
         """Return which of these chunks are missing; the others are claimed.
@@ -398,6 +389,13 @@ class UploadWriter:
         with self._writing():
             for entry in entries:
                 self._take(entry)
+
+    def put_columns(self, columns: CheckedColumns) -> None:
+        """Accept the entries of columns, as put_entries does."""
+        with self._writing():
+            self._received.open = None
+            self._received.extend(columns.rows(partial(store_attributes, sink=self._pages)))
+            self._checkpoint_when_due()
 
     def remove(self, path: bytes) -> None:
         """Remove a path, and everything below it, from earlier entries."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -12,10 +12,12 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert, encoding
 from staddle_server.api.convert import bad
+from staddle_server.api.convert_columns import ColumnsOut, EncodedColumns
 from staddle_server.api.encoding import Pieces
 from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
+from staddle_server.base.types import Entry
 from staddle_server.catalog import Backup, Catalog
 from staddle_server.manifest.content import with_attributes
 from staddle_server.manifest.entries import check_path
@@ -66,6 +68,8 @@ class ReadCalls:
         view = request.view or sv.ENTRY_VIEW_DATA
         if request.segments and view != sv.ENTRY_VIEW_DATA:
             raise bad("segments", "it requires the view DATA")
+        if request.columns and view != sv.ENTRY_VIEW_BASIC and not request.segments:
+            raise bad("columns", "it requires the view BASIC, or DATA with segments")
         backup = self._pick(request, call)
         restore = self._reads.restore(
             call.principal,
@@ -76,10 +80,12 @@ class ReadCalls:
             check=call.check,
         )
         chosen = restore.select(paths, exact=request.exact)
+        large = self._large(call)
+        complete = _CompleteEntries(large, data=request.segments) if request.columns else None
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
         parts: Iterator[Pieces] = chain(
             [encoding.part(header)],
-            _restore_parts(restore.events(chosen, exact=request.exact), self._large(call)),
+            _parts_of(restore.events(chosen, exact=request.exact), large, complete),
             _end(restore),
         )
 
@@ -160,6 +166,8 @@ class ReadCalls:
         limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
         if request.view == sv.ENTRY_VIEW_DATA:
             raise bad("view", "a list carries no data; use Restore")
+        if request.columns and request.view == sv.ENTRY_VIEW_REFERENCES:
+            raise bad("columns", "it requires the view BASIC")
         tokens, query = self._tokens(call), ("entries", request.dataset, path, request.recursive)
         after = None
         if request.page_token:
@@ -171,19 +179,22 @@ class ReadCalls:
         )
         refs = limits.CHUNKS_PER_CALL_MAX if request.view == sv.ENTRY_VIEW_REFERENCES else 0
         response = sv.ListEntriesResponse(backup_id=backup.id.hex())
-        page: list[bytes] = []
-        size, last = 0, b""
+
+        def encoded(listed: Listed) -> bytes:
+            chunks = self._reads.chunks(call.principal, listed.entry, refs, call.check) if refs else ()
+            return _listed_bytes(listed, chunks, self._large(call))
+
+        page = _ColumnPage(self._large(call)) if request.columns else _EntryPage(encoded)
+        last = b""
         for listed in entries:
             call.check()
-            if len(page) >= limit or size >= PAGE_BYTES:
+            if page.count >= limit or page.size >= PAGE_BYTES:
                 response.next_page_token = tokens.make(query, (backup.id.hex(), last))
                 break
-            chunks = self._reads.chunks(call.principal, listed.entry, refs, call.check) if refs else ()
-            page.append(_listed_bytes(listed, chunks, self._large(call)))
-            size += len(page[-1])
+            page.add(listed)
             last = listed.entry.path
-        call.facts["entries"] = len(page)
-        return encoding.entries_response(response, page)
+        call.facts["entries"] = page.count
+        return encoding.entries_response(response, page.items(), columns=request.columns)
 
     def list_changes(self, request: sv.ListChangesRequest, call: Call) -> sv.ListChangesResponse:
         call.facts["dataset"] = request.dataset
@@ -223,10 +234,79 @@ class ReadCalls:
         return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
 
 
-def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
-    """Yield parts, combining adjacent ones of the same kind."""
+class _EntryPage:
+    """The encoded entries of one page of a list."""
+
+    def __init__(self, encoded: Callable[[Listed], bytes]) -> None:
+        self._encoded = encoded
+        self._items: list[bytes] = []
+        self.size = 0
+        self.count = 0
+
+    def add(self, listed: Listed) -> None:
+        self._items.append(self._encoded(listed))
+        self.size += len(self._items[-1])
+        self.count += 1
+
+    def items(self) -> list[bytes]:
+        return self._items
+
+
+class _ColumnPage:
+    """The same in columns."""
+
+    def __init__(self, large: threading.Lock) -> None:
+        self._large = large
+        self._gathered = ColumnsOut()
+        self._items: list[bytes] = []
+        self.size = 0
+        self.count = 0
+
+    def add(self, listed: Listed) -> None:
+        for each in _columns_with(self._gathered, *listed, self._large):
+            self._items.append(each.columns)
+            self.size += len(each.columns)
+        self.count += 1
+
+    def items(self) -> list[bytes]:
+        return [*self._items, *(each.columns for each in self._gathered.take())]
+
+
+def _columns_with(
+    gathered: ColumnsOut,
+    entry: Entry,
+    attributes: bytes | None,
+    large: threading.Lock,
+    data: Piece | bytes | memoryview | None = None,
+) -> Iterator[EncodedColumns]:
+    """Add an entry, and yield the columns that are complete.
+
+    One with separate attributes has columns of its own, so that they are decoded for one entry at a time.
+    """
+    if attributes is None:
+        yield from gathered.add(entry, data)
+        return
+    yield from gathered.take()
+    with large:
+        gathered.add(with_attributes(entry, attributes), data)
+        alone = gathered.take()
+    yield from alone
+
+
+def _parts_of(
+    events: Iterator[Event], large: threading.Lock, complete: _CompleteEntries | None
+) -> Iterator[Pieces]:
+    """Yield parts, combining adjacent ones of the same kind, and entries into columns if `complete` takes
+    them.
+    """
     gathered = _OnePart()
     for event in events:
+        if complete is not None:
+            if complete.takes(event):
+                yield from gathered.parts()
+                yield from complete.add(event)
+                continue
+            yield from complete.before(event)
         if not gathered.takes(event):
             yield from gathered.parts()
             if not gathered.takes(event):
@@ -234,6 +314,52 @@ def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[P
                 continue
         gathered.add(event)
     yield from gathered.parts()
+    if complete is not None:
+        yield from complete.parts()
+
+
+class _CompleteEntries:
+    """Consecutive entries that nothing follows: with `data`, those that have their content."""
+
+    def __init__(self, large: threading.Lock, *, data: bool) -> None:
+        self._large = large
+        self._data = data
+        self._gathered = ColumnsOut()
+        self._segments = 0
+        """Sent so far."""
+
+    def takes(self, event: Event) -> bool:
+        """Return whether an event goes into columns."""
+        if not isinstance(event, SentEntry):
+            return False
+        return not self._data or event.data is not None or event.entry.content is None
+
+    def add(self, event: Event) -> Iterator[Pieces]:
+        """Add an entry, and yield the parts that are complete."""
+        assert isinstance(event, SentEntry)
+        entry, data, attributes = event
+        for each in _columns_with(self._gathered, entry, attributes, self._large, data):
+            yield self._part(each)
+
+    def before(self, event: Event) -> Iterator[Pieces]:
+        """Yield what must be sent before another event: all, unless it is a segment after which the client
+        still has those that are referred to.
+        """
+        if isinstance(event, SentSegment):
+            self._segments += 1
+            oldest = self._gathered.oldest_segment
+            if oldest is None or oldest >= self._segments - limits.SEGMENTS_REFERRED_MAX:
+                return
+        yield from self.parts()
+
+    def parts(self) -> Iterator[Pieces]:
+        """Yield what was gathered."""
+        for each in self._gathered.take():
+            yield self._part(each)
+
+    @staticmethod
+    def _part(encoded: EncodedColumns) -> Pieces:
+        return encoding.columns_part(*encoded)
 
 
 class _OnePart:

@@ -12,6 +12,7 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert
 from staddle_server.api.convert import bad, identifier
+from staddle_server.api.convert_columns import changes_of
 from staddle_server.api.encoding import Piece
 from staddle_server.api.gate import Call, CallerGone
 from staddle_server.api.messages import PutChunks, PutEntries
@@ -24,7 +25,7 @@ from staddle_server.catalog import Backup, Upload
 from staddle_server.manifest.entries import shown
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upload.frames import check_frame
-from staddle_server.upload.intake import Intake
+from staddle_server.upload.intake import Intake, entries_in
 from staddle_server.upload.stream import BackupStream
 from staddle_server.upload.uploads import BegunUpload, Uploads
 from staddle_server.upload.writer import UploadWriter
@@ -218,11 +219,8 @@ class UploadCalls:
             call.check()
             request = sent.read()
             del sent
-            if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
-                raise bad("changes", f"the limit is {limits.ENTRIES_PER_CALL_MAX} a call")
-            call.facts["entries"] = len(request.changes)
-            changes = [convert.change_of(change) for change in request.changes]
-            number = request.number
+            changes, number = changes_of(request), request.number
+            call.facts["entries"] = sum(map(entries_in, changes))
             del request  # thousands of objects
             return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
 

@@ -16,7 +16,7 @@ TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg
 FOREVER: Final = "public, max-age=31536000, immutable"
 
 
-class _File(NamedTuple):
+class _StaticFile(NamedTuple):
     data: bytes
     packed: bytes
     media_type: str
@@ -28,7 +28,7 @@ class StaticFiles:
 
     def __init__(self) -> None:
         self._files = {
-            path.name: _File(data, gzip.compress(data, mtime=0), TYPES[path.suffix], _tag(data))
+            path.name: _StaticFile(data, gzip.compress(data, mtime=0), TYPES[path.suffix], _tag(data))
             for path in sorted(DIRECTORY.iterdir())
             if path.suffix in TYPES
             for data in [path.read_bytes()]
