@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
 import re
 import shlex
+import zipfile
 from urllib.parse import quote
 
 import click
@@ -146,6 +148,17 @@ def test_downloads_are_for_people_who_are_logged_in_and_run_nothing(seen: Seen) 
         assert seen.reader.get(path).status in {401, 404}
     other = Visitor(seen.port, seen.running.token("reader", seen.running.make_tenant("other")))
     assert other.get(download).status == 404
+
+
+def test_a_directory_is_downloaded_as_an_archive(seen: Seen) -> None:
+    back_up(seen.stub, "a b", {"d/one.txt": b"1", "d/two.txt": b"22", "other": b"3"})
+    page = seen.reader.page("/browse?dataset=a%20b&path=d")
+    found = [link for link in links(page) if link.startswith("/download")]
+    assert [re.search(r"format=(\w+)", link)[1] for link in found] == ["zip", "tar"]  # type: ignore[index]
+    with zipfile.ZipFile(io.BytesIO(seen.reader.get(found[0]).body)) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
+    assert files == {"d/one.txt": b"1", "d/two.txt": b"22"}
+    assert Visitor(seen.port).get(found[0]).status == 401
 
 
 def test_two_backups_are_compared(seen: Seen) -> None:

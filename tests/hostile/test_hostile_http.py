@@ -254,7 +254,7 @@ def test_without_a_valid_token_no_body_is_read(place: Place) -> None:
         b"GET /%2e%2e/%00 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2 * HTTP_HEAD_BYTES_MAX + b"\r\n\r\n",
         b"POST /" + b"a" * 2 * HTTP_HEAD_BYTES_MAX + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nA\x00B: c\r\n\r\n",
     ],
     ids=lambda sent: repr(sent[:20]),
