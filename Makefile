@@ -40,6 +40,7 @@
 #   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
 #   make bench-entries   processor time for each tiny file; ARGS="--files 100000"
 #   make bench-index     bytes and speed of the chunk index; ARGS="--rows 1e7"
+#   make bench-pages     how long pages of the dashboard take; ARGS="--backups 10000"
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
 #   make bench-peers     install these (Debian, as root, with cargo; into .tools/)
@@ -80,6 +81,7 @@ PIP := -m pip --quiet --disable-pip-version-check --no-input
 SOURCE ?= .
 ARGS ?=
 LISTEN ?= 127.0.0.1:7443
+HTTP ?= 127.0.0.1:7480
 
 .PHONY: help
 help:
@@ -96,10 +98,14 @@ python:
 	  echo "On Debian and Ubuntu: apt-get install python$$version-venv" >&2; exit 1; fi
 
 # --- environments
+# One of another interpreter is made anew: half of each would not run.
+REAL := import os, sys; print(os.path.realpath(sys.executable))
+make_venv = $(BASE_PYTHON) -m venv \
+  $$([ "$$($(1)/bin/python -c '$(REAL)' 2>/dev/null)" = "$$($(BASE_PYTHON) -c '$(REAL)')" ] || echo --clear) $(1)
 # The version is in the server's package; an installation keeps the version from when it was made.
 $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | python
 	@echo "Setting up $(VENV) with $$($(BASE_PYTHON) --version) (once; about a minute) ..."
-	@$(BASE_PYTHON) -m venv $(VENV)
+	@$(call make_venv,$(VENV))
 	@# Dependency groups need pip 25.1.
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3,lock,http,otel,apprise]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
@@ -107,14 +113,14 @@ $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | pyth
 
 $(PROTOS_STAMP): pyproject.toml | python
 	@echo "Setting up $(PROTOS_VENV), the generators of client/staddle/v1 ..."
-	@$(BASE_PYTHON) -m venv $(PROTOS_VENV)
+	@$(call make_venv,$(PROTOS_VENV))
 	@$(PROTOS_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
 	@touch $@
 
 $(DEPLOY_STAMP): pyproject.toml | python
 	@echo "Setting up $(DEPLOY_VENV), which reads the files in server/deploy ..."
-	@$(BASE_PYTHON) -m venv $(DEPLOY_VENV)
+	@$(call make_venv,$(DEPLOY_VENV))
 	@$(DEPLOY_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
 	@$(DEPLOY_VENV)/bin/python $(PIP) install --group deploy
 	@touch $@
@@ -133,7 +139,7 @@ cluster: $(STAMP)
 
 .PHONY: serve
 serve: $(STAMP)
-	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN)
+	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN) --http $(HTTP)
 
 # --- to work on it
 # Without this, each worker compiles all tests in each run, which takes 8 s of CPU.
@@ -250,6 +256,10 @@ bench-cluster: $(STAMP)
 .PHONY: bench-index
 bench-index: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python -m benchmarks.chunk_rows $(ARGS)
+
+.PHONY: bench-pages
+bench-pages: $(STAMP)
+	@PYTHONPATH=tests/support:tests/api $(BIN)/python -m benchmarks.pages $(ARGS)
 
 .PHONY: bench-wire
 bench-wire: $(STAMP)

@@ -20,7 +20,7 @@ MODULES: Final = frozenset({"time", "datetime"})
 
 USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
-        staddle._restore.archive_formats _dos_time
+        staddle._protocol.archive_zip _dos_time
         staddle_server.app.run _leave_mark_of_stop
         staddle_server.app.run _made
         staddle_server.app.run initialise

@@ -154,6 +154,18 @@ OF_THE_CLIENT: Final = {
         frozenset({"api", "app"}),
         "protobuf messages are turned into values in api, and go no further",
     ),
+    "staddle._protocol.archive_formats": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
+    "staddle._protocol.archive_tar": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
+    "staddle._protocol.archive_zip": (
+        frozenset({"api"}),
+        "an archive from the server and one from the client are the same",
+    ),
     "staddle._protocol.encoding": (
         frozenset({"api"}),
         "fields that are written by hand are messages as much as those of the generated code",
@@ -167,8 +179,8 @@ OF_THE_CLIENT: Final = {
         "counts, sizes and durations are written and read alike on both sides",
     ),
     "staddle._base.given_files": (
-        frozenset({"app", "cli"}),
-        "what people write, copy and mount is read alike on both sides",
+        frozenset({"app", "cli", "store"}),
+        "what people write, copy and mount is read alike on both sides; a store has a file of credentials",
     ),
     "staddle._base.interpreter": (
         frozenset({"cli"}),
@@ -179,8 +191,8 @@ OF_THE_CLIENT: Final = {
         "certificates and keys are read alike on both sides; only TLS needs them",
     ),
     "staddle._base.pem_files": (
-        frozenset({"app"}),
-        "certificates and keys are read alike on both sides; only TLS needs them",
+        frozenset({"app", "store"}),
+        "certificates and keys are read alike on both sides; only TLS needs them, also that of an object store",
     ),
     "staddle._base.standard_streams": (
         frozenset({"app", "cli"}),

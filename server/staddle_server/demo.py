@@ -10,10 +10,12 @@ import fnmatch
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -197,21 +199,37 @@ def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> No
     )
     say(f"  state, and compared. The server has stopped; its data is in {_short(places.server)}.")
     heading("To continue: stay in this directory, and paste these")
+    port = _free_port()
     for line in (
         f"export PATH={shlex.quote(str(places.bin))}:$PATH",
         # Its log would mix with the output of the other commands.
-        f"staddle-server serve --data {server} --listen 127.0.0.1:0 > {log} 2>&1 &",
+        f"staddle-server serve --data {server} --listen 127.0.0.1:0 --http 127.0.0.1:{port} > {log} 2>&1 &",
         f"staddle-server health --data {server} --wait 30s",
         f"export STADDLE_CONFIG={config}",
         f"staddle list {DATASET}",
         f"staddle ls {DATASET}",
         f"staddle restore {DATASET} --target {again} --at {at}",
-        "kill %1",
     ):
         say(f"  {line}")
+    heading("Then look at the dashboard, which that server has, too")
+    say(f"  http://127.0.0.1:{port}/")
+    say(f"  Log in with this token: {_token(places)}")
+    say("  `kill %1` stops the server.")
     say(
         "\n  Your own data: README.md continues from here, with `make serve` and `staddle backup PATH --dataset NAME`."
     )
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _token(places: Places) -> str:
+    token: str = tomllib.loads(places.client_config.read_text())["token"]
+    return token
 
 
 # --- the scratch copy

@@ -146,6 +146,7 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
     ("field", "text", "says"),
     [
         ("listen", "7443", "--listen is '7443': expected HOST:PORT"),
+        ("http", "7480", "127.0.0.1:7480 or [::1]:7480"),
         ("listen", "127.0.0.1:65536", "highest port is 65535"),
         ("listen", "[::1:7443", "expected HOST:PORT"),
         ("endpoint", "0.0.0.0:7443", "give a host name"),

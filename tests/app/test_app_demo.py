@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -154,6 +155,10 @@ def test_the_commands_at_the_end_work_when_pasted(shown: tuple[Path, Path, str])
         line.strip() for line in ending[: next(i for i, line in enumerate(ending) if not line.strip())]
     ]
     assert len(commands) >= 6
+    address = re.search(r"http://127\.0\.0\.1:\d+/", said)
+    assert address
+    look = f"import urllib.request; print(urllib.request.urlopen('{address[0]}').read().decode())"
+    commands += [f"{shlex.quote(sys.executable)} -c {shlex.quote(look)}", "kill %1"]
     done = subprocess.run(
         ["bash", "-e", "-c", "\n".join(commands)],
         cwd=here,
@@ -164,6 +169,10 @@ def test_the_commands_at_the_end_work_when_pasted(shown: tuple[Path, Path, str])
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "<h1>Staddle</h1>" in done.stdout
+    token = re.search(r"Log in with this token: (staddle_\S+)", said)
+    assert token
+    assert token[1] in (here / "demo-data" / "server" / "client.toml").read_text()
     assert demo.digests(here / "demo-data" / "restored-again") == demo.digests(
         here / "demo-data" / "restored"
     )

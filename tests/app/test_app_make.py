@@ -30,7 +30,7 @@ def script(path: Path, text: str) -> Path:
 
 def chosen(done: subprocess.CompletedProcess[str]) -> str:
     """The interpreter that a dry run would create the environment with."""
-    match = re.search(r"^(\S+) -m venv (\S+)$", done.stdout, re.MULTILINE)
+    match = re.search(r"^(\S+) -m venv ", done.stdout, re.MULTILINE)
     assert match is not None, done.stdout + done.stderr
     return match[1]
 
@@ -83,6 +83,22 @@ def test_a_newer_interpreter_is_taken_whatever_its_build(tmp_path: Path) -> None
     assert chosen(make("--dry-run", "venv", *words, path=newer.parent)) == str(newer)
 
 
+def test_an_environment_of_another_interpreter_is_made_anew(tmp_path: Path) -> None:
+    place = tmp_path / "v"
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to("/bin/false")
+    (place / "left").touch()
+    shown = make("--dry-run", "venv", f"PYTHON={sys.executable}", f"VENV={place}").stdout
+    (line,) = re.findall(r"^(\S+ -m venv .*)$", shown, re.MULTILINE)
+    for _ in range(2):
+        subprocess.run(["/bin/sh", "-c", line], check=True, timeout=120)
+        assert os.path.realpath(place / "bin" / "python") == os.path.realpath(sys.executable)
+        assert not (place / "left").exists()
+    (place / "kept").touch()
+    subprocess.run(["/bin/sh", "-c", line], check=True, timeout=120)
+    assert (place / "kept").exists()
+
+
 def test_an_outdated_or_missing_python_is_reported_with_what_to_do(tmp_path: Path) -> None:
     old = script(tmp_path / "old", "exit 1")
     for python in (str(old), "python9.9"):
@@ -106,7 +122,7 @@ def test_another_python_and_other_constraints_get_a_separate_environment(tmp_pat
     done = make(
         "--dry-run", "--always-make", "venv", f"PYTHON={sys.executable}", "CONSTRAINTS=.ci/oldest.txt"
     )
-    assert f"-m venv .venv-{version}-oldest\n" in done.stdout
+    assert f" .venv-{version}-oldest\n" in done.stdout
     assert "--constraint .ci/oldest.txt" in done.stdout
 
 

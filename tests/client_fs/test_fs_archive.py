@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from fs_trees import assert_same, make_socket, plant, seeded_bytes
 from staddle._errors import BadRequestError, ConnectError, DamageError, ProtocolError
+from staddle._protocol import archive_tar, archive_zip
+from staddle._protocol.archive_tar import NOT_COMPLETE
+from staddle._protocol.archive_zip import ZipArchive
 from staddle._restore import archive as _archived
-from staddle._restore import archive_formats
 from staddle._restore.archive import ToArchive
-from staddle._restore.archive_formats import NOT_COMPLETE, ZipArchive
 from staddle._types.options import RestoreOptions
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
@@ -117,7 +118,7 @@ def test_a_large_sparse_file_is_sparse_in_a_tar_archive_and_once_unpacked(
 def test_holes_at_every_place_come_back_with_every_piece_size(
     holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
+    monkeypatch.setattr(archive_tar, "SPARSE_BYTES_MIN", 0)
     data = bytearray(seeded_bytes(1, 2**19))
     for start, length in holes:
         data[start : start + length] = bytes(length)
@@ -135,7 +136,7 @@ def test_holes_at_every_place_come_back_with_every_piece_size(
 def test_impossible_holes_are_ignored(
     holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
+    monkeypatch.setattr(archive_tar, "SPARSE_BYTES_MIN", 0)
     entry, data = file("s", seeded_bytes(1, 5_000))
     for start, length in holes:
         entry.holes.add(offset_bytes=start, length_bytes=length)
@@ -145,7 +146,7 @@ def test_impossible_holes_are_ignored(
 
 
 def test_data_in_a_hole_ends_the_archive_and_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
+    monkeypatch.setattr(archive_tar, "SPARSE_BYTES_MIN", 0)
     entry, data = file("s", seeded_bytes(1, 5_000))
     entry.holes.add(offset_bytes=1_000, length_bytes=1_000)
     sink = io.BytesIO()
@@ -378,7 +379,7 @@ class Tail(io.RawIOBase):
 
 
 def test_the_directory_of_a_zip_archive_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_formats, "MEMBERS_BYTES_IN_MEMORY", 65_536)
+    monkeypatch.setattr(archive_zip, "MEMBERS_BYTES_IN_MEMORY", 65_536)
     made = ZipArchive(Tail(), MTIME_NS)
     entry = pb.Entry(type=pb.ENTRY_TYPE_DIRECTORY, mode=0o755, mtime_ns=MTIME_NS)
     made.add(b"first", entry)

@@ -76,3 +76,17 @@ def test_an_unwritable_home_disables_the_cache_and_not_the_backup(
 def test_without_a_home_no_cache_is_kept(back_up) -> None:
     back_up(HOME="relative")
     assert not os.path.exists("relative")
+
+
+def test_a_cache_among_other_things_marks_only_its_own_directory(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home-of-others"
+    home.mkdir()
+    (home / "letter").write_text("dear")
+    for _ in range(2):
+        staddle("backup", source, "--dataset", "data", "--cache-dir", home)
+    assert sorted(each.name for each in home.iterdir()) == ["letter", "staddle"]
+    assert made_in(home / "staddle") == 2  # of the full backup, and of the newest
+    staddle("backup", home, "--dataset", "home", "--no-cache")
+    assert staddle("cat", "home", "letter").out == b"dear"

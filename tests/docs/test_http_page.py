@@ -63,7 +63,7 @@ def test_the_page_has_a_command_for_every_address() -> None:
         path = "/v1/" + re.search(r"\$url/([^?\s\")]*)", line)[1]
         at = Addresses(TABLE).find(path.encode())
         assert at is not None, line
-        row = at.operations[verb[1] if verb else "GET"]
+        row = at.operations[verb[1] if verb else "PUT" if " -T " in line else "GET"]
         found.add((row.verb, row.path))
     assert [each.path for each in TABLE if (each.verb, each.path) not in found] == []
 

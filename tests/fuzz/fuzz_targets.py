@@ -9,6 +9,7 @@ import fuzz_manifest
 import fuzz_packs
 import fuzz_service
 import fuzz_store
+import fuzz_tars
 import fuzz_values
 
 BY_NAME = {
@@ -22,5 +23,6 @@ BY_NAME = {
         *fuzz_client.TARGETS,
         *fuzz_answers.TARGETS,
         *fuzz_service.TARGETS,
+        *fuzz_tars.TARGETS,
     ]
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,29 @@ def test_no_file_of_credentials_is_an_error_only_where_one_is_named(tmp_path: Pa
     with pytest.raises(Fault, match="not in the form") as caught:
         open_object_url("s3://bucket", {"AWS_SHARED_CREDENTIALS_FILE": f"{tmp_path}/odd"}, str(tmp_path))
     assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: Path(path).symlink_to("/dev/zero")])
+def test_files_that_a_store_is_opened_with_are_read_within_bounds(
+    tmp_path: Path, make: Callable[[str], object]
+) -> None:
+    odd = f"{tmp_path}/odd"
+    make(odd)
+    with pytest.raises(Fault, match=r"credentials .*/odd cannot be used: cannot read .*: it is a"):
+        open_object_url("s3://bucket", {"AWS_SHARED_CREDENTIALS_FILE": odd}, str(tmp_path))
+    with pytest.raises(Fault, match=r"ca: cannot read .*/odd: it is a"):
+        open_object_url(f"s3://bucket?ca={odd}", {}, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is empty"),
+        ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "holds no certificate"),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "is damaged"),
+    ],
+)
+def test_an_authority_of_a_store_that_is_none_is_refused_by_name(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "ca.pem").write_text(text)
+    with pytest.raises(Fault, match=rf"ca: .*ca\.pem {why}"):
+        open_object_url(f"s3://bucket?ca={tmp_path}/ca.pem", {}, str(tmp_path))

@@ -22,7 +22,7 @@ from staddle_server.base.types import TokenRole
 
 TABLE = operations(
     Calls({each.name: Method(TokenRole.READER, lambda *_: None) for each in SERVICE.methods}),
-    RestParts(None, None, None),  # type: ignore[arg-type] # nothing is called
+    RestParts(None, None, None, None),  # type: ignore[arg-type] # nothing is called
 )
 """The table, without what answers."""
 

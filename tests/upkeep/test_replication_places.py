@@ -79,6 +79,13 @@ def test_a_place_that_another_process_holds_the_store_itself_and_foreign_files_a
         replicate(running, place, compare=True)
     with pytest.raises(SiteRefused, match="is the store itself"):
         replicate(running, running.root / "store")
+    (place.parent / "link").symlink_to(running.root / "store")
+    for inside in (running.root / "store" / "second", place.parent / "link" / "packs" / "second"):
+        with pytest.raises(SiteRefused, match="lies in the store"):
+            replicate(running, inside)
+        assert not inside.exists()
+    with pytest.raises(SiteRefused, match="is the store itself"):
+        replicate(running, place.parent / "link")
     (place.parent / "foreign").mkdir()
     (place.parent / "foreign" / "letter").write_text("dear")
     with pytest.raises(SiteRefused, match="is not a Staddle store"):

@@ -7,7 +7,6 @@ a file: what is written already is asked for again, compared with what was writt
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,15 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from staddle._errors import DamageError, ProtocolError
+from staddle._protocol.archive_formats import (
+    ZEROS,
+    Archive,
+    BadContentError,
+    CannotHoldError,
+    LinkSources,
+)
+from staddle._protocol.archive_tar import TarArchive
+from staddle._protocol.archive_zip import ZipArchive
 from staddle._protocol.convert import backup_of, sort_key
 from staddle._protocol.restore_reader import (
     VIEW_BASIC,
@@ -26,7 +34,6 @@ from staddle._protocol.restore_reader import (
     FileEndEvent,
     is_file,
 )
-from staddle._restore.archive_formats import ARCHIVES, ZEROS, Archive, CannotHoldError
 from staddle._restore.stats import RestoreTally
 from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
@@ -43,7 +50,7 @@ GATHER_BYTES_MAX: Final = 16 * 1024 * 1024
 """A file up to this size is written when all of it has come, so that a damaged one is left out and the rest is written."""
 BATCH_PATHS: Final = 2_048
 BATCH_PATH_BYTES: Final = 1024 * 1024
-LINKS_MAX: Final = 100_000
+ARCHIVES: Final[dict[str, type[Archive]]] = {"tar": TarArchive, "zip": ZipArchive}
 
 
 class ToArchive:
@@ -79,7 +86,7 @@ class ToArchive:
         self._pending: dict[bytes, None] = {}
         self._pending_ways: dict[bytes, pb.Entry] = {}
         self._pending_bytes = 0
-        self._links: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
+        self._links = LinkSources()
         self._leaf = b""
         """The last path that is not a directory."""
         self._copies = 0
@@ -91,13 +98,24 @@ class ToArchive:
         """Write the complete archive. Raises StaddleError and the sink's errors; then the archive has no end, and readers refuse it."""
         begun_s = time.monotonic()
         try:
-            self._streams.to_the_end(self._pass, self._where)
-            self._archive.finish()
+            self._complete()
         except BaseException:
             if self._made is not None:
                 self._made.abandon()
             raise
         return self._report(time.monotonic() - begun_s)
+
+    def _complete(self) -> None:
+        try:
+            self._streams.to_the_end(self._pass, self._where)
+            self._archive.finish()
+        except BadContentError as error:
+            path = self._tally.path
+            raise DamageError(
+                f"{path!r} {error}, so that no {self._format} archive can hold it: the archive ends there and is not complete. "
+                "`--exclude` leaves the file out.",
+                facts={"path": ascii(path)},
+            ) from error
 
     @property
     def _archive(self) -> Archive:
@@ -229,7 +247,7 @@ class ToArchive:
 
     def _link(self, path: bytes, entry: pb.Entry) -> bool:
         """Adds a file as a link to one that is in the archive already."""
-        source = self._links.get((entry.link_group, entry.content.content_id)) if entry.link_group else None
+        source = self._links.find(entry)
         if source is None:
             return False
         if not self._archive.link(path, entry, source):
@@ -328,11 +346,7 @@ class ToArchive:
 
     def _remember(self, path: bytes, entry: pb.Entry) -> None:
         self._tally.data_bytes += entry.content.size_bytes
-        if not entry.link_group:
-            return
-        self._links[entry.link_group, entry.content.content_id] = path
-        if len(self._links) > LINKS_MAX:
-            self._links.popitem(last=False)
+        self._links.add(path, entry)
 
     def _written(self, path: bytes, lost: str) -> None:
         self._tally.written += 1

@@ -151,7 +151,16 @@ class Gate:
             Unauthenticated, PermissionDenied, Unavailable (DRAINING), Exhausted (TOO_MANY).
 
         """
-        principal = self._authenticate(token)
+        return self.admit_as(name, role, self._authenticate(token), connection, stream=stream)
+
+    def principal_of(self, token: str) -> Principal:
+        """Return the principal of a token, given as its text. Raises Unauthenticated."""
+        return self._authenticate(token)
+
+    def admit_as(
+        self, name: str, role: TokenRole, principal: Principal, connection: Connection, *, stream: bool
+    ) -> Call:
+        """Admit a call of a principal whose token is known to be valid; otherwise as `admit`."""
         self._check(name, role, principal)
         self._check_threads(stream)
         call = Call(principal, self._tenant_name(principal.tenant), connection)

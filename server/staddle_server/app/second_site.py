@@ -76,16 +76,21 @@ class SecondSite:
         )
 
     def _require_other(self) -> None:
-        same = str(self._directory.place) == str(self._place)
+        """Refuse the store itself, and what lies in it, where it would be foreign."""
+        own, place = str(self._directory.place), str(self._place)
         if self._path is not None:
             if self._path.exists() and not self._path.is_dir():
                 raise SiteRefused(
                     f"{self.name} is a file, not a directory: nothing was changed; name another place"
                 )
+            # Links and mounts may lead to the store, or into it.
+            own, place = os.path.realpath(self._directory.store), os.path.realpath(self._path)
             with contextlib.suppress(OSError):
-                same = same or os.path.samefile(self._path, self._directory.store)
-        if same:
+                place = own if os.path.samefile(place, own) else place
+        if place == own:
             raise SiteRefused(f"{self.name} is the store itself: name another place")
+        if place.startswith(f"{own}/"):
+            raise SiteRefused(f"{self.name} lies in the store {own}: name another place")
 
 
 def _environ_of_site(environ: Mapping[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import grpc
 
 from staddle_server import __version__
+from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
@@ -76,6 +77,7 @@ from staddle_server.upkeep.store_watch import StoreWatch
 from staddle_server.upload.uploads import Uploads
 
 if TYPE_CHECKING:
+    from staddle_server.api.http.pages.visit import PageSources
     from staddle_server.api.http.server import HttpServer, Opening
 
 GC_PATIENCE: Final = 4
@@ -126,16 +128,16 @@ class Service:
         watches = Watches(self.clock_watch, self._integrity, self.store_watch)
         own = OwnState(kept, space, watches, certificates, lambda: not self._heartbeat.failing)
         self.notifier = Notifier(catalog, guard, clock, lambda: self._events.works)
-        runs = _runs(kept, settings)
+        runs = self._runs = _runs(kept, settings)
         asked = (own, TroubledDatasets(runs.troubled), FillingDisks(catalog, space))
         self._events = _event_watch(kept, guard, asked, self.notifier)
-        policies = Policies(catalog, tenants, clock, settings.retention_every_s)
+        policies = self._policies = Policies(catalog, tenants, clock, settings.retention_every_s)
         threads = CallThreads(settings.streams_max)
         self._gate = _gate(kept, settings.streams_max, guard, threads, observer)
-        conditions = Conditions(watches, own.takes_backups, self._events.failing_targets)
+        conditions = self._conditions = Conditions(watches, own.takes_backups, self._events.failing_targets)
         self._table = methods(
             UploadCalls(self._uploads, tenants),
-            ReadCalls(Reads(catalog, tenants, clock, self._openers), catalog, tenants),
+            ReadCalls(self._reads(), catalog, tenants),
             _retention(kept, policies),
             RunCalls(runs, tenants),
             _info(kept, conditions, settings),
@@ -182,8 +184,7 @@ class Service:
         from staddle_server.api.http.server import HttpServer
         from staddle_server.api.http.state import Sources
 
-        kept = self._kept
-        reads = Reads(kept.catalog, kept.tenants, kept.clock, self._openers)
+        kept, reads = self._kept, self._reads()
         sources = Sources(
             kept.catalog,
             self._gate,
@@ -195,10 +196,37 @@ class Service:
             self._settings.metrics_datasets,
             kept.clock.now_ns,
         )
-        parts = RestParts(kept.catalog, kept.tenants, reads)
+        archives = ArchiveCalls(reads, self._uploads, kept.tenants, self._runs)
+        parts = RestParts(kept.catalog, kept.tenants, reads, archives)
         public = self._settings.metrics == "public"
-        self._http = HttpServer(self._gate, self._table, opening.metrics, sources, parts, public=public)
+        pages = self._page_sources(opening.certificate_ends)
+        self._http = HttpServer(
+            self._gate, self._table, opening.metrics, sources, pages=pages, parts=parts, public=public
+        )
         self._http.start(opening.listening, opening.tls)
+
+    def _page_sources(self, certificate_ends: Callable[[], float] | None) -> PageSources:
+        from staddle_server.api.http.pages.visit import PageSources
+
+        kept = self._kept
+        return PageSources(
+            catalog=kept.catalog,
+            tenants=kept.tenants,
+            reads=self._reads(),
+            runs=self._runs,
+            policies=self._policies,
+            conditions=self._conditions,
+            space=self._space,
+            disk_server=lambda: self._events.server,
+            certificate_ends=certificate_ends,
+            scrub_period_s=self._settings.scrub_period_s,
+            targets=lambda: self.notifier.names,
+            now_ns=ClockGuard(kept.catalog, kept.clock).believed_ns,
+            monotonic_s=kept.clock.monotonic_s,
+        )
+
+    def _reads(self) -> Reads:
+        return Reads(self._kept.catalog, self._kept.tenants, self._kept.clock, self._openers)
 
     def join(self, endpoint: str, place: str = "") -> None:
         """Enter the started server into the catalog's list of servers, reachable at `endpoint`.

@@ -4,6 +4,7 @@ The command line, the environment and the file are read through it (`settings_re
 docs/operations.md lists it (a test compares).
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -123,10 +124,11 @@ def parse_mode(text: str) -> int:
 
 def parse_http(text: str) -> Address:
     """Parse where to serve HTTP. Raises ValueError."""
-    address = parse_address(text)
-    if isinstance(address, UnixAddress):
-        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480")  # noqa: TRY004 - operators see it
-    return address
+    with contextlib.suppress(ValueError):
+        address = parse_address(text)
+        if isinstance(address, Address):
+            return address
+    raise ValueError("expected HOST:PORT, such as 127.0.0.1:7480 or [::1]:7480")
 
 
 def parse_traces(text: str) -> str:

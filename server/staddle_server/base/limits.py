@@ -89,6 +89,18 @@ HTTP_HEAD_S: Final = 15.0
 HTTP_SILENCE_S: Final = 30.0
 """How long a connection may be idle, a body may pause, and an answer may wait without being read."""
 HTTP_JSON_DEPTH_MAX: Final = 32
+HTTP_TAR_SILENCE_S: Final = 5 * 60.0
+"""How long the body may pause that becomes a backup: `tar` can search long for something to send."""
+ARCHIVE_PIECE_BYTES: Final = 256 * KIB
+"""An archive is sent in pieces of this size and more."""
+INFLATED_PIECE_BYTES: Final = 64 * KIB
+"""What is read of a compressed body at once."""
+ZSTD_STREAM_WINDOW_BYTES_MAX: Final = 8 * MIB
+"""The memory of a compressed body's reader: what zstd needs up to level 19, and without `--long`."""
+SESSION_S: Final = 12 * 3600.0
+"""How long a login to the dashboard lasts at most."""
+FORM_BYTES_MAX: Final = 16 * KIB
+"""A form of the dashboard."""
 METRICS_DATASETS: Final = 10_000
 """Datasets with metrics of their own, unless the server is set otherwise."""
 METRICS_DATASETS_MAX: Final = 100_000

@@ -17,6 +17,7 @@ from staddle_server.catalog.engine import (
 )
 from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
 from staddle_server.catalog.generations import Generation
+from staddle_server.catalog.overview import BackupPoint, DatasetLine, DatasetState, DayRuns, StoredFigures
 from staddle_server.catalog.pack_values import (
     CondemnedPack,
     GoneBackup,
@@ -85,6 +86,7 @@ __all__ = [
     "Backup",
     "BackupFacts",
     "BackupFilter",
+    "BackupPoint",
     "BackupRun",
     "BeginUpload",
     "Begun",
@@ -95,7 +97,10 @@ __all__ = [
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DatasetLine",
+    "DatasetState",
     "DatasetTotals",
+    "DayRuns",
     "DeletionRefusal",
     "Delivery",
     "DrillState",
@@ -139,6 +144,7 @@ __all__ = [
     "ServerState",
     "Servers",
     "StandingRoots",
+    "StoredFigures",
     "TargetState",
     "TenantRow",
     "Terms",

@@ -23,6 +23,7 @@ from staddle_server.catalog.figures import Figures
 from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.leases import collectors_lease
 from staddle_server.catalog.marks import Marks
+from staddle_server.catalog.overview import Overview
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.replicas import Replicas
@@ -75,6 +76,7 @@ class Catalog:
         self.space_samples = SpaceSamples(database)
         self.drills = Drills(database, self.tenants)
         self.figures = Figures(database)
+        self.overview = Overview(database, self.tenants)
 
     @property
     def observer(self) -> Observer:

@@ -149,6 +149,16 @@ class Tokens:
                     return FoundToken(Principal(tenant, id_, name, TokenRole(role)), expires_ns)
         return None
 
+    def principal(self, token: bytes, now_ns: int) -> Principal:
+        """Return the principal of the token with this id. Unauthenticated if it is unknown, revoked or expired."""
+        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns))
+        with self._database.look_up() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise unknown_token()
+            tenant = self._tenants.id_of(connection, row.tenant)
+        return Principal(tenant, row.id, row.name, TokenRole(row.role))
+
     def valid(self, tokens: Iterable[bytes], now_ns: int) -> set[bytes]:
         """Return which of these tokens, given by id, are neither revoked nor expired."""
         found: set[bytes] = set()

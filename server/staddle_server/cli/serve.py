@@ -74,7 +74,7 @@ def _say_started(started: run.Started) -> None:
     click.echo(f"Listening on {started.listening} ({_transport(started.settings)}).")
     if started.http is not None:
         scheme = "http" if started.settings.tls_cert is None else "https"
-        click.echo(f"HTTP: {scheme}://{started.http}")
+        click.echo(f"Dashboard and HTTP: {scheme}://{started.http}/ (log in with a token)")
     click.echo("Paste this in another terminal, so that `staddle` finds this server:")
     click.echo(f"  export STADDLE_CONFIG={shlex.quote(str(directory.client_toml))}")
     click.echo("Then: staddle backup PATH --dataset NAME")

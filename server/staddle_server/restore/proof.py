@@ -74,14 +74,14 @@ def prove(
 
 def _read(events: Iterator[Event], tenant: Tenant, proof: Proof, pace: Callable[[int], None]) -> None:
     zeros = tenant.cutter.zeros.digest
-    file: _File | None = None
+    file: _ReadFile | None = None
     for event in events:
         if isinstance(event, SentEntry):
             if file is not None:
                 file.end(proof)
             proof.entries += 1
             content = event.entry.content
-            file = None if content is None else _File(event.entry)
+            file = None if content is None else _ReadFile(event.entry)
             if file is not None and event.data:
                 assert isinstance(event.data, bytes | memoryview)  # pieces are for clients that ask for them
                 file.add(len(event.data), blake3(event.data).digest())
@@ -100,7 +100,7 @@ def _read(events: Iterator[Event], tenant: Tenant, proof: Proof, pace: Callable[
         file.end(proof)
 
 
-class _File:
+class _ReadFile:
     """A file that is being read."""
 
     def __init__(self, entry: Entry) -> None:

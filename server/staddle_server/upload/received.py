@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from staddle_server.base.errors import BadRequest
@@ -15,7 +15,7 @@ from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import join, merge_runs
 from staddle_server.manifest.pages import PageSink, PageSource
 from staddle_server.manifest.read import entries_of
-from staddle_server.manifest.runs import Gathered
+from staddle_server.manifest.runs import Gathered, fold
 from staddle_server.manifest.tree import write_run
 from staddle_server.upload.progress import OpenEntry, Progress, Run
 from staddle_server.upload.refusals import other_entries
@@ -216,6 +216,11 @@ class Received:
         The runs among them must be published.
         """
         return [*(entries_of(run.root, self._source) for run in self._runs), self._gathered.sorted()]
+
+    def find(self, paths: Iterable[bytes]) -> Iterator[Entry]:
+        """Yield what was received at these paths, in order, from one pass over `runs`."""
+        wanted = {sort_key(path) for path in paths}
+        return (each.entry for each in fold(self.runs()) if each.key in wanted and each.entry is not None)
 
     def progress(self) -> Progress:
         """Return the durable point of the upload once everything written so far is published; call after

@@ -44,15 +44,13 @@ from staddle_server.upload.base_backup import Base
 from staddle_server.upload.finish import Finishing, check_counts
 from staddle_server.upload.frames import CheckedChunks
 from staddle_server.upload.progress import Progress
-from staddle_server.upload.received import IncomingFile
+from staddle_server.upload.received import IncomingFile, Received
 
 log = logging.getLogger(__name__)
 
 
 class _Stream(NamedTuple):
-    """The Backup stream that holds the upload: its thread, and the callback to cancel it from
-    another thread.
-    """
+    """The Backup stream that holds the upload: its thread, and how another thread cancels it."""
 
     thread: int
     cancel: Callable[[], None]
@@ -79,10 +77,7 @@ class UploadWriter:
         terms: Callable[[], Terms],
         space: Space | None = None,
     ) -> None:
-        """`space`: the disk space.
-
-        If it is short, nothing more is accepted, but what has arrived can still be made durable.
-        """
+        """`space`: of the disk. If it is short, nothing more is accepted, but what arrived can become durable."""
         self.upload = upload
         self._space = space
         self._tenant = tenant
@@ -278,6 +273,11 @@ class UploadWriter:
     def position(self) -> int:
         """Entries and removals accepted so far."""
         return self._received.position
+
+    def received_so_far(self) -> Received:
+        """Make everything accepted durable, and return it: to be read only, and before more is accepted."""
+        self.checkpoint()
+        return self._received
 
     @property
     def put_entries_number(self) -> int:

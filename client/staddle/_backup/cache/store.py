@@ -31,6 +31,7 @@ UNFINISHED_S: Final = 24 * 3600
 """A file that was not finished for so long was left by a process that was killed."""
 FULL_SUFFIX: Final = ".full"
 LATER_SUFFIX: Final = ".later"
+OWN_NAME: Final = b"staddle"
 PREFIX_DIGITS: Final = 32
 _HEX_DIGITS: Final = frozenset("0123456789abcdef")
 
@@ -50,8 +51,10 @@ class Cache:
     """The files of one dataset at one server."""
 
     def __init__(self, place: str | bytes, server: str, dataset: str) -> None:
-        """`place` is the directory; it is made when something is written."""
-        self._place = os.path.abspath(os.fsencode(place))
+        """`place` is the directory; it is made when something is written. In one that holds other things, the cache is
+        below it: the mark of a cache makes backups leave out all that is in a directory.
+        """
+        self._place = _own_place(os.path.abspath(os.fsencode(place)))
         self._scope = blake3(f"{server}\0{dataset}".encode()).digest()
         self._prefix = self._scope.hex()[:PREFIX_DIGITS] + "-"
 
@@ -156,6 +159,15 @@ class Cache:
             return
         except OSError as error:
             _log.debug("The cache %r cannot be removed: %s", path, error)
+
+
+def _own_place(place: bytes) -> bytes:
+    """The directory, if it is absent, empty or marked as a cache; otherwise one of the cache's own in it."""
+    try:
+        names = os.listdir(place)
+    except OSError:
+        return place
+    return place if not names or CACHE_TAG in names else os.path.join(place, OWN_NAME)
 
 
 def _raw_id(backup_id: str) -> bytes | None:

@@ -27,11 +27,13 @@ class Exchange:
 
     Attributes:
         expired: Whether it ended because the time that its caller allowed is over.
+        silence_s: How long the body may pause.
 
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, receive: Receive) -> None:
         self.expired = False
+        self.silence_s = HTTP_SILENCE_S
         self._loop = loop
         self._receive = receive
         self._wanted = asyncio.Event()
@@ -104,11 +106,11 @@ class Exchange:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                message = await asyncio.wait_for(self._receive(), HTTP_SILENCE_S)
+                message = await asyncio.wait_for(self._receive(), self.silence_s)
             except TimeoutError:
                 self._arrived.put(
                     BadRequest(
-                        "BAD_SEQUENCE", f"the body paused for more than {HTTP_SILENCE_S:.0f} s: send it again"
+                        "BAD_SEQUENCE", f"the body paused for more than {self.silence_s:.0f} s: send it again"
                     )
                 )
                 return

@@ -19,7 +19,11 @@ from staddle_server.api.answering import Method
 from staddle_server.api.gate import Gate
 from staddle_server.api.http import connect
 from staddle_server.api.http.connections import Acceptor, HttpProtocol, Tls
+from staddle_server.api.http.headers import Guarded
 from staddle_server.api.http.metrics import Metrics, MetricsPage
+from staddle_server.api.http.pages.site import Dashboard
+from staddle_server.api.http.pages.table import LINKS, PAGES
+from staddle_server.api.http.pages.visit import PageSources
 from staddle_server.api.http.rest.calls import Calls
 from staddle_server.api.http.rest.reference import reference_routes
 from staddle_server.api.http.rest.serving import RestRoute
@@ -33,10 +37,6 @@ GRACE_S: Final = 1.0
 """How long remaining calls may take for their answer when the server stops."""
 LOOK_S: Final = 0.05
 BACKLOG: Final = 128
-HEADERS: Final = (
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-)
 
 
 class Opening(NamedTuple):
@@ -65,19 +65,25 @@ class HttpServer:
         table: dict[str, Method],
         metrics: Metrics,
         sources: Sources,
-        parts: RestParts,
         *,
+        pages: PageSources,
+        parts: RestParts,
         public: bool,
     ) -> None:
         """`public`: metrics need no token."""
         self._threads = Threads(HTTP_CONNECTIONS_MAX, "call-http", ahead=1)
         page = MetricsPage(gate, metrics, StateCollector(sources), self._threads, public=public)
+        self._site = site = Dashboard(gate, table, pages, pages=PAGES, links=LINKS, threads=self._threads)
         addresses = operations(Calls(table), parts)
-        rest = [RestRoute(gate, addresses, self._threads), *reference_routes(addresses)]
+        rest = [
+            RestRoute(gate, addresses, self._threads),
+            site.downloads(addresses),
+            *reference_routes(addresses),
+        ]
         calls = connect.routes(gate, table, self._threads)
-        app = Starlette(routes=[*rest, *calls, page.route()])
+        app = Starlette(routes=[*rest, *calls, page.route(), *site.routes()])
         self._config = Config(
-            app,
+            Guarded(app),
             loop="asyncio",
             http=HttpProtocol,
             ws="none",
@@ -131,7 +137,7 @@ class HttpServer:
         accepting = self._loop.create_task(acceptor.run())
         while not self._stopping.is_set():
             date = formatdate(usegmt=True).encode()
-            self._state.default_headers = [(b"date", date), *HEADERS]
+            self._state.default_headers = [(b"date", date)]
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), 1.0)
         accepting.cancel()

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from staddle._base.given_files import GivenError, read, text_of
+
 from staddle_server.base.errors import Fault
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _OTHER_CREDENTIALS: Final = (
     "AWS_SKIP_SIGNATURE",
 )
 """With one of these set, obstore finds credentials without help."""
+CREDENTIALS_BYTES_MAX: Final = 1024 * 1024
 _GIVEN: Final = ("access_key_id", "secret_access_key", "session_token")
 
 
@@ -92,10 +95,11 @@ class FileCredentials:
     def _read(self) -> Keys:
         parser = configparser.ConfigParser(interpolation=None)
         try:
-            with open(self._path, encoding="utf-8") as file:
-                parser.read_file(file)
-        except (OSError, ValueError, configparser.Error) as error:
-            cause = error.strerror if isinstance(error, OSError) else "it is not in the form of AWS"
+            # It is read again when it changes, which a pipe cannot support.
+            data, _ = read(self._path, CREDENTIALS_BYTES_MAX, "a file of credentials", pipe_s=None)
+            parser.read_string(text_of(data, self._path))
+        except (GivenError, ValueError, configparser.Error) as error:
+            cause = error if isinstance(error, GivenError) else "it is not in the form of AWS"
             raise Fault(
                 "INTERNAL", f"the file of credentials {self._path} cannot be used: {cause}"
             ) from error

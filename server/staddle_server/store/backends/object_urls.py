@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from staddle._base.figures import duration, duration_s
+from staddle._base.given_files import GivenError
+from staddle._base.pem_files import read_pem
 
 from staddle_server.base.errors import Fault
 from staddle_server.store.backends.credentials import FileCredentials, file_credentials, keys_of_environment
@@ -25,7 +28,6 @@ READ_S: Final = 120
 """The deadline of a whole answer; the longest is a part of a pack."""
 WRITE_S: Final = 300
 """The deadline of a pack's upload. Far below the time that removed packs stay readable."""
-CA_BYTES_MAX: Final = 1024 * 1024
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", re.ASCII)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,15}", re.ASCII)
 _REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
@@ -260,7 +262,11 @@ def _certificates(path: str) -> str:
     if not path:
         return ""
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read(CA_BYTES_MAX)
-    except (OSError, ValueError) as error:
-        raise Fault("INTERNAL", f"the certificates {path} of the store are unreadable: {error}") from error
+        blocks = read_pem(path, pipe_s=None).certificates()  # it is read at each start
+        found = b"".join(block.pem for block in blocks).decode()
+        ssl.create_default_context(cadata=found)
+    except GivenError as error:
+        raise Fault("INTERNAL", f"the store's URL: ca: {error}") from error
+    except ssl.SSLError as error:
+        raise Fault("INTERNAL", f"the store's URL: ca: a certificate in {path} is damaged") from error
+    return found

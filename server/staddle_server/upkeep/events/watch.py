@@ -51,14 +51,15 @@ class EventWatch:
         self._looks = 0
         self._silent: set[str] = set()
         """Kinds whose source could not tell at the last look."""
-        self._server = ""
+        self.server = ""
+        """What names this server in what concerns it alone; empty where there is no other."""
         self.holding: tuple[Alarm, ...] = ()
         """The alarms of the last look."""
         self._failing = False
 
     def start(self, endpoint: str) -> None:
         """Look now and then. `endpoint` names this server among those of a catalog that several may share."""
-        self._server = endpoint if self._catalog.database.is_distant else ""
+        self.server = endpoint if self._catalog.database.is_distant else ""
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,7 +103,7 @@ class EventWatch:
         def over_after_s(key: AlarmKey) -> float | None:
             if key.kind in self._silent:
                 return None
-            if key.server in {"", self._server}:
+            if key.server in {"", self.server}:
                 return self._over_after_s
             return None if key.server in servers else GONE_AFTER_S
 
@@ -122,7 +123,7 @@ class EventWatch:
         silent: set[str] = set()
         for source in self._sources:
             try:
-                found += source.alarms(self._server, now_ns)
+                found += source.alarms(self.server, now_ns)
             except StaddleError as e:
                 if not source.kinds <= self._silent:
                     log.warning("events of %s are unknown: %s", ", ".join(sorted(source.kinds)), e.message)

@@ -86,7 +86,9 @@ class RestRequest(NamedTuple):
         given: The parameters that were given, by name.
         request: The request, for its headers.
         body: The body of a JSON operation; empty for others.
-        exchange: Yields the body of an operation that takes bytes, by `pieces`.
+        exchange: The request as the connection of its call.
+        pieces: Yields the body of an operation that takes bytes, as it arrives; none for others. Whoever keeps
+            it waiting keeps the sender waiting.
 
     """
 
@@ -95,6 +97,7 @@ class RestRequest(NamedTuple):
     request: Request
     body: bytes
     exchange: Exchange
+    pieces: Iterator[bytes] = iter(())
 
     @property
     def is_head(self) -> bool:

@@ -24,6 +24,8 @@ from staddle_server.api.http.rest.operations import QUERY, Operation
 OPENAPI: Final = "/openapi.json"
 PAGE: Final = "/docs"
 TEMPLATES: Final = Path(__file__).with_name("templates")
+_LINE_MAX: Final = 88
+"""Characters of a command that the page shows in one line."""
 _EXAMPLES: Final = {"dataset": "www", "backup": "latest", "path": "etc/hosts"}
 
 
@@ -80,12 +82,18 @@ def _curl(each: Operation) -> str:
     path = re.sub(r"{(\w+)}", lambda found: quote(_example(each, found[1])), path_of(each))
     wanted = [one for one in each.of(QUERY) if one.required]
     query = "&".join(f"{one.name}={_EXAMPLES.get(one.name, 'ID')}" for one in wanted)
-    lines = [f'curl -s "$URL{path}{"?" + query if query else ""}" -H "Authorization: Bearer $STADDLE_TOKEN"']
+    lines = [
+        f'curl -s "$URL{path}{"?" + query if query else ""}"',
+        '-H "Authorization: Bearer $STADDLE_TOKEN"',
+    ]
     if each.verb != "GET":
         lines[0] = lines[0].replace("curl -s", f"curl -s -X {each.verb}")
-    if each.body is not None and each.body.message is not None:
+    if each.body is not None and each.body.message is None:
+        lines.append("-T FILE")
+    elif each.body is not None:
         lines.append(f"-H \"Content-Type: {JSON}\" -d '{json.dumps(each.body.example)}'")
-    return " \\\n  ".join(lines)
+    line = " ".join(lines)
+    return line if len(line) <= _LINE_MAX else " \\\n  ".join(lines)
 
 
 def _example(each: Operation, name: str) -> str:

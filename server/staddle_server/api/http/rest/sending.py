@@ -15,7 +15,7 @@ class Sender:
 
     Attributes:
         has_begun: Whether the head was sent, so that no other answer can be.
-        has_ended: Whether all of it was sent.
+        has_ended: Whether all of it was sent, or is being sent.
 
     """
 
@@ -55,6 +55,8 @@ class Sender:
         self._last = asyncio.run_coroutine_threadsafe(self._sent(message), self._loop)
 
     async def _sent(self, message: dict[str, Any]) -> None:
+        # Known before the end leaves, on the event loop: with it the request ends, and so does its call.
+        self.has_ended = message.get("more_body") is False
         await self._send(message)
         # On the event loop, before anything on it can learn that the answer is complete.
         self.has_ended = not message.get("more_body", True)

@@ -35,6 +35,7 @@ from staddle_server.api.http.rest.operations import Operation, RestRequest, Stre
 from staddle_server.api.http.rest.sending import Sender
 from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import BadRequest
+from staddle_server.catalog import Principal
 
 PREFIX: Final = b"/v1/"
 _UNKNOWN: Final = {"code": "not_found", "message": "no such address: /openapi.json lists them"}
@@ -49,13 +50,15 @@ class RestRoute(BaseRoute):
         table: Iterable[Operation],
         threads: Executor,
         *,
-        token_of: Callable[[Request], str] = token_in,
+        principal_of: Callable[[Request], Principal] | None = None,
         prefix: bytes = PREFIX,
     ) -> None:
-        """`token_of` finds a request's token; `prefix` is what its addresses begin with."""
+        """`principal_of` says whose request it is: of its token, unless given. `prefix` is what its addresses begin
+        with.
+        """
         self._gate = gate
         self._threads = threads
-        self._token_of = token_of
+        self._principal_of = principal_of or (lambda request: gate.principal_of(token_in(request)))
         self._prefix = prefix
         self._addresses = Addresses(table)
 
@@ -76,7 +79,9 @@ class RestRoute(BaseRoute):
         exchange = Exchange(loop, receive)
         sender = Sender(loop, send, scope["state"]["cut"])
         following = loop.create_task(exchange.follow())
-        task = _RestAnswering(self._gate, operation, request, exchange, sender, token_of=self._token_of)
+        task = _RestAnswering(
+            self._gate, operation, request, exchange, sender, principal_of=self._principal_of
+        )
         try:
             response = await loop.run_in_executor(self._threads, task.answer, found.segments)
         finally:
@@ -111,14 +116,14 @@ class _RestAnswering:
         exchange: Exchange,
         sender: Sender,
         *,
-        token_of: Callable[[Request], str],
+        principal_of: Callable[[Request], Principal],
     ) -> None:
         self._gate = gate
         self._operation = operation
         self._request = request
         self._exchange = exchange
         self._sender = sender
-        self._token_of = token_of
+        self._principal_of = principal_of
 
     def answer(self, segments: Mapping[str, bytes]) -> Response | None:
         """Return the response; None if a stream was sent, or broken off."""
@@ -144,10 +149,10 @@ class _RestAnswering:
     def _ended(self, segments: Mapping[str, bytes], line: CallLine) -> Response:
         operation = self._operation
         try:
-            call = line.call = self._gate.admit(
+            call = line.call = self._gate.admit_as(
                 operation.name,
                 operation.role,
-                self._token_of(self._request),
+                self._principal_of(self._request),
                 self._exchange,
                 stream=operation.is_stream,
             )
@@ -186,6 +191,8 @@ class _RestAnswering:
                 raise BadRequest("BAD_FIELD", "this address takes no body", field="body")
             return
         kind = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not kind and takes.message is None:
+            return  # as `curl -T` sends bytes
         if kind not in takes.media_types:
             raise BadRequest(
                 "BAD_FIELD",
@@ -223,7 +230,8 @@ class _RestAnswering:
             else:
                 self._check_body(b"")
             slot.moved()
-            asked = RestRequest(call, values, self._request, b"", self._exchange)
+            pieces = map(self._received, call.passing(slot.moving(self._exchange.pieces())))
+            asked = RestRequest(call, values, self._request, b"", self._exchange, pieces)
             answer = self._operation.handler(asked)
             if not isinstance(answer, Streamed):
                 return self._json(answer)
@@ -231,6 +239,10 @@ class _RestAnswering:
             return Response()
         finally:
             streams.leave(slot)
+
+    def _received(self, piece: bytes) -> bytes:
+        self._gate.observer.received(len(piece))
+        return piece
 
     def _send(self, answer: Streamed, pieces: Iterator[bytes], line: CallLine) -> None:
         """Send a stream. Its reader must not wait for ever: the end of the call ends its connection."""

@@ -7,8 +7,10 @@ from typing import Final, NamedTuple
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
+from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.http.connect import JSON
 from staddle_server.api.http.rest import kinds
+from staddle_server.api.http.rest.archives import archive_operations
 from staddle_server.api.http.rest.calls import Calls
 from staddle_server.api.http.rest.datasets import DatasetAddresses
 from staddle_server.api.http.rest.files import FileDownloads
@@ -45,6 +47,7 @@ class RestParts(NamedTuple):
     catalog: Catalog
     tenants: Tenants
     reads: Reads
+    archives: ArchiveCalls
 
 
 def _pages(most: int) -> tuple[RestParameter, ...]:
@@ -66,6 +69,7 @@ def operations(calls: Calls, parts: RestParts) -> list[Operation]:
     sections = {
         "Datasets and backups": [*_datasets(calls, parts), *_backups(calls)],
         "Files": _files(parts),
+        "Archives": archive_operations(parts.archives, BACKUPS, BACKUP, DATASET, READ),
         "Deletion and holds": [*_deletion(calls), *_holds(calls)],
         "Retention": _retention(calls),
         "Runs and expectations": [*_runs(calls), *_expectations(calls)],
@@ -337,7 +341,7 @@ def _runs(calls: Calls) -> list[Operation]:
             (DATASET,),
             required=("reason",),
             example={"reason": "pg_dump: exit status 1", "host": "db1"},
-            errors=("not_found", "failed_precondition"),
+            errors=("not_found", "failed_precondition", "already_exists"),
         ),
     ]
 

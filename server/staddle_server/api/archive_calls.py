@@ -1,0 +1,156 @@
+"""Backups as archives, out and in: what a transport with streams of bytes offers beside the RPCs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server.api import convert
+from staddle_server.api.archives import archive_pieces
+from staddle_server.api.gate import Call
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.limits import RUN_REASON_BYTES_MAX
+from staddle_server.catalog import Backup, Upload, UploadRequest
+from staddle_server.manifest.entries import check_path
+from staddle_server.restore.browse import Reads, Selector
+from staddle_server.store.compressed_streams import Pieces, inflated
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.lifecycle.runs import FailedRun, RunHistory
+from staddle_server.upload.tar_reader import TarReader
+from staddle_server.upload.tar_upload import TakenTar, TarUpload
+from staddle_server.upload.uploads import Uploads
+from staddle_server.upload.writer import UploadWriter
+
+log = logging.getLogger(__name__)
+
+
+class OpenedArchive(NamedTuple):
+    """An archive of a backup, whose pieces are made as they are taken."""
+
+    backup: Backup
+    pieces: Iterator[bytes]
+
+
+class SentTar(NamedTuple):
+    """A tar that becomes a backup.
+
+    Attributes:
+        upload: What its upload begins with.
+        removed: Paths that the backup does not have from its base.
+        compression: "", "gzip" or "zstd".
+        pieces: Its bytes. The end of the iterator is the end of the complete body.
+
+    """
+
+    upload: UploadRequest
+    removed: Sequence[bytes]
+    compression: str
+    pieces: Iterator[bytes]
+
+
+class ArchiveCalls:
+    """Answers calls whose request or answer is an archive."""
+
+    def __init__(self, reads: Reads, uploads: Uploads, tenants: Tenants, runs: RunHistory) -> None:
+        self._reads = reads
+        self._uploads = uploads
+        self._tenants = tenants
+        self._runs = runs
+
+    # ------------------------------------------------------------------ out
+
+    def archive(
+        self, dataset: str, selector: Selector, paths: Sequence[bytes], form: str, call: Call
+    ) -> OpenedArchive:
+        """Return an archive of a backup, or of these paths of it.
+
+        Raises:
+            NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND, PATH_NOT_FOUND.
+            BadRequest: A path is invalid.
+
+        """
+        call.facts["dataset"] = dataset
+        for path in paths:
+            check_path(path)
+        backup = self._reads.pick(call.principal, convert.dataset_name(dataset), selector)
+        call.facts["backup"] = backup.id.hex()
+        restore = self._reads.restore(call.principal, backup, data=True, refs=False, check=call.check)
+        chosen = restore.select(paths, exact=False)
+        large = self._tenants.get(call.principal.tenant).large
+
+        def noted(pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
+                yield piece
+
+        pieces = archive_pieces(restore, chosen, form, backup.begin_ns, large)
+        return OpenedArchive(backup, noted(pieces))
+
+    # ------------------------------------------------------------------ in
+
+    def take(self, sent: SentTar, call: Call) -> sv.CommitUploadResponse:
+        """Make a backup of a tar, all or nothing.
+
+        Raises:
+            TarError, and whatever an upload may raise. Then there is neither a backup nor an upload, and the run
+                has the reason.
+
+        """
+        call.facts["dataset"] = sent.upload.dataset
+        for path in sent.removed:
+            check_path(path)
+        upload = self._uploads.begin(call.principal, sent.upload, call.check).upload
+        call.facts["upload"] = upload.id.hex()
+        try:
+            backup = self._taken(sent, upload, call)
+        except BaseException as error:
+            self._drop(upload, error, call)
+            raise
+        call.facts.update(
+            backup=backup.id.hex(),
+            entries=backup.root.entries,
+            bytes=backup.root.data_bytes,
+            stored_bytes=backup.stored_bytes,
+        )
+        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+
+    def _taken(self, sent: SentTar, upload: Upload, call: Call) -> Backup:
+        writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
+        with writer.stream(call.cancel):
+            taken = self._received(sent, writer, call)
+            return self._uploads.commit(
+                call.principal,
+                upload.id,
+                upload.epoch,
+                taken.entry_count,
+                taken.data_bytes,
+                problem_count=taken.problem_count,
+            )
+
+    def _received(self, sent: SentTar, writer: UploadWriter, call: Call) -> TakenTar:
+        principal, decoded = call.principal, self._tenants.decoded
+        described, links = (decoded.held(principal.tenant, call.check) for _ in range(2))
+        try:
+            for path in sent.removed:
+                writer.remove(path)
+            reader = TarReader(inflated(sent.compression, Pieces(sent.pieces)))
+            tenant = self._tenants.get(principal.tenant)
+            return TarUpload(writer, tenant, call.check, described, links).take(reader)
+        finally:
+            described.close()
+            links.close()
+
+    def _drop(self, upload: Upload, error: BaseException, call: Call) -> None:
+        """Leave nothing of a tar that is not a backup, except why."""
+        why = error.message if isinstance(error, StaddleError) else "the tar did not arrive completely"
+        reason = why.encode("utf-8", "replace")[:RUN_REASON_BYTES_MAX].decode("utf-8", "ignore")
+        try:
+            self._runs.report(
+                call.principal, FailedRun("", upload.dataset, upload.id, upload.host, reason, 0)
+            )
+            self._uploads.abort(call.principal, upload.id, upload.epoch)
+        except StaddleError as e:
+            log.warning("upload %s of a tar could not be ended: %s", upload.id.hex(), e.message)

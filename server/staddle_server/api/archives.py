@@ -1,0 +1,175 @@
+"""A backup, or a part of it, as an archive: bytes for whatever transport."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from staddle._base.figures import counted
+from staddle._protocol.archive_formats import Archive, BadContentError, CannotHoldError, LinkSources
+from staddle._protocol.archive_tar import TarArchive
+from staddle._protocol.archive_zip import ZipArchive
+from staddle.v1 import resources_pb2 as pb
+
+from staddle_server.api import convert
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import ARCHIVE_PIECE_BYTES
+from staddle_server.manifest.content import with_attributes
+from staddle_server.manifest.entries import shown
+from staddle_server.restore.restore import (
+    Event,
+    Restore,
+    SentDamage,
+    SentData,
+    SentEnd,
+    SentEntry,
+    SentZeros,
+)
+from staddle_server.store.blobs import compact
+from staddle_server.store.compressed_streams import compressed
+
+NOBODY: Final = (0, 0)
+"""The owner, by number, of entries that have none: not that of the server's process."""
+NAMED_MAX: Final = 20
+"""Paths that a note names."""
+
+
+MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.zst": "application/zstd", "zip": "application/zip"}
+"""Of each format, by the name that callers use."""
+
+
+def archive_pieces(
+    restore: Restore, paths: list[bytes], form: str, time_ns: int, large: threading.Lock
+) -> Iterator[bytes]:
+    """Yield an archive of the selected paths; with none, of everything. Each piece has some 256 KiB or more.
+
+    `time_ns` is the time of entries without one; `large` lets a tenant convert large attributes one at a time.
+
+    Raises:
+        Damaged: A part cannot be read. The archive is cut off there, in the middle: it must not look complete.
+
+    """
+    pieces = _pieces(restore.events(paths, exact=False), form, time_ns, large)
+    return compressed(pieces) if form == "tar.zst" else pieces
+
+
+def _pieces(events: Iterator[Event], form: str, time_ns: int, large: threading.Lock) -> Iterator[bytes]:
+    # An archive that nobody reads must not hold a temporary file.
+    yield from _Writing(form, time_ns, large).pieces(events)
+
+
+class _Output:
+    """What the archive has written and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Take all of it."""
+        self._waiting.append(data)
+        self.size += len(data)
+        return len(data)
+
+    def take(self) -> bytes:
+        """Return all of it."""
+        taken, self._waiting, self.size = self._waiting, [], 0
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+
+class _Writing:
+    """One archive in the making."""
+
+    def __init__(self, form: str, time_ns: int, large: threading.Lock) -> None:
+        self._output = _Output()
+        self._zip = ZipArchive(self._output, time_ns) if form == "zip" else None
+        self._archive: Archive = self._zip or TarArchive(self._output, time_ns, NOBODY)
+        self._large = large
+        self._links = LinkSources()
+        self._path = b""
+        self._open: pb.Entry | None = None
+        """The file whose bytes follow."""
+        self._left_out: list[str] = []
+        self._left_out_count = 0
+
+    def pieces(self, events: Iterator[Event]) -> Iterator[bytes]:
+        """Yield the archive. Raises as `archive_pieces` does."""
+        output = self._output
+        try:
+            for event in events:
+                self._take(event)
+                if output.size >= ARCHIVE_PIECE_BYTES:
+                    yield output.take()
+            if self._zip is not None and self._left_out_count:
+                self._zip.comment(self._note())
+            self._archive.finish()
+        except BadContentError as error:
+            path = shown(self._path)
+            raise Damaged(f"{path} {error}: the archive ends there", path=path) from error
+        finally:
+            if self._zip is not None:
+                self._zip.abandon()  # closes its temporary file; a complete one is closed already
+        if output.size:
+            yield output.take()
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case SentEntry(entry, data, attributes):
+                self._path, self._open = entry.path, None
+                if not entry.path:
+                    return  # an archive's root is where it will be unpacked
+                if attributes is None:
+                    self._entry(convert.entry_out(entry), data)
+                else:
+                    with self._large:
+                        self._entry(convert.entry_out(with_attributes(entry, attributes)), data)
+            case SentData(data):
+                if self._open is not None:
+                    self._archive.write(compact(data))
+            case SentZeros(length):
+                if self._open is not None:
+                    self._archive.write_zeros(length)
+            case SentEnd():
+                self._end()
+            case SentDamage(path, message):
+                raise Damaged(
+                    f"{shown(path)} is damaged: {message}; the archive ends there. Restore gives all the rest",
+                    path=shown(path),
+                )
+            case _:
+                raise AssertionError(event)
+
+    def _entry(self, entry: pb.Entry, data: object) -> None:
+        path = self._path
+        try:
+            if entry.type != pb.ENTRY_TYPE_FILE:
+                self._archive.add(path, entry)
+                return
+            source = self._links.find(entry)
+            if source is not None and self._archive.link(path, entry, source):
+                return  # its bytes, if they follow, are in the archive already
+            self._archive.begin(path, entry)
+        except CannotHoldError as error:
+            self._leave_out(f"{shown(path)}: {error}")
+            return
+        self._open = entry
+        if isinstance(data, bytes | memoryview):
+            self._archive.write(compact(memoryview(data)))
+            self._end()
+
+    def _end(self) -> None:
+        entry, self._open = self._open, None
+        if entry is not None:
+            self._archive.end()
+            self._links.add(self._path, entry)
+
+    def _leave_out(self, why: str) -> None:
+        self._left_out_count += 1
+        if len(self._left_out) < NAMED_MAX:
+            self._left_out.append(why)
+
+    def _note(self) -> str:
+        count = counted(self._left_out_count, "entry of the backup is", "entries of the backup are")
+        more = "\n…" if self._left_out_count > len(self._left_out) else ""
+        return f"{count} not in this archive:\n" + "\n".join(self._left_out) + more

@@ -1,0 +1,264 @@
+"""Looking into backups: a directory, a file with its versions, and what changed between two backups."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, urlencode
+
+from staddle_server.api.http.pages.dataset import line_of
+from staddle_server.api.http.pages.visit import Shown, Visit
+from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition, StaddleError
+from staddle_server.base.limits import KIB, MIB
+from staddle_server.base.types import Entry, EntryType
+from staddle_server.catalog import Backup, BackupPoint
+from staddle_server.manifest.compare import Changed, ChangeType
+from staddle_server.manifest.entries import shown
+from staddle_server.restore.browse import Selector
+
+ENTRIES: Final = 200
+CHANGES: Final = 500
+BACKUPS: Final = 180
+"""Backups to choose from, the newest ones."""
+VERSIONS: Final = 30
+"""Backups that are looked into for versions of a file."""
+TEXT_BYTES_MAX: Final = 256 * KIB
+IMAGE_BYTES_MAX: Final = 8 * MIB
+IMAGES: Final = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
+"""Types that run nothing, by how a file begins, whatever its name says."""
+MARKS: Final = {
+    ChangeType.ADDED: ("+", "added"),
+    ChangeType.REMOVED: ("-", "removed"),
+    ChangeType.CONTENT: ("~", "changed"),
+    ChangeType.METADATA: ("m", "metadata"),
+}
+
+
+class BrowsedPath(NamedTuple):
+    """Where somebody looks: a dataset, one of its backups, and a path in it."""
+
+    dataset: str
+    backup: Backup
+    path: bytes
+    points: Sequence[BackupPoint]
+
+    def link(
+        self, page: str, path: bytes | None = None, backup: str = "", more: Mapping[str, str] | None = None
+    ) -> str:
+        """Return the address of a page about the same place, or another one."""
+        fields = {"dataset": self.dataset, "backup": backup or self.backup.id.hex()}
+        return f"/{page}?{urlencode(fields | path_fields(self.path if path is None else path) | dict(more or {}))}"
+
+    @property
+    def steps(self) -> list[tuple[str, str]]:
+        """Return the directories above, each with its address."""
+        parts = self.path.split(b"/") if self.path else []
+        return [
+            (shown(part), self.link("browse", b"/".join(parts[: number + 1])))
+            for number, part in enumerate(parts[:-1])
+        ]
+
+    @property
+    def name(self) -> str:
+        """Return the path for people."""
+        return shown(self.path) or "/"
+
+    @property
+    def download(self) -> str:
+        """Return the address of the file's bytes."""
+        return f"{self._download}/files/{quote(self.path)}"
+
+    def archive(self, form: str) -> str:
+        """Return the address of an archive of the directory."""
+        return f"{self._download}/archive?format={form}&path={quote(self.path, safe='')}"
+
+    @property
+    def _download(self) -> str:
+        return f"/download/datasets/{quote(self.dataset, safe='')}/backups/{self.backup.id.hex()}"
+
+
+class FileVersion(NamedTuple):
+    """A version of a file: the newest backup that has it, and how many have the same content in a row."""
+
+    point: BackupPoint
+    entry: Entry | None
+    backups: int
+
+
+def path_fields(path: bytes) -> dict[str, str]:
+    """Return a path as fields of an address: as text, or in hexadecimal digits where it is not UTF-8."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {"raw": path.hex()}
+
+
+def _looked(visit: Visit) -> BrowsedPath:
+    dataset = visit.query.get("dataset", "")
+    line_of(visit, dataset)
+    raw = visit.query.get("raw", "")
+    try:
+        path = bytes.fromhex(raw) if raw else visit.query.get("path", "").encode()
+    except ValueError:
+        raise BadRequest("BAD_FIELD", "raw: expected hexadecimal digits", field="raw") from None
+    chosen = visit.query.get("backup", "")
+    backup = visit.sources.reads.pick(visit.principal, dataset, Selector(backup=chosen))
+    points = visit.sources.catalog.overview.points(visit.principal.tenant, dataset, BACKUPS)
+    return BrowsedPath(dataset, backup, path, points[::-1])
+
+
+def _values(looked: BrowsedPath) -> dict[str, Any]:
+    numbers = [each.number for each in looked.points]
+    place = numbers.index(looked.backup.number) if looked.backup.number in numbers else None
+    return {
+        "looked": looked,
+        "fields": path_fields(looked.path),
+        "newer": looked.points[place - 1] if place else None,
+        "older": looked.points[place + 1] if place is not None and place + 1 < len(numbers) else None,
+        "shown": shown,
+        "kinds": EntryType,
+    }
+
+
+# ---------------------------------------------------------------------- a directory
+
+
+def browse_page(visit: Visit) -> Shown:
+    """Show the entries of a directory."""
+    looked = _looked(visit)
+    values = _values(looked) | {"missing": False, "damage": ""}
+    entries: list[Entry] = []
+    more = False
+    after = bytes.fromhex(visit.query["after"]) if is_hex(visit.query.get("after", "")) else None
+    try:
+        for each in visit.sources.reads.entries(
+            visit.principal, looked.backup, looked.path, recursive=False, after=after, check=visit.call.check
+        ):
+            if len(entries) == ENTRIES:
+                more = True
+                break
+            entries.append(each.entry)
+    except NotFound:
+        values["missing"] = True
+    except Damaged as error:
+        values["damage"] = error.message
+    following = looked.link("browse", more={"after": entries[-1].path.hex()}) if more else ""
+    base = posixpath.basename
+    rows = [(each, shown(base(each.path)), _entry_link(looked, each)) for each in entries]
+    return Shown("browse.html", values | {"rows": rows, "following": following})
+
+
+def is_hex(text: str) -> bool:
+    """Return whether a text is the digits of some bytes."""
+    try:
+        return bool(bytes.fromhex(text))
+    except ValueError:
+        return False
+
+
+def _entry_link(looked: BrowsedPath, entry: Entry) -> str:
+    page = {EntryType.DIRECTORY: "browse", EntryType.FILE: "file"}.get(entry.type, "")
+    return looked.link(page, entry.path) if page else ""
+
+
+# ---------------------------------------------------------------------- a file
+
+
+def file_page(visit: Visit) -> Shown:
+    """Show a file: its metadata, a preview, and, if asked, its versions."""
+    looked = _looked(visit)
+    entry = _find(visit, looked.backup, looked.path)
+    values = _values(looked) | {"entry": entry, "text": None, "image": "", "damage": "", "why": ""}
+    try:
+        values |= _preview(visit, looked, entry)
+    except Damaged as error:
+        values["damage"] = error.message
+    versions = list(_versions(visit, looked)) if "versions" in visit.query else None
+    return Shown("file.html", values | {"versions": versions, "versions_of": VERSIONS})
+
+
+def _find(visit: Visit, backup: Backup, path: bytes) -> Entry:
+    """Return the entry of a file. Raises NotFound, and Precondition if the path is not a file."""
+    found = visit.sources.reads.entries(
+        visit.principal, backup, path, recursive=False, after=None, check=visit.call.check
+    )
+    for each in found:
+        if each.entry.path == path and each.entry.type is EntryType.FILE:
+            return each.entry
+        break
+    raise Precondition("NOT_A_FILE", f"'{shown(path)}' is not a file", path=shown(path))
+
+
+def _preview(visit: Visit, looked: BrowsedPath, entry: Entry) -> dict[str, str]:
+    size = entry.content.size if entry.content is not None else 0
+    head = _read(visit, looked, min(size, 16))
+    kind = next((kind for magic, kind in IMAGES.items() if head.startswith(magic)), "")
+    if kind:
+        is_small = size <= IMAGE_BYTES_MAX
+        return {"image": kind} if is_small else {"why": f"This {kind} is too large for a preview"}
+    if size > TEXT_BYTES_MAX:
+        return {"why": "It is too large for a preview"}
+    try:
+        text = _read(visit, looked, size).decode()
+    except UnicodeDecodeError:
+        return {"why": "It is not text"}
+    return {"text": text} if "\0" not in text else {"why": "It is not text"}
+
+
+def _read(visit: Visit, looked: BrowsedPath, length: int) -> bytes:
+    if not length:
+        return b""
+    found = visit.sources.reads.read_range(
+        visit.principal, looked.backup, looked.path, 0, length, check=visit.call.check
+    )
+    return bytes(found.data)
+
+
+def _versions(visit: Visit, looked: BrowsedPath) -> Iterator[FileVersion]:
+    """Yield the versions in the newest backups; equal ones in a row are one."""
+    current: FileVersion | None = None
+    for point in looked.points[:VERSIONS]:
+        backup = visit.sources.reads.pick(visit.principal, looked.dataset, Selector(backup=point.id.hex()))
+        try:
+            entry = _find(visit, backup, looked.path)
+        except StaddleError:
+            entry = None
+        if current is not None and _content(current.entry) == _content(entry):
+            current = current._replace(backups=current.backups + 1)
+            continue
+        if current is not None:
+            yield current
+        current = FileVersion(point, entry, 1)
+    if current is not None:
+        yield current
+
+
+def _content(entry: Entry | None) -> bytes | None:
+    return None if entry is None or entry.content is None else entry.content.content_id
+
+
+# ---------------------------------------------------------------------- two backups
+
+
+def compare_page(visit: Visit) -> Shown:
+    """Show what changed between two backups: from the one before, unless given."""
+    looked = _looked(visit)
+    values = _values(looked)
+    other = visit.query.get("from", "") or (values["older"].id.hex() if values["older"] else "")
+    if not other:
+        return Shown("compare.html", values | {"before": None, "rows": [], "following": ""})
+    reads = visit.sources.reads
+    before = reads.pick(visit.principal, looked.dataset, Selector(backup=other))
+    behind = bytes.fromhex(visit.query["after"]) if is_hex(visit.query.get("after", "")) else None
+    rows: list[tuple[Changed, str, str]] = []
+    more = False
+    for each in reads.changes(visit.principal, before, looked.backup, behind, visit.call.check):
+        if len(rows) == CHANGES:
+            more = True
+            break
+        rows.append((each, *MARKS[each.type]))
+    following = ""
+    if more:
+        following = looked.link("compare", more={"from": before.id.hex(), "after": rows[-1][0].path.hex()})
+    return Shown("compare.html", values | {"before": before, "rows": rows, "following": following})

@@ -1,0 +1,97 @@
+"""The page of the store: how full it is, what upkeep did, what was read again, servers, the second site, the lock."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from staddle._base.figures import counted
+
+from staddle_server.api.http.pages.dataset import Column, Plot
+from staddle_server.api.http.pages.visit import Shown, Visit
+from staddle_server.api.http.pages.words import DAY_NS
+from staddle_server.store.space import Free
+from staddle_server.upkeep.events.forecast import days_left
+
+FORECAST_DAYS: Final = 90
+AGES_DAYS: Final = (1, 7, 30, 90)
+SERVERS_MAX: Final = 100
+
+
+class Disk(NamedTuple):
+    """A disk of this server, with its past and its forecast."""
+
+    free: Free
+    days: float | None
+    known_days: float
+    plot: Plot
+
+
+class Covered(NamedTuple):
+    """Packs by when they were last read and checked."""
+
+    title: str
+    packs: int
+    bytes: int
+    part: float
+
+
+def store_page(visit: Visit) -> Shown:
+    """Show the store. What is about all tenants is for administrators."""
+    sources = visit.sources
+    tenant, overview = visit.principal.tenant, sources.catalog.overview
+    stored, totals = overview.stored(tenant), overview.backups(tenant)
+    row = sources.catalog.tenants.get(tenant)
+    return Shown(
+        "store.html",
+        {
+            "stored": stored,
+            "totals": totals,
+            "ratio": totals.data_bytes / stored.live_bytes if stored.live_bytes else None,
+            "coverage": coverage(visit),
+            "scrub_period_s": sources.scrub_period_s,
+            "condition": sources.conditions.of(tenant),
+            "servers": sources.catalog.servers.list_all()[:SERVERS_MAX],
+            "gc_waits": row is not None and row.gc_waits,
+            "gc_failure": "" if row is None else row.gc_failure,
+            "forecast_days": FORECAST_DAYS,
+            **(_of_service(visit) if visit.is_admin else {"disks": [], "tasks": []}),
+        },
+    )
+
+
+def _of_service(visit: Visit) -> dict[str, Any]:
+    space = visit.sources.space
+    free = [] if space is None else space.free()
+    disks = [_disk(visit, number, each) for number, each in enumerate(free)]
+    return {"disks": disks, "tasks": visit.sources.catalog.figures.tasks()}
+
+
+def _disk(visit: Visit, number: int, free: Free) -> Disk:
+    samples = visit.sources.catalog.space_samples.of(visit.sources.disk_server(), free.path)
+    past = [*(each for each in samples if each[0] <= visit.now_ns), (visit.now_ns, free.free_bytes)]
+    by_day = {at_ns // DAY_NS: (at_ns, free_bytes) for at_ns, free_bytes in past}
+    daily = [by_day[day] for day in sorted(by_day)]
+    plot = Plot(
+        f"disk-{number}",
+        f"Free space of {free.path}",
+        "bytes",
+        [Column("Free"), Column("Kept free")],
+        [[free_bytes, free.min_bytes] for _, free_bytes in daily],
+    )
+    known_days = (past[-1][0] - past[0][0]) / DAY_NS
+    return Disk(free, days_left(past, free.min_bytes), known_days, plot.dated([at_ns for at_ns, _ in daily]))
+
+
+def coverage(visit: Visit) -> list[Covered]:
+    """Return how much was last read within some times, the most recent first."""
+    found = visit.sources.catalog.overview.coverage(
+        visit.principal.tenant, [visit.now_ns - days * DAY_NS for days in AGES_DAYS]
+    )
+    titles = ["Within a day", *(f"Within {counted(days, 'day')}" for days in AGES_DAYS[1:])]
+    titles += [f"More than {counted(AGES_DAYS[-1], 'day')} ago", "Never since it was written"]
+    total = sum(size for _, size in found) or 1
+    return [
+        Covered(title, packs, size, size / total)
+        for title, (packs, size) in zip(titles, found, strict=True)
+        if packs
+    ]
