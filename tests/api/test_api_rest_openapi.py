@@ -88,7 +88,7 @@ def test_generated_requests_get_what_the_description_says(
 def test_many_generated_requests_get_what_the_description_says(
     door: RestDoor, row: Operation, mode: GenerationMode, real: bool
 ) -> None:
-    generated(door, row, mode, real=real, examples=60)
+    generated(door, row, mode, real=real, examples=20)
 
 
 def is_as_generated(row: Operation, query: Any) -> bool:

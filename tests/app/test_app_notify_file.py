@@ -171,6 +171,22 @@ def test_a_url_is_read_as_it_is_pasted(tmp_path: Path, url: str) -> None:
     assert (target.url.host, target.url.path) == ("hooks.example.com", "/x")
 
 
+def test_a_secret_that_every_user_can_read_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "hook.secret"
+    secret.write_text(SECRET)
+    for mode, warnings in (
+        (0o600, []),
+        (0o640, []),
+        (0o644, [f"every user of this machine can read {secret}: chmod 600 it"]),
+    ):
+        secret.chmod(mode)
+        one(tmp_path, HOOK + 'secret = "hook.secret"')
+        assert caplog.messages == warnings
+    assert SECRET not in caplog.text
+
+
 def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"https://user:{SECRET}@x/{SECRET}")
     for url in ("url", f"HTP://x/{SECRET}", f" ftp://x/{SECRET}"):

@@ -214,6 +214,11 @@ def test_a_catalog_that_is_older_than_its_store_is_refused_and_changes_nothing(
         assert "rebuild --replace" in said
     found = run("check", "--json", "--data", directory.path, code=1).stdout.splitlines()
     assert [json.loads(each)["kind"] for each in found] == ["older-catalog", "summary"]
+    said = run("check", "--data", directory.path, code=1).stdout
+    assert (
+        "\nNext: restore the newest copy of the catalog, or run `staddle-server rebuild --replace`." in said
+    )
+    assert "repair" not in said  # which is refused
     after = contents(directory)
     assert {name: after[name] for name in before if name != "catalog.db"} == {
         name: before[name] for name in before if name != "catalog.db"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import email.utils
 import importlib.util
+import logging
 import os
 import re
 import ssl
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,8 @@ from staddle_server.upkeep.notify.ping import EVERY_S, Ping
 from staddle_server.upkeep.notify.smtp import PORTS, STARTTLS, Smtp
 from staddle_server.upkeep.notify.targets import TARGETS_MAX, TIMEOUT_S, Filter
 from staddle_server.upkeep.notify.webhook import Webhook
+
+_log = logging.getLogger(__name__)
 
 NOTIFY_NAME: Final = "notify.toml"
 FILE_BYTES_MAX: Final = 256 * 1024
@@ -201,8 +205,10 @@ class _Table:
             return value
         path = self._below(place)
         try:
-            raw, _ = read(path, SECRET_BYTES_MAX, "a file with a secret")
+            raw, mode = read(path, SECRET_BYTES_MAX, "a file with a secret")
             value = unquoted(text_of(raw, path))
+            if mode & stat.S_IROTH:
+                _log.warning("every user of this machine can read %s: chmod 600 it", path)
         except GivenError as error:
             raise SettingsError(f"{self._where}: {key}: {error}") from error
         if not value:

@@ -74,7 +74,7 @@ def check(
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(summary), "seed": seed}))
     else:
-        _sum_up(summary, read_data, seed)
+        _sum_up(summary, read_data, seed, is_older=printer.found_older_catalog)
     if summary.damage:
         sys.exit(1)
 
@@ -137,9 +137,11 @@ class _FindingPrinter:
         self._line = line
         self._as_json = as_json
         self._paths = 0
+        self.found_older_catalog = False
 
     def __call__(self, finding: Finding) -> None:
         """Print the next finding."""
+        self.found_older_catalog |= finding.kind == "older-catalog"
         if self._as_json:
             self._line.clear()
             click.echo(json.dumps(finding.as_json()))
@@ -159,7 +161,7 @@ class _FindingPrinter:
             say(f"… and {counted(self._paths - PATHS_SHOWN, 'more path')}: --json lists all of them.")
 
 
-def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
+def _sum_up(summary: Summary, read_data: float | None, seed: int, *, is_older: bool) -> None:
     read = "" if read_data is None else f", {summary.packs_read} of them read ({size(summary.bytes_read)})"
     say(
         f"Checked {counted(summary.packs, 'pack')}{read}, {counted(summary.records, 'record')} and "
@@ -188,9 +190,12 @@ def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
         else ""
     )
     say(f"{counted(summary.damage, 'finding')} of damage.{paths}")
-    say(
-        "Next: check the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
-    )
+    if is_older:  # which every other command refuses
+        say("Next: restore the newest copy of the catalog, or run `staddle-server rebuild --replace`.")
+    else:
+        say(
+            "Next: check the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
+        )
 
 
 def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
