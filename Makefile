@@ -40,7 +40,7 @@
 #   make bench-cluster   one to three servers on PostgreSQL and S3, against both raw
 #   make bench-entries   processor time for each tiny file; ARGS="--files 100000"
 #   make bench-index     bytes and speed of the chunk index; ARGS="--rows 1e7"
-#   make bench-pages     how long pages of the dashboard take; ARGS="--backups 10000"
+#   make bench-pages     how long a page of the dashboard takes; ARGS="--help"
 #   make bench-wire      one stream in and out, and what gRPC carries; ARGS="--tls"
 #   make bench-profile   where processor time goes; needs root, or ptrace_scope 0
 #   make bench-peers     install these (Debian, as root, with cargo; into .tools/)

@@ -61,6 +61,7 @@ def claims_end(server: ServerProcess) -> None:
         catalog.execute("UPDATE deliveries SET next_ns = 1 WHERE state = 0")
 
 
+@pytest.mark.slow
 def test_what_a_server_sent_before_kill_9_but_did_not_mark_is_sent_again_with_the_same_id(
     server: ServerProcess, receiver: Receiver
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_server_does_not_start_with_unusable_targets_and_makes_nothing(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_target_that_hangs_delays_no_other_and_no_stop(server: ServerProcess, receiver: Receiver) -> None:
     with misbehaving(lambda _, over: over.wait(60)) as port:
         configure(server, hangs=f"http://127.0.0.1:{port}/", hook=receiver.url())

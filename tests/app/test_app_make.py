@@ -83,6 +83,7 @@ def test_a_newer_interpreter_is_taken_whatever_its_build(tmp_path: Path) -> None
     assert chosen(make("--dry-run", "venv", *words, path=newer.parent)) == str(newer)
 
 
+@pytest.mark.slow
 def test_an_environment_of_another_interpreter_is_made_anew(tmp_path: Path) -> None:
     place = tmp_path / "v"
     (place / "bin").mkdir(parents=True)

@@ -120,6 +120,7 @@ ARGUMENTS = {
     "token revoke": ("local",),
     "uploads": (),
     "servers": (),
+    "drill": (),
     "events": (),
     "notify list": (),
     "notify test": ("--help",),

@@ -90,7 +90,12 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, 
 
 
 @pytest.mark.parametrize(
-    ("scheme", "axe_widths"), [("light", (390, 1440)), pytest.param("dark", (800,), marks=pytest.mark.slow)]
+    ("scheme", "axe_widths"),
+    [
+        ("light", (390,)),
+        pytest.param("light", (1440,), marks=pytest.mark.slow),
+        pytest.param("dark", (800,), marks=pytest.mark.slow),
+    ],
 )
 def test_every_page_is_accessible_and_fits_at_every_width(
     opened: Browser, filled: tuple[Running, int], scheme: str, axe_widths: tuple[int, ...]

@@ -258,6 +258,7 @@ def of_promtool(name: str, case: Case, series: dict[str, str]) -> dict[str, Any]
     }
 
 
+@pytest.mark.slow
 def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     assert set(CASES) == set(RULES)
     for step in ("1m", "1h"):

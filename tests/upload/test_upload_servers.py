@@ -10,6 +10,7 @@ from postgres_server import on_both_databases_in_test_all
 from servers import Running
 from several_servers import beat, fall_silent, sharing
 from staddle.v1 import service_pb2 as sv
+from staddle_server.catalog import ServerIdentity
 from thin import (
     Part,
     Source,
@@ -201,5 +202,6 @@ def test_an_earlier_server_at_the_same_address_is_no_other_server(servers):
     first, second, _ = servers
     source = Source(first.stub(), "www")
     second.service._heartbeat.stop()
-    second.service.join(first.address)  # as one behind the same balancer, or in the place of a killed one
+    # As one behind the same balancer, or in the place of a killed one.
+    second.service._heartbeat.start(ServerIdentity(second.service._id, "", "", first.address, "", ""))
     assert refusal(lambda: at(second, source).missing([b"x"])) == "RESUME_REQUIRED"
