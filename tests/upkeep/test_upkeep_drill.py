@@ -11,6 +11,7 @@ from second_place import kept_of
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import Unavailable
 from staddle_server.base.types import Root
 from staddle_server.catalog import Backup
 from staddle_server.restore.proof import prove
@@ -119,6 +120,39 @@ def test_a_dataset_without_a_backup_is_neither_due_nor_an_alarm(running: Running
     running.clock.ahead_s += PERIOD_S + 60
     assert drills.run(never) == ""
     assert list(FailedDrills(running.catalog).alarms("", running.clock.now_ns())) == []
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["deleted", "followed by another"])
+def test_what_a_backup_lacks_that_is_no_longer_the_newest_is_no_alarm(running: Running, gone: bool) -> None:
+    """It may have been purged while its drill ran."""
+    stub = running.stub()
+    back_up(stub, "d", FILES)
+    backup = newest(running)
+    harm(running)
+    if gone:
+        stub.DeleteBackup(sv.DeleteBackupRequest(dataset="d", backup=backup.id.hex()))
+    else:
+        back_up(stub, "d", {"other": noise(1000, 9)}, kind=pb.BACKUP_KIND_FULL)
+    assert drills_of(running).drill(backup).fault == ""
+    assert list(FailedDrills(running.catalog).alarms("", running.clock.now_ns())) == []
+    if not gone:
+        assert not dataset(running).HasField("drill")
+        assert drills_of(running).run(never).startswith("1 dataset drilled")
+        assert dataset(running).drill.proven_number == 2
+
+
+def test_a_store_that_does_not_answer_says_nothing_about_a_backup(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(running.stub(), "d", FILES)
+
+    def silent(*_: object) -> bytes:
+        raise Unavailable("STORE_UNAVAILABLE", "no answer")
+
+    monkeypatch.setattr(running.blobs, "read", silent)
+    with pytest.raises(Unavailable):
+        drills_of(running).run(never)
+    assert not dataset(running).HasField("drill")
 
 
 def test_a_drill_that_is_stopped_does_not_count(running: Running) -> None:

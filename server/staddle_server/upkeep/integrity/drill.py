@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from staddle._base.figures import counted
 
 from staddle_server.base.clock import NS
-from staddle_server.base.errors import NotFound, StaddleError
+from staddle_server.base.errors import Exhausted, NotFound, StaddleError, Unavailable
 from staddle_server.catalog import Alarm, Backup, Catalog
 from staddle_server.catalog.drills import DrillWindow
 from staddle_server.restore.proof import Proof, prove
@@ -88,10 +88,12 @@ class Drilling:
         return f"{counted(datasets, 'dataset')} drilled, {counted(size, 'byte')}{found}"
 
     def drill(self, backup: Backup, stopping: Stopping = lambda: False) -> Drilled:
-        """Read all of a backup as a restore does, and keep what was found.
+        """Read all of a dataset's newest backup as a restore does, and keep what was found.
 
         Raises:
             StoppedError: `stopping` became true; nothing is kept.
+            Exhausted, Unavailable: The store or the catalog cannot be used now, which says nothing about the backup;
+                nothing is kept.
 
         """
 
@@ -112,13 +114,24 @@ class Drilling:
                 pace=self._pace(stopping),
             )
             fault = _words(proof)
+        except (Exhausted, Unavailable):
+            raise
         except StaddleError as e:
             fault = e.message
-        try:
+        if fault and self._is_past(backup):
+            fault = ""
+        else:
             self._kept.catalog.drills.note(backup, clock.now_ns(), fault)
-        except NotFound:
-            log.info("the dataset %s went while its drill ran", backup.dataset)
         return Drilled(backup, proof, fault, clock.monotonic_s() - begun_s)
+
+    def _is_past(self, backup: Backup) -> bool:
+        """Return whether a backup was deleted, and perhaps purged, or has a successor since its drill began: then
+        what the drill missed is no fault of the newest one, which is due next.
+        """
+        try:
+            return self._kept.catalog.drills.newest(backup.tenant, backup.dataset).id != backup.id
+        except NotFound:
+            return True
 
     def _pace(self, stopping: Stopping) -> Callable[[int], None]:
         if not self._bytes_per_s:
