@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -73,6 +74,29 @@ def test_a_wrong_length_is_refused(place: Place, length: str, more: tuple[str, .
         line.shutdown(1)
         found = rest_of(line)
     assert not found or re.match(rb"HTTP/1.1 (400|429) ", found), found
+    place.assert_well()
+
+
+def test_a_head_that_is_too_large_is_answered_before_its_connection_ends(place: Place) -> None:
+    """A reset would take the answer away, if bytes of the head were still unread."""
+    for _ in range(20):
+        with raw(place.port) as line:
+            line.sendall(place.head("ListDatasets", 2, "X: " + "x" * (4 * HTTP_HEAD_BYTES_MAX)) + b"{}")
+            assert rest_of(line).startswith(b"HTTP/1.1 400 ")
+    place.assert_well()
+
+
+def test_a_client_that_is_refused_and_goes_on_is_cut_off(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "REFUSED_S", 0.3)
+    with raw(place.port) as line:
+        line.sendall(b"\0\r\n\r\n")
+        assert rest_of(line).startswith(b"HTTP/1.1 400 ")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while True:
+                line.sendall(b"x" * 1000)
+                time.sleep(0.01)
     place.assert_well()
 
 

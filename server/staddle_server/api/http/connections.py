@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from staddle_server.base.limits import (
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 PAUSE_S: Final = 0.5
 """The wait after an accept that failed: the process has no file left."""
 
+REFUSED_S: Final = 2.0
+"""How long a client that did not send HTTP may go on, unheard, so that it can read why."""
 _RESET: Final = struct.pack("ii", 1, 0)
 """Close at once, by a reset: what is not sent is not sent."""
 
@@ -45,6 +48,7 @@ class HttpProtocol(H11Protocol):
         self._unread_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
         self._is_lost = False
+        self._is_refused = False
         self.app_state["cut"] = self.cut
 
     def cut(self) -> None:
@@ -70,7 +74,31 @@ class HttpProtocol(H11Protocol):
         finally:
             self._left()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, and end the connection once its client has stopped sending: closing with bytes unread
+        is a reset, which may take the answer away from the client.
+        """
+        text = msg.encode("ascii")
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(text)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=text),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self._is_refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._stop_waiting()
+        self._head_timer = self.loop.call_later(REFUSED_S, self.transport.abort)
+
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self._is_idle:
             self._await_head(HTTP_HEAD_S)
         super().data_received(data)
