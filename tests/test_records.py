@@ -55,7 +55,7 @@ CHANGES: Final = {
         salvage reindex
     """,
     "what was found of stored data: the scrubber, a check or a reader finds it again": """
-        drills note
+        drills _set
         packs believe
         packs doubt
         packs mark_damaged

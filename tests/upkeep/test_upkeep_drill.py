@@ -9,6 +9,7 @@ import pytest
 from harm import flip, pack_file
 from second_place import kept_of
 from servers import Running
+from sql import sql
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
@@ -139,6 +140,70 @@ def test_what_a_backup_lacks_that_is_no_longer_the_newest_is_no_alarm(running: R
         assert not dataset(running).HasField("drill")
         assert drills_of(running).run(never).startswith("1 dataset drilled")
         assert dataset(running).drill.proven_number == 2
+
+
+def test_a_fault_ends_with_the_backup_that_has_it(running: Running) -> None:
+    stub = running.stub()
+    back_up(stub, "d", {"whole": b"whole"})
+    drills = drills_of(running)
+    drills.run(never)
+    bad = back_up(stub, "d", FILES)
+    for pack in running.catalog.verification.live_packs(running.tenant):
+        if pack.size_bytes > 1_000_000:
+            flip(pack_file(running, pack.id), 100)
+    running.clock.ahead_s += PERIOD_S + 60
+    drills.run(never)
+    (figures,) = running.catalog.figures.datasets(10)
+    assert figures.drill_failed
+    stub.DeleteBackup(sv.DeleteBackupRequest(dataset="d", backup=bad.id))
+    (figures,) = running.catalog.figures.datasets(10)
+    assert not figures.drill_failed
+    assert list(FailedDrills(running.catalog).alarms("", running.clock.now_ns())) == []
+    assert dataset(running).drill.fault == ""
+    assert drills.run(never).startswith("1 dataset drilled"), "the newest one is another"
+    assert dataset(running).drill.proven_number == 1
+
+
+def test_a_run_tries_each_dataset_once_whatever_the_clocks_say(running: Running) -> None:
+    back_up(running.stub(), "d", FILES)
+    harm(running)
+    drills = drills_of(running)
+    drills.run(never)
+    with running.catalog.database.write() as connection:
+        sql(connection, "UPDATE datasets SET success_ns = success_ns + 10800000000000, drill_number = 7")
+    assert drills.run(never).startswith("1 dataset drilled, ")
+
+
+def test_a_drill_that_did_not_end_lets_the_others_come_first(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        back_up(running.stub(), name, {"f": b"f"})
+    drills = drills_of(running)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    def stopped(*_: object, **__: object) -> None:
+        raise StoppedError
+
+    proved = "staddle_server.upkeep.integrity.drill.prove"
+    with monkeypatch.context() as patched:
+        patched.setattr(proved, broken)
+        assert drills.run(never) == "0 datasets drilled, 0 bytes; 2 drills ended by a fault of the server"
+        patched.setattr(proved, stopped)
+        with pytest.raises(StoppedError):
+            drills.run(never)
+    found: list[str] = []
+    real = drills.drill
+
+    def noted(backup: Backup, stopping: Callable[[], bool]) -> object:
+        found.append(backup.dataset)
+        return real(backup, stopping)
+
+    monkeypatch.setattr(drills, "drill", noted)
+    assert drills.run(never).startswith("2 datasets drilled")
+    assert found == ["b", "a"]
 
 
 def test_a_store_that_does_not_answer_says_nothing_about_a_backup(

@@ -112,7 +112,7 @@ class Drill:
 
     end_time: datetime.datetime
     fault: str
-    """What was wrong; empty: nothing."""
+    """What was wrong; empty: nothing, or the newest backup is newer."""
     proven_time: datetime.datetime | None
     """When a drill last found nothing wrong."""
     proven_number: int

@@ -85,10 +85,10 @@ def _dataset_row(dataset: Dataset) -> tuple[str, ...]:
 
 def _proven(drill: Drill | None) -> str:
     """Whether a backup of the dataset can be restored, as far as the server has tried."""
-    if drill is None:
-        return "not yet"
-    if drill.fault or drill.proven_time is None:
+    if drill is not None and drill.fault:
         return "DAMAGED"
+    if drill is None or drill.proven_time is None:
+        return "not yet"
     return f"#{drill.proven_number} {text.minute(drill.proven_time)[:10]}"
 
 

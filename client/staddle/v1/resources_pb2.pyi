@@ -1463,7 +1463,7 @@ class Drill(_message.Message):
     PROVEN_TIME_FIELD_NUMBER: _builtins.int
     PROVEN_NUMBER_FIELD_NUMBER: _builtins.int
     fault: _builtins.str
-    """What it found wrong. Empty: nothing."""
+    """What it found wrong. Empty: nothing, or the newest backup is newer."""
     proven_number: _builtins.int
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:

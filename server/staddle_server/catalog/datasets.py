@@ -85,7 +85,9 @@ def _newest(ids: list[bytes | None]) -> Select[Any]:
 
 
 def _dataset(row: Row[Any], newest: Backup | None) -> Dataset:
-    drill = (
-        DrillState(row.drill_ns, row.drill_fault, row.proven_ns, row.proven_number) if row.drill_ns else None
-    )
+    drill = None
+    if row.drill_ns:
+        is_of_newest = newest is not None and newest.number == row.drill_number
+        fault = row.drill_fault if is_of_newest else ""
+        drill = DrillState(row.drill_ns, fault, row.proven_ns, row.proven_number)
     return Dataset(row.name, row.created_ns, row.host, row.root, row.backup_count, newest, drill)

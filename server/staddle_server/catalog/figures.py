@@ -7,6 +7,7 @@ from sqlalchemy import and_, case, func, select
 from staddle_server.base.types import Kind, RunOutcome
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
+from staddle_server.catalog.drills import is_faulty
 from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.tasks import TaskRun
 
@@ -19,7 +20,8 @@ class DatasetFigures(NamedTuple):
 
     `success_ns`: when its newest success was committed, 0 for none ever. `late_ns`: from when it is late by its
     expectation, not before the end of a mute; None without an expectation. `proven_ns`: when a drill last found its
-    newest backup whole, 0 for never; `drill_failed`: the last one found a fault.
+    newest backup whole, 0 for never; `drill_failed`: the last one found a
+    fault in it.
     """
 
     tenant: str
@@ -75,7 +77,7 @@ class Figures:
             _d.expect_ns,
             _d.expect_mute_ns,
             _d.proven_ns,
-            _d.drill_fault,
+            is_faulty().label("is_faulty"),
         )
         query = (
             select(_t.name.label("tenant_name"), _d.name.label("dataset_name"), *columns)
@@ -163,5 +165,5 @@ def _dataset(row: Any) -> DatasetFigures:
     if expectation is not None:
         late_ns = max(expectation.late_ns(row.success_ns), expectation.mute_until_ns)
     return DatasetFigures(
-        row.tenant_name, row.dataset_name, row.success_ns, late_ns, row.proven_ns, row.drill_fault != ""
+        row.tenant_name, row.dataset_name, row.success_ns, late_ns, row.proven_ns, bool(row.is_faulty)
     )

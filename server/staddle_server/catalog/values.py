@@ -331,7 +331,7 @@ class DrillState(NamedTuple):
 
     Attributes:
         end_ns: When the last one ended.
-        fault: What it found wrong; "" for nothing.
+        fault: What it found wrong in the newest backup; "" for nothing, or if that one is newer.
         proven_ns: When one last found nothing wrong; 0 for never.
         proven_number: The number of that backup.
 

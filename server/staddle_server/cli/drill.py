@@ -34,7 +34,7 @@ def drill(*, datasets: tuple[str, ...], tenant: str | None, data: DataDirectory,
 
     Reads all of it as a restore does and compares every file with what was backed up, but writes nothing. Without
     DATASET: of all datasets. The server does the same in the background (--drill-period). Runs beside a server. Exit
-    codes: 0: all can be restored whole; 1: something cannot.
+    codes: 0: all can be restored whole; 1: something cannot; 2: no such dataset.
     """
     failed = done = 0
     stopped = False
@@ -55,29 +55,34 @@ def drill(*, datasets: tuple[str, ...], tenant: str | None, data: DataDirectory,
                 done += 1
                 failed += bool(drilled.fault)
                 click.echo(json.dumps(_object(drilled, rooms)) if as_json else _words(drilled))
-    if stopped:
-        say("Interrupted; what was read so far is kept.", err=True)
-        sys.exit(130)
-    if not done and not as_json:
-        click.echo("There is no backup yet.")
     if failed:
         say(f"{counted(failed, 'dataset')} cannot be restored whole.", err=True)
+    if stopped:
+        say("Interrupted; the drills that ended are kept.", err=True)
+        sys.exit(130)
+    if failed:
         sys.exit(1)
+    if not done and not as_json:
+        click.echo("There is no backup yet.")
 
 
 def _chosen(rooms: Rooms, datasets: tuple[str, ...], tenant: str | None) -> Iterator[Backup]:
+    """Yield the newest backups, each as it is when its turn comes."""
     tenants = rooms.catalog.tenants.list_all() if tenant is None else [tenant_named(rooms, tenant)]
     if datasets:
         for name in datasets:
             found = [backup for each in tenants if (backup := _newest(rooms, each.id, name)) is not None]
             if not found:
-                raise click.ClickException(f"No tenant has a backup of a dataset '{name}'.")
+                raise click.UsageError(f"No tenant has a backup of a dataset '{name}'.")
             yield from found
         return
     for each in tenants:
         after = ""
         while page := rooms.catalog.datasets.list_page(each.id, after, PAGE):
-            yield from (dataset.newest_backup for dataset in page if dataset.newest_backup is not None)
+            for dataset in page:
+                backup = _newest(rooms, each.id, dataset.name)
+                if backup is not None:
+                    yield backup
             after = page[-1].name
 
 

@@ -59,7 +59,7 @@ def prove(
 ) -> Proof:
     """Read all of a backup, and compare the content of every file with its content id; write nothing.
 
-    `check` raises to end it; `pace` is told how many bytes were read, and may wait.
+    `check` raises to end it; `pace` is told of each entry and chunk how many bytes were read, and may wait.
     """
     proof = Proof()
     restore = Restore(tenant, catalog, root, opener, data=True, check=check)
@@ -82,10 +82,11 @@ def _read(events: Iterator[Event], tenant: Tenant, proof: Proof, pace: Callable[
             proof.entries += 1
             content = event.entry.content
             file = None if content is None else _ReadFile(event.entry)
-            if file is not None and event.data:
-                assert isinstance(event.data, bytes | memoryview)  # pieces are for clients that ask for them
-                file.add(len(event.data), blake3(event.data).digest())
-                pace(len(event.data))
+            data = event.data or b""
+            assert isinstance(data, bytes | memoryview)  # pieces are for clients that ask for them
+            pace(len(data))
+            if file is not None and data:
+                file.add(len(data), blake3(data).digest())
         elif isinstance(event, SentData):
             assert file is not None
             file.add(len(event.data), blake3(event.data).digest())

@@ -100,9 +100,11 @@ datasets = Table(
     Column("expect_grace_s", BigInteger, nullable=False, server_default=text("0")),
     Column("expect_ns", BigInteger, nullable=False, server_default=text("0")),
     Column("expect_mute_ns", BigInteger, nullable=False, server_default=text("0")),
-    # Drills: when the last one ended (0: none), and what it found wrong ("": nothing); when one last found all of a
-    # backup sound, and of which one.
+    # Drills: when the last one began and ended (0: none did), which backup it read, and what it found wrong ("":
+    # nothing); when one last found all of a backup sound, and of which one.
+    Column("drill_begun_ns", BigInteger, nullable=False, server_default=text("0")),
     Column("drill_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("drill_number", BigInteger, nullable=False, server_default=text("0")),
     Column("drill_fault", Text, nullable=False, server_default=text("''")),
     Column("proven_ns", BigInteger, nullable=False, server_default=text("0")),
     Column("proven_number", BigInteger, nullable=False, server_default=text("0")),

@@ -66,13 +66,21 @@ class Drilling:
         return Task(TASK, min(EVERY_S, self._period_s), self.run)
 
     def run(self, stopping: Stopping) -> str:
-        """Drill each dataset that is due, the one that waited longest first. Return a summary; "" if none was due.
+        """Drill each dataset that is due, once, the one that waited longest first. Return a summary; "" if none was due.
 
-        A drill that is stopped does not count.
+        A drill that is stopped does not count. The next run begins with the others.
         """
-        datasets = size = failed = 0
-        while (backup := self._kept.catalog.drills.due(self._window())) is not None and not stopping():
-            drilled = self.drill(backup, stopping)
+        datasets = size = failed = broken = 0
+        window = self._window()
+        while (backup := self._kept.catalog.drills.due(window)) is not None and not stopping():
+            try:
+                drilled = self.drill(backup, stopping)
+            except (StoppedError, StaddleError):
+                raise
+            except Exception:  # a fault of ours costs this dataset its drill, and no other
+                log.exception("a fault in the drill of %s", backup.dataset)
+                broken += 1
+                continue
             datasets, size = datasets + 1, size + drilled.proof.data_bytes
             if drilled.fault:
                 failed += 1
@@ -82,10 +90,11 @@ class Drilling:
                     backup.dataset,
                     drilled.fault,
                 )
-        if not datasets:
+        if not datasets and not broken:
             return ""
         found = f"; {counted(failed, 'dataset')} cannot be restored whole" if failed else ""
-        return f"{counted(datasets, 'dataset')} drilled, {counted(size, 'byte')}{found}"
+        ended = f"; {counted(broken, 'drill')} ended by a fault of the server" if broken else ""
+        return f"{counted(datasets, 'dataset')} drilled, {counted(size, 'byte')}{found}{ended}"
 
     def drill(self, backup: Backup, stopping: Stopping = lambda: False) -> Drilled:
         """Read all of a dataset's newest backup as a restore does, and keep what was found.
@@ -102,6 +111,7 @@ class Drilling:
                 raise StoppedError
 
         clock, begun_s = self._kept.clock, self._kept.clock.monotonic_s()
+        self._kept.catalog.drills.begin(backup, clock.now_ns())
         proof = Proof()
         try:
             tenant = self._tenants.get(backup.tenant)
@@ -143,7 +153,10 @@ class Drilling:
         now_ns = self._kept.clock.now_ns()
         again_s = min(AGAIN_S, self._period_s)
         return DrillWindow(
-            now_ns - int(self._period_s * NS), now_ns - int(again_s * NS), now_ns + int(JUMP_S * NS)
+            now_ns - int(self._period_s * NS),
+            now_ns - int(again_s * NS),
+            now_ns + int(JUMP_S * NS),
+            begun_before_ns=now_ns,
         )
 
 

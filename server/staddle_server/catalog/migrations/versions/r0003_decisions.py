@@ -58,7 +58,7 @@ def _add_runs() -> None:
         op.add_column(
             "datasets", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
         )
-    for name in ("drill_ns", "proven_ns", "proven_number"):
+    for name in ("drill_begun_ns", "drill_ns", "drill_number", "proven_ns", "proven_number"):
         op.add_column(
             "datasets", sa.Column(name, sa.BigInteger(), nullable=False, server_default=sa.text("0"))
         )
