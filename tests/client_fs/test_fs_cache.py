@@ -296,7 +296,7 @@ def test_a_cache_that_would_be_too_large_is_not_written(protected, monkeypatch: 
 
 def test_files_of_killed_processes_are_removed_after_a_day(protected) -> None:
     protected.cache.mkdir(mode=0o700)
-    (protected.cache / "CACHEDIR.TAG").touch()
+    (protected.cache / "CACHEDIR.TAG").write_bytes(store.CACHE_TAG_TEXT)
     (protected.cache / ".new-old").touch()
     (protected.cache / ".new-young").touch()
     os.utime(protected.cache / ".new-old", (0, time.time() - 25 * 3600))

@@ -90,3 +90,20 @@ def test_a_cache_among_other_things_marks_only_its_own_directory(
     assert made_in(home / "staddle") == 2  # of the full backup, and of the newest
     staddle("backup", home, "--dataset", "home", "--no-cache")
     assert staddle("cat", "home", "letter").out == b"dear"
+
+
+@pytest.mark.parametrize("tag", [b"", b"Signature: 8a477f597d28d172789f06886806bc55\n# of another program\n"])
+def test_a_directory_of_others_is_neither_marked_nor_tidied(
+    tag: bytes, staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    for each in (place, place / "staddle"):
+        each.mkdir()
+        (each / ".new-of-others").touch()
+        os.utime(each / ".new-of-others", (0, 0))
+        if tag:
+            (each / "CACHEDIR.TAG").write_bytes(tag)
+    before = sorted((str(path), path.stat().st_size) for path in place.rglob("*"))
+    for _ in range(2):
+        staddle("backup", source, "--dataset", "data", "--cache-dir", place)
+    assert sorted((str(path), path.stat().st_size) for path in place.rglob("*")) == before

@@ -146,6 +146,8 @@ BAD_COLUMNS: dict[str, pb.EntryColumns] = {
     **{f"columns with the path {path[:20]!r}": listed_columns(paths=path.encode() + b"\0z") for path in BAD_PATHS},
     **{f"columns that end with the path {path[:20]!r}": listed_columns(paths=b".a\0" + path.encode()) for path in BAD_PATHS},
     "columns of nothing": pb.EntryColumns(),
+    "columns of too many entries": pb.EntryColumns(types=bytes([pb.ENTRY_TYPE_DIRECTORY]) * 5000, paths=b"\0".join(b"%04d" % n for n in range(5000))),
+    "a million paths": listed_columns(paths=b"a\0" * 10**6),
     "columns of an unknown type": listed_columns(types=b"\2\x63"),
     "a path more than types": listed_columns(paths=b"d\0f\0g"),
     "columns out of order": listed_columns(paths=b"f\0d"),

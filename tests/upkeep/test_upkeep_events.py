@@ -20,6 +20,7 @@ from staddle_server.catalog import KnownDamage
 from staddle_server.catalog.schema import deliveries, events, targets
 from staddle_server.store.space import MinFree, Space
 from staddle_server.upkeep.events import kinds
+from staddle_server.upkeep.events.kinds import alarm
 from staddle_server.upkeep.events.sources import FailingTargets, FillingDisks
 from staddle_server.upkeep.notify.delivery import AnyTarget
 from staddle_server.upkeep.notify.http_post import parse_http_url
@@ -464,3 +465,12 @@ def test_each_kind_has_words_for_its_begin_and_its_end_and_one_source() -> None:
         assert kind.name == name
         assert kind.begins != kind.ends
         assert not kind.begins.endswith(".")
+
+
+def test_long_subjects_stay_apart_and_short_enough_for_an_index() -> None:
+    long = ["ä" * 4000 + end for end in ("a", "b")]
+    found = [alarm(kinds.DISK, "warning", "text", "advice", subject=each).key.subject for each in long]
+    assert len(set(found)) == 2
+    assert all(len(each.encode()) <= kinds.SUBJECT_BYTES_MAX for each in found)
+    exact = "ä" * (kinds.SUBJECT_BYTES_MAX // 2)
+    assert alarm(kinds.DISK, "warning", "text", "advice", subject=exact).key.subject == exact

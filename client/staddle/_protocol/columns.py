@@ -32,6 +32,8 @@ READ_AGAIN: Final = 1
 INCOMPLETE: Final = 2
 IMPLIED: Final = 4
 CHUNKS_MAX: Final = 16
+COLUMN_ENTRIES_MAX: Final = 4096
+"""In the columns of one message; more cannot be meant."""
 """A longer list of chunks does not go into columns."""
 _DIGEST: Final = Struct(f"{CONTENT_ID_BYTES}s")
 _TYPES: Final = bytes(kind for kind in pb.EntryType.values() if kind)
@@ -178,13 +180,20 @@ def rows_in(columns: pb.EntryColumns) -> list[EntryRow]:
     """The entries in columns of a server, in order. Raises ProtocolError for what could not have been stored."""
     types = columns.types
     count = len(types)
-    if not count or types.translate(None, _TYPES):
-        raise ProtocolError("The server sent columns without entries, or with one of an unknown type.")
+    if not 0 < count <= COLUMN_ENTRIES_MAX or types.translate(None, _TYPES):
+        raise ProtocolError(
+            "The server sent columns with no or too many entries, or with one of an unknown type."
+        )
     files, links = types.count(pb.ENTRY_TYPE_FILE), types.count(pb.ENTRY_TYPE_SYMLINK)
     paths = _checked_paths(columns.paths, count)
-    ids, targets = columns.content_ids, columns.link_targets.split(b"\0") if links else []
-    if len(targets) != links or len(columns.sizes) != files or len(ids) != files * CONTENT_ID_BYTES:
+    ids, joined = columns.content_ids, columns.link_targets
+    if (
+        (joined.count(b"\0") + 1 if links else len(joined)) != links
+        or len(columns.sizes) != files
+        or len(ids) != files * CONTENT_ID_BYTES
+    ):
         raise ProtocolError("The server sent columns of contents or link targets with another length.")
+    targets = joined.split(b"\0") if links else []
     if targets and not (all(targets) and max(map(len, targets)) <= LINK_TARGET_BYTES_MAX):
         raise ProtocolError("The server sent a link target that is empty or too long.")
     is_file = list(map(pb.ENTRY_TYPE_FILE.__eq__, types))
@@ -213,11 +222,12 @@ def rows_in(columns: pb.EntryColumns) -> list[EntryRow]:
 
 def _checked_paths(joined: bytes, count: int) -> list[bytes]:
     """Valid paths in order."""
-    paths = joined.split(b"\0")
-    if len(paths) != count:
+    received = joined.count(b"\0") + 1
+    if received != count:
         raise ProtocolError(
-            f"The server sent columns whose paths and types differ in number: {len(paths)}, {count}."
+            f"The server sent columns whose paths and types differ in number: {received}, {count}."
         )
+    paths = joined.split(b"\0")
     # Most columns skip the look at each path.
     if (
         joined[:1] in {b"/", b"."}

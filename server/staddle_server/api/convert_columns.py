@@ -94,10 +94,10 @@ def columns_of(m: pb.EntryColumns, at: str) -> Columns:
 
 def _split(joined: bytes, wanted: int, field: str) -> list[bytes]:
     """Return values that are joined by NUL."""
-    values = joined.split(b"\0") if wanted or joined else []
-    if len(values) != wanted:
-        raise bad(field, f"expected {wanted}, joined by NUL, received {len(values)}")
-    return values
+    received = joined.count(b"\0") + 1 if wanted or joined else 0
+    if received != wanted:
+        raise bad(field, f"expected {wanted}, joined by NUL, received {received}")
+    return joined.split(b"\0") if wanted else []
 
 
 def _digests(joined: bytes, wanted: int, field: str) -> list[bytes]:

@@ -229,6 +229,8 @@ def _check_values(data: bytes, at: int, end: int, rare: list[tuple[int, int]]) -
             others += 1
             if number == _RARE:
                 rare.append((start, min(at, end)))
+        if others > _OTHERS_MOST or numbers > _NUMBERS_MOST:
+            break
     if numbers > _NUMBER_BYTES_MAX * len(_NUMBER_COLUMNS) * entries or others > 4 * entries + _OTHERS_MAX:
         raise BadRequest("BAD_FIELD", "columns: there are more values than entries", field="columns")
     return entries
@@ -245,6 +247,9 @@ _NUMBER_COLUMNS: Final = frozenset(
 )
 _NUMBER_BYTES_MAX: Final = 10
 _OTHERS_MAX: Final = 64
+_OTHERS_MOST: Final = 4 * ENTRIES_PER_CALL_MAX + _OTHERS_MAX
+_NUMBERS_MOST: Final = _NUMBER_BYTES_MAX * len(_NUMBER_COLUMNS) * ENTRIES_PER_CALL_MAX
+"""More than these cannot be right, however many entries follow."""
 _COLUMNS_SMALL_BYTES: Final = 64 * 1024
 """Columns in a smaller message cannot be too large."""
 _CHANGES_COUNTED_MAX: Final = 256

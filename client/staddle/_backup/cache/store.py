@@ -61,7 +61,7 @@ class Cache:
     def find(self, backup_id: str) -> CacheReader | None:
         """The cached content of a backup, completely verified; None if it is not cached."""
         raw_id = _raw_id(backup_id)
-        if raw_id is None:
+        if raw_id is None or self._place is None:
             return None
         for suffix in (LATER_SUFFIX, FULL_SUFFIX):
             reader = self._open(f"{self._prefix}{backup_id}{suffix}", raw_id)
@@ -71,9 +71,10 @@ class Cache:
 
     def _open(self, name: str, backup_id: bytes) -> CacheReader | None:
         try:
-            if not _is_own(os.stat(self._place)):
+            path = self._path(name)
+            if not _is_own(os.stat(os.path.dirname(path))):
                 return None
-            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
         try:
@@ -91,6 +92,9 @@ class Cache:
 
     def record(self, *, differential: bool) -> CacheRecorder | None:
         """Begin the cache of the current backup; None if the place is not writable. End it with `keep` or `discard`."""
+        if self._place is None or not _is_free(self._place):
+            _log.debug("No cache: its directory has other things in it")
+            return None
         try:
             os.makedirs(self._place, mode=0o700, exist_ok=True)
             if not _is_own(os.stat(self._place)):
@@ -108,7 +112,7 @@ class Cache:
         """Mark the directory so that backups, ours and other programs', may skip it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with suppress(FileExistsError):
-            descriptor = os.open(os.path.join(self._place, CACHE_TAG), flags, 0o600)
+            descriptor = os.open(self._path(os.fsdecode(CACHE_TAG)), flags, 0o600)
             try:
                 os.write(descriptor, CACHE_TAG_TEXT)
             finally:
@@ -131,13 +135,14 @@ class Cache:
         self._remove(record.writer.path)
 
     def _path(self, name: str) -> bytes:
+        assert self._place is not None  # else nothing is found or recorded
         return os.path.join(self._place, os.fsencode(name))
 
     def _tidy(self, newest: str, *, full: bool) -> None:
         """Keep the newest cache of this dataset and that of its newest full backup; overall, stay within the limit."""
         now_s = time.time()
         stays: list[tuple[float, int, str]] = []
-        for name, status in _listed(self._place):
+        for name, status in _listed(os.path.dirname(self._path(newest))):
             if name.startswith(UNFINISHED_PREFIX):
                 useless = status.st_mtime < now_s - UNFINISHED_S
             else:
@@ -161,13 +166,22 @@ class Cache:
             _log.debug("The cache %r cannot be removed: %s", path, error)
 
 
-def _own_place(place: bytes) -> bytes:
-    """The directory, if it is absent, empty or marked as a cache; otherwise one of the cache's own in it."""
+def _own_place(place: bytes) -> bytes | None:
+    """The directory, if it is absent, empty or marked by this cache; otherwise one in it of which this is so. None: there is none."""
+    return next((each for each in (place, os.path.join(place, OWN_NAME)) if _is_free(each)), None)
+
+
+def _is_free(place: bytes) -> bool:
+    """Whether nothing but this cache is, or was, in a directory."""
     try:
-        names = os.listdir(place)
+        if not os.listdir(place):
+            return True
+        with open(os.path.join(place, CACHE_TAG), "rb") as tag:
+            return tag.read(len(CACHE_TAG_TEXT) + 1) == CACHE_TAG_TEXT
+    except FileNotFoundError:
+        return not os.path.lexists(place)
     except OSError:
-        return place
-    return place if not names or CACHE_TAG in names else os.path.join(place, OWN_NAME)
+        return False
 
 
 def _raw_id(backup_id: str) -> bytes | None:

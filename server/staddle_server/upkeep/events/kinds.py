@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from blake3 import blake3
+
 from staddle_server.catalog import Alarm, AlarmKey
 from staddle_server.catalog.validation import stored_text
 
@@ -12,8 +14,8 @@ WARNING: Final = "warning"
 CRITICAL: Final = "critical"
 SEVERITIES: Final = (WARNING, CRITICAL)
 TEXT_CHARS_MAX: Final = 1000
-SUBJECT_CHARS_MAX: Final = 4096
-"""As much as a path can have: longer ones would be told apart no more."""
+SUBJECT_BYTES_MAX: Final = 1024
+"""Of a longer subject there is the beginning and a digest: an index row of PostgreSQL has little more room."""
 _UNPRINTABLE: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
@@ -81,8 +83,16 @@ def alarm(
     """Return an alarm whose words are one printable line each, and bounded. Its subject stays exact: "a b" and
     "a  b" are two datasets.
     """
-    key = AlarmKey(kind.name, tenant, server, stored_text(subject)[:SUBJECT_CHARS_MAX])
+    key = AlarmKey(kind.name, tenant, server, _bounded(stored_text(subject)))
     return Alarm(key, severity, printable(text), printable(advice), since_ns)
+
+
+def _bounded(subject: str) -> str:
+    raw = subject.encode()
+    if len(raw) <= SUBJECT_BYTES_MAX:
+        return subject
+    digest = blake3(raw).hexdigest(16)
+    return f"{raw[: SUBJECT_BYTES_MAX - len(digest) - 3].decode('utf-8', 'ignore')}…{digest}"
 
 
 def printable(text: str, most: int = TEXT_CHARS_MAX) -> str:
