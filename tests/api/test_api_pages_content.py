@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
@@ -114,6 +115,37 @@ def test_the_tiles_say_how_the_service_is(seen: Seen) -> None:
         assert words.lower() in said.lower(), words
     seen.running.service._conditions._takes_backups = lambda: False
     assert "Restore-only backups are refused; restores work" in seen.says()
+
+
+def test_nothing_is_safe_while_a_tile_or_the_watch_for_events_says_otherwise(seen: Seen) -> None:
+    back_up(seen.stub, "one", {"a": b"1"})
+    seen.expect("one")
+    assert "The dataset is safe" in seen.says()
+    seen.stub.SetExpectation(
+        sv.SetExpectationRequest(
+            dataset="one", every=timedelta(days=1), mute_until_time=datetime(2100, 1, 1, tzinfo=UTC)
+        )
+    )
+    seen.succeeded("one", 9 * DAY_NS)
+    assert "Nothing needs you" in seen.says()
+    seen.expect("one")
+    seen.succeeded("one", 0)
+    service = seen.running.service
+    service._events._failing = True
+    said = seen.says()
+    assert "1 other thing needs you." in said
+    assert "This server cannot tell whether something new is wrong" in said
+    service._events._failing = False
+    service._conditions._takes_backups = lambda: False
+    for visitor in (seen.admin, seen.reader):
+        page = visitor.page("/")
+        assert "1 other thing needs you." in text_of(page)
+        assert '<section class="headline bad">' in page
+        assert "Service: Restore-only" in page
+    seen.alarm("The disk is nearly full.", tenant="", kind="restore-only")
+    said = seen.says()
+    assert "1 other thing needs you." in said  # the alarm says the same as the tile, and more
+    assert "The disk is nearly full." in said
 
 
 def test_the_free_space_and_its_forecast_are_for_administrators(running: Running) -> None:
