@@ -77,17 +77,19 @@ class TarUpload:
             Exhausted: TOO_MANY, it needs more memory than there is for the tenant.
 
         """
-        for member in reader.members():
+        for member in reader.members(self._weigh):
             self._check()
-            size = member.described_bytes
-            self._described.change(
-                (size * DESCRIBED_FACTOR if size > DESCRIBED_SMALL_BYTES else 0) - self._described.size
-            )
+            self._weigh(member.described_bytes)
             self._take(member, reader)
         self._stream.end()
         self._make_links()
         received = self._writer.received_so_far()
         return TakenTar(received.entry_count, received.data_bytes, self._problems)
+
+    def _weigh(self, size: int) -> None:
+        """Count the memory of the extended headers of one member."""
+        counts = size * DESCRIBED_FACTOR if size > DESCRIBED_SMALL_BYTES else 0
+        self._described.change(counts - self._described.size)
 
     def _take(self, member: Member, reader: TarReader) -> None:
         if member.link is not None:
