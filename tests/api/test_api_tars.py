@@ -242,6 +242,15 @@ def test_a_link_that_a_later_member_replaces_is_gone(place: Place) -> None:
         (member(b"a", b"1") + link(b"b", b"a") + member(b"a", b"2"), "once more after it"),
         (member(b"a", b"1") + link(b"b", b"../a"), "leads out"),
         (member(b"a", b"1") + link(b"b", b"/a"), "absolute"),
+        (member(b"x", b"1") + member(b"z", b"2") + link(b"y", b"z") + link(b"z", b"x"), "once more after it"),
+        (member(b"a", b"1") + link(b"b", b"a") + member(b"b/c", b"2"), "'b' above it"),
+        (member(b"a", b"1") + link(b"b", b"a") + member(b"a/c/d", b"2"), "'a' above it"),
+        (member(b"a", b"1") + link(b"b", b"a") + link(b"b/c", b"a"), "'b' above it"),
+        (member(b"a", b"1") + link(b"./", b"a"), "root of the tar"),
+        (member(b"a", b"1") + link(b"b", b"./"), "root of the tar"),
+        (pax([(b"path", b"b\0c")]) + link(b"b", b"a"), "NUL"),
+        (pax([(b"linkpath", b"a\0c")]) + link(b"b", b"a"), "NUL"),
+        (pax([(b"linkpath", b"a" * 5000)]) + link(b"b", b"a"), "the limit is"),
     ],
 )
 def test_a_hard_link_without_its_file_is_refused(body: bytes, words: str, place: Place) -> None:
