@@ -16,6 +16,7 @@ from http_door import Answer, answer_of, ask, open_http
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.limits import XATTR_VALUE_BYTES_MAX
 from staddle_server.upload import tar_upload
 from tars import END, GNU, header, member, pax, sparse, tar_of
@@ -401,6 +402,43 @@ def test_a_token_that_ends_meanwhile_ends_the_tar(place: Place) -> None:
         found = answer_of(line)
     assert (found.status, found.info.reason) == (401, "UNAUTHENTICATED")
     place.assert_nothing_but(found.said["message"], "refused")
+
+
+def test_nothing_is_left_open_when_a_begin_or_a_report_fails(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, runs = place.running.service._uploads, place.running.service._runs
+    too_many = Exhausted("TOO_MANY", "Too many things at once", retry_after_s=1)
+
+    def fails(*_: object, **__: object) -> None:
+        raise too_many
+
+    monkeypatch.setattr(uploads, "damaged", fails)  # the last that a begin does
+    assert place.put(SOUND, dataset="refused").status == 429
+    place.assert_nothing_but(too_many.message, "refused")
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "report", fails)
+    assert place.put(b"no tar", dataset="refused").status == 400
+    place.assert_nothing_open()
+
+
+def test_a_commit_that_fails_once_it_is_decided_says_that_the_backup_exists(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = place.running.service._uploads
+    commit = uploads.commit
+
+    def fails_late(*arguments: Any, **more: Any) -> None:
+        commit(*arguments, **more)
+        raise Unavailable("STORE_UNAVAILABLE", "The record could not be written")
+
+    monkeypatch.setattr(uploads, "commit", fails_late)
+    found = place.put(SOUND, dataset="decided")
+    assert found.status == 503
+    backup = place.stub.ListBackups(sv.ListBackupsRequest(dataset="decided")).backups[0]
+    assert f"The backup exists all the same: {backup.id}" in found.said["message"]
+    run = place.stub.ListRuns(sv.ListRunsRequest(dataset="decided", page_size=1)).runs[0]
+    assert run.outcome == pb.RUN_OUTCOME_DONE
 
 
 def test_a_server_that_stops_leaves_no_backup_of_half_a_tar(tmp_path: Path) -> None:
