@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import staddle_server.api.http.pages as package
-from http_door import ask, open_http
+from http_door import answer_of, ask, open_http
 from pages_client import Visitor, check_headers, field_of, text_of
 from servers import Running
 from staddle.v1 import service_pb2 as sv
@@ -218,6 +219,16 @@ def test_forms_that_are_none_are_refused(running: Running, port: int) -> None:
         answer = visitor._ask("/logout", body, {"content-type": kind})
         assert (answer.status, "<h1>Bad Request</h1>" in answer.body.decode()) == (400, True)
     assert visitor._ask("/logout", b"x" * (5 << 20), {"content-type": "text/plain"}).status == 400
+
+
+def test_no_more_of_a_form_is_read_than_a_form_may_have(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+        line.sendall(
+            b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            b"Content-Length: 3000000\r\n\r\n" + b"x" * (FORM_BYTES_MAX + 100_000)
+        )
+        answer = answer_of(line)  # without the rest
+    assert (answer.status, "The form is too long" in answer.body.decode()) == (400, True)
 
 
 def test_an_error_is_a_page_with_the_reason(running: Running, port: int) -> None:

@@ -258,17 +258,15 @@ class Dashboard:
 
 def _form_of(request: Request, exchange: Exchange) -> dict[str, str]:
     """Return the fields of a form. Raises BadRequest if it is too long, or is none."""
-    body = first(exchange.messages())
+    body = first(exchange.messages(FORM_BYTES_MAX))
     if not body:
         return {}
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise BadRequest("BAD_FIELD", "Send a form", field="form")
     try:
-        if len(body) > FORM_BYTES_MAX:
-            raise ValueError("too long")
         fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
     except ValueError as error:
-        raise BadRequest("BAD_FIELD", "The form is too long, or not in UTF-8", field="form") from error
+        raise BadRequest("BAD_FIELD", "The form has too many fields, or is not in UTF-8", field="form") from error
     return dict(fields)
 
 
