@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import socket
 import time
@@ -19,6 +20,7 @@ from staddle_server.api.http.pages.static_files import DIRECTORY
 from staddle_server.api.http.pages.table import PAGES
 from staddle_server.base.errors import Exhausted
 from staddle_server.base.limits import FORM_BYTES_MAX, SESSION_S
+from staddle_server.base.logs import CALLS
 from staddle_server.base.types import TokenRole
 from thin import back_up
 
@@ -69,6 +71,18 @@ def test_a_token_that_is_wrong_revoked_or_for_metrics_does_not_log_in(running: R
     answer = visitor.log_in(running.token("monitor"))
     assert (answer.status, "reads metrics, and no pages" in answer.body.decode()) == (403, True)
     assert not any("session" in name for name in visitor.cookies)
+
+
+def test_the_log_says_that_a_log_in_failed(
+    running: Running, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, CALLS)
+    visitor = Visitor(port)
+    visitor.log_in("staddle_wrong")
+    visitor.log_in(running.token("monitor"))
+    visitor.log_in(running.token("reader"))
+    found = [record.__dict__["fields"]["outcome"] for record in caplog.records if record.name == CALLS]
+    assert found == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
 
 
 def test_the_text_of_a_token_is_in_no_cookie_and_no_page(running: Running, port: int) -> None:

@@ -231,7 +231,7 @@ class Dashboard:
         set_cookie(request, response, LOGIN, key, LOGIN_AGE_S)
         return response
 
-    def _log_in(self, request: Request, exchange: Exchange, _line: CallLine) -> Response:
+    def _log_in(self, request: Request, exchange: Exchange, line: CallLine) -> Response:
         form = _form_of(request, exchange)
         wanted = form.get("next", HOME)
         try:
@@ -240,10 +240,12 @@ class Dashboard:
             principal = self._gate.principal_of(form.get("token", "").strip())
             response: Response = RedirectResponse(_local(wanted), 303)
             self._sessions.open(principal, request, response)
-        except Unauthenticated:
+        except Unauthenticated as error:
+            line.end(code_of(error).name, error)
             why = "This is not a valid token. It may have been revoked, or have expired."
             return self._login_form(request, wanted, why, 401)
         except StaddleError as error:
+            line.end(code_of(error).name, error)
             code = STATUSES[code_of(error).name.lower()]
             return self._login_form(request, wanted, f"{error.message}.", code)
         return response
