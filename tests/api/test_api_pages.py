@@ -196,6 +196,15 @@ def test_no_changed_or_foreign_cookie_is_a_session(running: Running, port: int) 
         assert visitor.get("/").status == 303, forged
 
 
+def test_a_link_of_another_site_ends_no_session(running: Running, port: int) -> None:
+    visitor = Visitor(port, running.token("reader"))
+    without = ask(port, "/")  # SameSite=Strict: the browser sends no cookie
+    assert (without.status, without.headers["set-cookie"]) == (303, None)
+    visitor.cookies["staddle-session"] = "invalid"
+    assert visitor.get("/").status == 303
+    assert "staddle-session" not in visitor.cookies
+
+
 def test_logging_out_needs_the_form_of_the_session_and_ends_it(running: Running, port: int) -> None:
     visitor = Visitor(port, running.token("reader"))
     other = Visitor(port, running.token("reader"))

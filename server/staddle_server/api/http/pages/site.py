@@ -29,6 +29,7 @@ from staddle_server.api.http.pages.sessions import (
     Sessions,
     check_form,
     drop_cookie,
+    has_cookie,
     login_key,
     new_login_key,
     set_cookie,
@@ -218,7 +219,9 @@ class Dashboard:
             wanted += f"?{request.url.query}"
         there = "" if wanted == HOME else f"?next={quote(wanted, safe='')}"
         response = RedirectResponse(f"/login{there}", 303)
-        drop_cookie(request, response, SESSION)
+        # A link of another site brings no cookie: the session that the browser has is left alone.
+        if has_cookie(request, SESSION):
+            drop_cookie(request, response, SESSION)
         return response
 
     def _login_page(self, request: Request, _exchange: Exchange, _line: CallLine) -> Response:
