@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ from staddle_server.catalog import DatasetTotals, schema
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.catalog.validation import pack_tags
 from staddle_server.store.space import MinFree, Space
+from staddle_server.upkeep.lifecycle.planning import PLANS_TENANT_MAX
 from thin import back_up
 
 HOUR_NS = 3600 * NS
@@ -274,6 +276,17 @@ def test_a_dataset_shows_its_backups_its_plots_and_what_goes_next(seen: Seen) ->
     assert len(re.findall(r'row"><a[^>]*>Number (\d+)', page)) == 12
     freed = seen.says("/dataset?name=one&freed=1")
     assert re.search(r"Once collected, that frees [\d.]+ (B|KiB)", freed), freed
+
+
+def test_a_page_makes_no_plan_beyond_the_limit_of_plans(seen: Seen) -> None:
+    back_up(seen.stub, "one", {"a": b"1"})
+    seen.stub.SetRetention(sv.SetRetentionRequest(dataset="one", policy={"keep_daily": 5}))
+    with ExitStack() as stack:
+        for _ in range(PLANS_TENANT_MAX):
+            stack.enter_context(seen.running.service._policies.planning.of(seen.running.tenant))
+        said = seen.says("/dataset?name=one&freed=1")
+        assert f"The server is busy: {PLANS_TENANT_MAX} retention plans of this tenant" in said
+    assert "Policy: --keep-daily 5" in seen.says("/dataset?name=one")
 
 
 def test_a_dataset_that_does_not_exist_is_not_found_also_if_another_tenant_has_it(seen: Seen) -> None:
