@@ -292,9 +292,14 @@ def test_a_page_makes_no_plan_beyond_the_limit_of_plans(seen: Seen) -> None:
 def test_a_dataset_that_does_not_exist_is_not_found_also_if_another_tenant_has_it(seen: Seen) -> None:
     other = seen.running.make_tenant("other")
     back_up(seen.running.stub(tenant=other), "theirs", {"a": b"1"})
-    for name in ("theirs", "none", "", "%00", "x" * 3000):
+    for name in ("theirs", "none"):
         answer = seen.admin.get(f"/dataset?name={name}")
         assert (answer.status, b"does not exist" in answer.body) == (404, True)
+    for page in ("/dataset?name=", "/browse?dataset="):
+        assert seen.admin.get(page).status == 400
+    for name in ("%00", "a%0ab", "x" * 3000):
+        for page in ("/dataset?name=", "/browse?dataset=", "/datasets?named=", "/datasets?after=", "/runs?dataset="):
+            assert seen.admin.get(page + name).status == 400, page
     assert "theirs" not in seen.admin.page("/datasets")
     seen.fail("mistyped & odd", "no such host")
     answer = seen.admin.get("/dataset?name=mistyped%20%26%20odd")

@@ -200,6 +200,8 @@ def test_runs_are_listed_by_dataset_and_outcome_and_in_pages(seen: Seen) -> None
     assert "No run is so." in seen.says("/runs?outcome=abandoned")
     for bad in ("outcome=x", "before=x", "before=1", "before=9.zz", "before=" + "9" * 40 + ".00"):
         assert seen.admin.get(f"/runs?{bad}").status in {200, 400}, bad
+    for bad in (f"{2**63}.00", "-1.00", "1_0.00", "+1.00", quote("²") + ".00", quote("٣") + ".00"):
+        assert seen.admin.get(f"/runs?before={bad}").status == 400, bad
     assert seen.admin.get("/runs?dataset=none").status == 404
 
 

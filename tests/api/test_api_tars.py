@@ -135,6 +135,11 @@ def test_changes_replace_what_they_name_and_keep_the_rest(place: Place) -> None:
         ("?format=zip", "BAD_FIELD"),
         ("?kind=other", "BAD_FIELD"),
         ("?tag=a%0Ab", "BAD_FIELD"),
+        ("?tag=a=1&tag=b&tag=a=2", "BAD_FIELD"),
+        ("?host=a%0Ab", "BAD_FIELD"),
+        ("?host=a%00b", "BAD_FIELD"),
+        ("?host=a%C2%85b", "BAD_FIELD"),
+        ("?root=a%00b", "BAD_FIELD"),
     ],
 )
 def test_parameters_that_make_no_backup_are_refused(query: str, reason: str, place: Place) -> None:

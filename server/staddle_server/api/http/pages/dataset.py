@@ -10,6 +10,7 @@ from urllib.parse import quote
 from staddle.v1 import service_pb2 as sv
 from starlette.responses import RedirectResponse, Response
 
+from staddle_server.api import convert
 from staddle_server.api.http.pages.actions import done_words
 from staddle_server.api.http.pages.datasets import badge_of
 from staddle_server.api.http.pages.drawings import calendar
@@ -77,12 +78,12 @@ def usual(values: Sequence[float], place: int) -> Usual:
 
 def dataset_page(visit: Visit) -> Shown | Response:
     """Show one dataset; of one that only failed runs named, these runs."""
-    name = visit.query.get("name", "")
+    name = convert.dataset_name(visit.query.get("name", ""))
     try:
         line = line_of(visit, name)
     except NotFound:
         # Raises NotFound too if there is no run of that name.
-        visit.sources.runs.list_page(visit.principal, RunFilter(dataset=name or "-"), 1, None)
+        visit.sources.runs.list_page(visit.principal, RunFilter(dataset=name), 1, None)
         return RedirectResponse(f"/runs?dataset={quote(name, safe='')}", 303)
     tenant, overview = visit.principal.tenant, visit.sources.catalog.overview
     points = overview.points(tenant, name, POINTS)
