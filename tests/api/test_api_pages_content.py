@@ -298,7 +298,13 @@ def test_a_dataset_that_does_not_exist_is_not_found_also_if_another_tenant_has_i
     for page in ("/dataset?name=", "/browse?dataset="):
         assert seen.admin.get(page).status == 400
     for name in ("%00", "a%0ab", "x" * 3000):
-        for page in ("/dataset?name=", "/browse?dataset=", "/datasets?named=", "/datasets?after=", "/runs?dataset="):
+        for page in (
+            "/dataset?name=",
+            "/browse?dataset=",
+            "/datasets?named=",
+            "/datasets?after=",
+            "/runs?dataset=",
+        ):
             assert seen.admin.get(page + name).status == 400, page
     assert "theirs" not in seen.admin.page("/datasets")
     seen.fail("mistyped & odd", "no such host")

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api import convert
-from staddle_server.api.archives import archive_pieces
+from staddle_server.api import archives, convert
 from staddle_server.api.gate import Call
 from staddle_server.base.errors import NotFound, StaddleError
 from staddle_server.base.limits import RUN_REASON_BYTES_MAX
@@ -72,7 +71,7 @@ class ArchiveCalls:
 
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND, PATH_NOT_FOUND.
-            BadRequest: A path is invalid.
+            BadRequest: A path is invalid, or a zip would have too many entries.
 
         """
         call.facts["dataset"] = dataset
@@ -80,6 +79,8 @@ class ArchiveCalls:
             check_path(path)
         backup = self._reads.pick(call.principal, convert.dataset_name(dataset), selector)
         call.facts["backup"] = backup.id.hex()
+        if form == "zip" and not paths and backup.root.entries > archives.ZIP_ENTRIES_MAX:
+            raise archives.too_many_for_zip()
         restore = self._reads.restore(call.principal, backup, data=True, refs=False, check=call.check)
         chosen = restore.select(paths, exact=False)
         large = self._tenants.get(call.principal.tenant).large
@@ -89,7 +90,7 @@ class ArchiveCalls:
                 call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
                 yield piece
 
-        pieces = archive_pieces(restore, chosen, form, backup.begin_ns, large)
+        pieces = archives.archive_pieces(restore, chosen, form, backup.begin_ns, large)
         return OpenedArchive(backup, noted(pieces))
 
     # ------------------------------------------------------------------ in
@@ -145,7 +146,9 @@ class ArchiveCalls:
             return False
         call.facts["backup"] = found.backup.hex()
         if isinstance(error, StaddleError):
-            error.message += f". The backup exists all the same: {found.backup.hex()}; do not send the tar again"
+            error.message += (
+                f". The backup exists all the same: {found.backup.hex()}; do not send the tar again"
+            )
         return True
 
     def _taken(self, sent: SentTar, upload: Upload, call: Call) -> Backup:

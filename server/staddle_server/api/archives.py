@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Final
+from tempfile import SpooledTemporaryFile
+from typing import IO, Final
 
 from staddle._base.figures import counted
 from staddle._protocol.archive_formats import Archive, BadContentError, CannotHoldError, LinkSources
@@ -13,8 +14,8 @@ from staddle._protocol.archive_zip import ZipArchive
 from staddle.v1 import resources_pb2 as pb
 
 from staddle_server.api import convert
-from staddle_server.base.errors import Damaged
-from staddle_server.base.limits import ARCHIVE_PIECE_BYTES
+from staddle_server.base.errors import BadRequest, Damaged
+from staddle_server.base.limits import ARCHIVE_PIECE_BYTES, MIB
 from staddle_server.manifest.content import with_attributes
 from staddle_server.manifest.entries import shown
 from staddle_server.restore.restore import (
@@ -33,7 +34,10 @@ NOBODY: Final = (0, 0)
 """The owner, by number, of entries that have none: not that of the server's process."""
 NAMED_MAX: Final = 20
 """Paths that a note names."""
-
+ZIP_ENTRIES_MAX: Final = 1_000_000
+ZIP_NAMES_BYTES_MAX: Final = 256 * MIB
+"""A zip ends with a list of its members, which waits in a temporary file meanwhile: 350 bytes and a name for each."""
+END_BYTES_IN_MEMORY: Final = 8 * MIB
 
 MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.zst": "application/zstd", "zip": "application/zip"}
 """Of each format, by the name that callers use."""
@@ -48,10 +52,21 @@ def archive_pieces(
 
     Raises:
         Damaged: A part cannot be read. The archive is cut off there, in the middle: it must not look complete.
+        BadRequest: BAD_FIELD, a zip would have too many entries.
 
     """
     pieces = _pieces(restore.events(paths, exact=False), form, time_ns, large)
     return compressed(pieces) if form == "tar.zst" else pieces
+
+
+def too_many_for_zip() -> BadRequest:
+    """Return the error for a zip of too many entries."""
+    return BadRequest(
+        "BAD_FIELD",
+        f"format: a zip has at most {ZIP_ENTRIES_MAX:,} entries, and {ZIP_NAMES_BYTES_MAX // MIB} MiB of names: use tar "
+        "or tar.zst, or choose a part of the backup with path",
+        field="format",
+    )
 
 
 def _pieces(events: Iterator[Event], form: str, time_ns: int, large: threading.Lock) -> Iterator[bytes]:
@@ -65,9 +80,13 @@ class _Output:
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
         self.size = 0
+        self.file: IO[bytes] | None = None
+        """Where everything goes instead, while it is set."""
 
     def write(self, data: bytes) -> int:
         """Take all of it."""
+        if self.file is not None:
+            return self.file.write(data)
         self._waiting.append(data)
         self.size += len(data)
         return len(data)
@@ -92,6 +111,7 @@ class _Writing:
         """The file whose bytes follow."""
         self._left_out: list[str] = []
         self._left_out_count = 0
+        self._entries = self._names_bytes = 0
 
     def pieces(self, events: Iterator[Event]) -> Iterator[bytes]:
         """Yield the archive. Raises as `archive_pieces` does."""
@@ -101,15 +121,29 @@ class _Writing:
                 self._take(event)
                 if output.size >= ARCHIVE_PIECE_BYTES:
                     yield output.take()
-            if self._zip is not None and self._left_out_count:
-                self._zip.comment(self._note())
-            self._archive.finish()
+            yield from self._finished()
         except BadContentError as error:
             path = shown(self._path)
             raise Damaged(f"{path} {error}: the archive ends there", path=path) from error
         finally:
             if self._zip is not None:
                 self._zip.abandon()  # closes its temporary file; a complete one is closed already
+
+    def _finished(self) -> Iterator[bytes]:
+        """Yield the rest, with the archive's end. That of a zip is written at once, and may be large."""
+        output = self._output
+        if self._zip is not None:
+            if self._left_out_count:
+                self._zip.comment(self._note())
+            if output.size:
+                yield output.take()
+            with SpooledTemporaryFile(max_size=END_BYTES_IN_MEMORY) as output.file:
+                self._archive.finish()
+                output.file.seek(0)
+                while piece := output.file.read(ARCHIVE_PIECE_BYTES):
+                    yield piece
+            return
+        self._archive.finish()
         if output.size:
             yield output.take()
 
@@ -119,6 +153,7 @@ class _Writing:
                 self._path, self._open = entry.path, None
                 if not entry.path:
                     return  # an archive's root is where it will be unpacked
+                self._count()
                 if attributes is None:
                     self._entry(convert.entry_out(entry), data)
                 else:
@@ -139,6 +174,14 @@ class _Writing:
                 )
             case _:
                 raise AssertionError(event)
+
+    def _count(self) -> None:
+        self._entries += 1
+        self._names_bytes += len(self._path)
+        if self._zip is not None and (
+            self._entries > ZIP_ENTRIES_MAX or self._names_bytes > ZIP_NAMES_BYTES_MAX
+        ):
+            raise too_many_for_zip()
 
     def _entry(self, entry: pb.Entry, data: object) -> None:
         path = self._path

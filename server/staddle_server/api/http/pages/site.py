@@ -271,7 +271,9 @@ def _form_of(request: Request, exchange: Exchange) -> dict[str, str]:
     try:
         fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
     except ValueError as error:
-        raise BadRequest("BAD_FIELD", "The form has too many fields, or is not in UTF-8", field="form") from error
+        raise BadRequest(
+            "BAD_FIELD", "The form has too many fields, or is not in UTF-8", field="form"
+        ) from error
     return dict(fields)
 
 
