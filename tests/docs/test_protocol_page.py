@@ -12,8 +12,8 @@ from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 from staddle_server.api import convert_runs, slots
 from staddle_server.api.error_table import CODES
 from staddle_server.api.grpc import server
-from staddle_server.upkeep.lifecycle import planning
 from staddle_server.base import errors, limits, memory_budget
+from staddle_server.upkeep.lifecycle import planning
 from wire_transcript import SERVICE, Transcript
 
 PAGE = DOCS / "protocol.md"

@@ -11,12 +11,12 @@ from policy_calls import DAY, hold, ids, plan, set_policy, several
 from postgres_server import only_in_a_file
 from sqlalchemy import text
 from staddle.v1 import service_pb2 as sv
-from staddle_server.upkeep.lifecycle import planning
 from staddle_server.base.errors import Precondition
 from staddle_server.store import records as rec
 from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.records import as_pending
 from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.lifecycle import planning
 from staddle_server.upkeep.lifecycle.policies import Policies
 from thin import back_up, backups, reason, wait_until
 

@@ -90,7 +90,10 @@ class ArchiveCalls:
                 call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
                 yield piece
 
-        pieces = archives.archive_pieces(restore, chosen, form, backup.begin_ns, large)
+        def lacks(left_out: int, reduced: int) -> None:
+            call.facts.update(left_out=left_out, reduced=reduced)
+
+        pieces = archives.archive_pieces(restore, chosen, form, backup.begin_ns, large=large, on_lack=lacks)
         return OpenedArchive(backup, noted(pieces))
 
     # ------------------------------------------------------------------ in

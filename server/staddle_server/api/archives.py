@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from tempfile import SpooledTemporaryFile
 from typing import IO, Final
 
@@ -43,19 +43,29 @@ MEDIA_TYPES: Final = {"tar": "application/x-tar", "tar.zst": "application/zstd",
 """Of each format, by the name that callers use."""
 
 
+OnLack = Callable[[int, int], None]
+
+
 def archive_pieces(
-    restore: Restore, paths: list[bytes], form: str, time_ns: int, large: threading.Lock
+    restore: Restore,
+    paths: list[bytes],
+    form: str,
+    time_ns: int,
+    *,
+    large: threading.Lock,
+    on_lack: OnLack,
 ) -> Iterator[bytes]:
     """Yield an archive of the selected paths; with none, of everything. Each piece has some 256 KiB or more.
 
     `time_ns` is the time of entries without one; `large` lets a tenant convert large attributes one at a time.
+    `on_lack` is told how many entries the archive lacks so far, and how many it has without something.
 
     Raises:
         Damaged: A part cannot be read. The archive is cut off there, in the middle: it must not look complete.
         BadRequest: BAD_FIELD, a zip would have too many entries.
 
     """
-    pieces = _pieces(restore.events(paths, exact=False), form, time_ns, large)
+    pieces = _pieces(restore.events(paths, exact=False), form, time_ns, large, on_lack)
     return compressed(pieces) if form == "tar.zst" else pieces
 
 
@@ -69,9 +79,11 @@ def too_many_for_zip() -> BadRequest:
     )
 
 
-def _pieces(events: Iterator[Event], form: str, time_ns: int, large: threading.Lock) -> Iterator[bytes]:
+def _pieces(
+    events: Iterator[Event], form: str, time_ns: int, large: threading.Lock, on_lack: OnLack
+) -> Iterator[bytes]:
     # An archive that nobody reads must not hold a temporary file.
-    yield from _Writing(form, time_ns, large).pieces(events)
+    yield from _Writing(form, time_ns, large, on_lack).pieces(events)
 
 
 class _Output:
@@ -97,10 +109,29 @@ class _Output:
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
+class _Lacking:
+    """What an archive lacks: how many, and the first ones in words."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._named: list[str] = []
+
+    def note(self, what: str) -> None:
+        """Add one."""
+        self.count += 1
+        if len(self._named) < NAMED_MAX:
+            self._named.append(what)
+
+    @property
+    def named(self) -> str:
+        """A line each."""
+        return "\n".join([*self._named, *(["…"] if self.count > len(self._named) else [])])
+
+
 class _Writing:
     """One archive in the making."""
 
-    def __init__(self, form: str, time_ns: int, large: threading.Lock) -> None:
+    def __init__(self, form: str, time_ns: int, large: threading.Lock, on_lack: OnLack) -> None:
         self._output = _Output()
         self._zip = ZipArchive(self._output, time_ns) if form == "zip" else None
         self._archive: Archive = self._zip or TarArchive(self._output, time_ns, NOBODY)
@@ -109,8 +140,9 @@ class _Writing:
         self._path = b""
         self._open: pb.Entry | None = None
         """The file whose bytes follow."""
-        self._left_out: list[str] = []
-        self._left_out_count = 0
+        self._left_out, self._reduced = _Lacking(), _Lacking()
+        """Entries that are not in the archive, and those that are there without something."""
+        self._on_lack = on_lack
         self._entries = self._names_bytes = 0
 
     def pieces(self, events: Iterator[Event]) -> Iterator[bytes]:
@@ -133,7 +165,7 @@ class _Writing:
         """Yield the rest, with the archive's end. That of a zip is written at once, and may be large."""
         output = self._output
         if self._zip is not None:
-            if self._left_out_count:
+            if self._left_out.count or self._reduced.count:
                 self._zip.comment(self._note())
             if output.size:
                 yield output.take()
@@ -187,14 +219,15 @@ class _Writing:
         path = self._path
         try:
             if entry.type != pb.ENTRY_TYPE_FILE:
-                self._archive.add(path, entry)
+                self._reduce(self._archive.add(path, entry))
                 return
             source = self._links.find(entry)
             if source is not None and self._archive.link(path, entry, source):
                 return  # its bytes, if they follow, are in the archive already
-            self._archive.begin(path, entry)
+            self._reduce(self._archive.begin(path, entry))
         except CannotHoldError as error:
-            self._leave_out(f"{shown(path)}: {error}")
+            self._left_out.note(f"{shown(path)}: {error}")
+            self._on_lack(self._left_out.count, self._reduced.count)
             return
         self._open = entry
         if isinstance(data, bytes | memoryview):
@@ -207,12 +240,18 @@ class _Writing:
             self._archive.end()
             self._links.add(self._path, entry)
 
-    def _leave_out(self, why: str) -> None:
-        self._left_out_count += 1
-        if len(self._left_out) < NAMED_MAX:
-            self._left_out.append(why)
+    def _reduce(self, lost: str) -> None:
+        """Note what of an entry the format could not hold; empty for nothing."""
+        if lost:
+            self._reduced.note(f"{shown(self._path)}: {lost}")
+            self._on_lack(self._left_out.count, self._reduced.count)
 
     def _note(self) -> str:
-        count = counted(self._left_out_count, "entry of the backup is", "entries of the backup are")
-        more = "\n…" if self._left_out_count > len(self._left_out) else ""
-        return f"{count} not in this archive:\n" + "\n".join(self._left_out) + more
+        parts = []
+        if count := self._left_out.count:
+            words = counted(count, "entry of the backup is", "entries of the backup are")
+            parts.append(f"{words} not in this archive:\n{self._left_out.named}")
+        if count := self._reduced.count:
+            words = counted(count, "entry is", "entries are")
+            parts.append(f"{words} in it without extended attributes:\n{self._reduced.named}")
+        return "\n".join(parts)
