@@ -109,7 +109,7 @@ class _Output:
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
-class _Lacking:
+class _ArchiveLack:
     """What an archive lacks: how many, and the first ones in words."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class _Writing:
         self._path = b""
         self._open: pb.Entry | None = None
         """The file whose bytes follow."""
-        self._left_out, self._reduced = _Lacking(), _Lacking()
+        self._left_out, self._reduced = _ArchiveLack(), _ArchiveLack()
         """Entries that are not in the archive, and those that are there without something."""
         self._on_lack = on_lack
         self._entries = self._names_bytes = 0
