@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import http.client
 import io
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +27,12 @@ from servers import Running
 from staddle import Client
 from staddle._protocol import archive_formats
 from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.api import archives
 from staddle_server.api.http.rest.sending import Sender
-from thin import back_up, noise
+from staddle_server.base.logs import CALLS
+from staddle_server.restore.browse import Selector
+from thin import back_up, begin, finish, messages, noise, wait_until
 
 TAR = {"content-type": "application/x-tar"}
 XATTRS = ("--xattrs", "--xattrs-include=*")
@@ -286,6 +293,63 @@ def test_a_bad_request_for_an_archive_is_an_error_before_its_first_byte(
         assert verb == "HEAD" or found.info.reason == reason
     assert place.get("", "nowhere").info.reason == "DATASET_NOT_FOUND"
     assert place.get("", "bad", role="monitor").status == 403
+
+
+def test_a_zip_has_bounds_for_what_waits_for_its_end_and_a_tar_has_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(place.running.stub(), "many", {f"d/{number}": noise(400_000) for number in range(5)})
+    monkeypatch.setattr(archives, "ZIP_ENTRIES_MAX", 5)
+    found = place.get("?format=zip", "many")
+    assert (found.status, found.info.metadata["field"]) == (400, "format")
+    assert "use tar" in found.said["message"]
+    with pytest.raises((ConnectionError, http.client.IncompleteRead)):
+        place.get("?format=zip&path=d", "many")  # known only once it is there
+    assert place.get("?format=zip&path=d/1&path=d/2&path=d/3", "many").status == 200
+    assert place.get("?path=d", "many").status == 200
+    monkeypatch.setattr(archives, "ZIP_ENTRIES_MAX", 100)
+    monkeypatch.setattr(archives, "ZIP_NAMES_BYTES_MAX", 2)
+    assert place.get("?format=zip&path=d/1", "many").status == 400
+
+
+def test_the_end_of_a_zip_is_sent_in_pieces(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "ARCHIVE_PIECE_BYTES", 1000)
+    monkeypatch.setattr(archives, "END_BYTES_IN_MEMORY", 2000)
+    back_up(place.running.stub(), "ends", {f"{number:0200}": b"1" for number in range(100)})
+    running = place.running
+    reads = running.service._reads()
+    principal = running.service._gate.principal_of(running.token("reader"))
+    backup = reads.pick(principal, "ends", Selector())
+    restore = reads.restore(principal, backup, data=True, refs=False, check=lambda: None)
+    pieces = list(
+        archives.archive_pieces(restore, [], "zip", 0, large=threading.Lock(), on_lack=lambda *_: None)
+    )
+    assert max(map(len, pieces)) < 3000
+    with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as opened:
+        assert len(opened.namelist()) == 100
+
+
+def test_the_log_counts_what_an_archive_lacks(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    odd = pb.Xattr(raw_name=b"user.\xff", value=b"1")
+    entries = [
+        pb.Entry(path="f", data=b"1", xattrs=[odd]),
+        pb.Entry(path="sock", type=pb.ENTRY_TYPE_SOCKET),
+        pb.Entry(path="well", data=b"2"),
+    ]
+    parts = [begin("lacks"), *(sv.BackupPart(entry=entry) for entry in entries), finish(3, 2)]
+    place.running.stub().Backup(messages(parts))
+    caplog.set_level(logging.INFO, CALLS)
+    assert place.get("", "lacks").status == 200
+    with zipfile.ZipFile(io.BytesIO(place.get("?format=zip", "lacks").body)) as opened:
+        assert opened.comment.decode() == (
+            "1 entry of the backup is not in this archive:\nsock: a zip archive cannot hold a socket\n"
+            "1 entry is in it without extended attributes:\n"
+            "f: 1 extended attribute, which a zip archive cannot hold"
+        )
+    wait_until(lambda: place.running.service._gate.streams.idle)
+    found = [record.__dict__["fields"] for record in caplog.records if record.name == CALLS]
+    wanted = [(each["left_out"], each["reduced"]) for each in found if each["method"] == "GetArchive"]
+    assert wanted == [(1, 1), (1, 1)]
 
 
 def test_entries_of_thin_clients_get_usual_modes_and_the_owner_root(place: Place) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import staddle_server.api.http.pages as package
-from http_door import ask, open_http
+from http_door import answer_of, ask, open_http
 from pages_client import Visitor, check_headers, field_of, text_of
 from servers import Running
 from staddle.v1 import service_pb2 as sv
@@ -18,6 +20,7 @@ from staddle_server.api.http.pages.static_files import DIRECTORY
 from staddle_server.api.http.pages.table import PAGES
 from staddle_server.base.errors import Exhausted
 from staddle_server.base.limits import FORM_BYTES_MAX, SESSION_S
+from staddle_server.base.logs import CALLS
 from staddle_server.base.types import TokenRole
 from thin import back_up
 
@@ -68,6 +71,18 @@ def test_a_token_that_is_wrong_revoked_or_for_metrics_does_not_log_in(running: R
     answer = visitor.log_in(running.token("monitor"))
     assert (answer.status, "reads metrics, and no pages" in answer.body.decode()) == (403, True)
     assert not any("session" in name for name in visitor.cookies)
+
+
+def test_the_log_says_that_a_log_in_failed(
+    running: Running, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, CALLS)
+    visitor = Visitor(port)
+    visitor.log_in("staddle_wrong")
+    visitor.log_in(running.token("monitor"))
+    visitor.log_in(running.token("reader"))
+    found = [record.__dict__["fields"]["outcome"] for record in caplog.records if record.name == CALLS]
+    assert found == ["UNAUTHENTICATED", "PERMISSION_DENIED", "OK"]
 
 
 def test_the_text_of_a_token_is_in_no_cookie_and_no_page(running: Running, port: int) -> None:
@@ -181,6 +196,15 @@ def test_no_changed_or_foreign_cookie_is_a_session(running: Running, port: int) 
         assert visitor.get("/").status == 303, forged
 
 
+def test_a_link_of_another_site_ends_no_session(running: Running, port: int) -> None:
+    visitor = Visitor(port, running.token("reader"))
+    without = ask(port, "/")  # SameSite=Strict: the browser sends no cookie
+    assert (without.status, without.headers["set-cookie"]) == (303, None)
+    visitor.cookies["staddle-session"] = "invalid"
+    assert visitor.get("/").status == 303
+    assert "staddle-session" not in visitor.cookies
+
+
 def test_logging_out_needs_the_form_of_the_session_and_ends_it(running: Running, port: int) -> None:
     visitor = Visitor(port, running.token("reader"))
     other = Visitor(port, running.token("reader"))
@@ -218,6 +242,16 @@ def test_forms_that_are_none_are_refused(running: Running, port: int) -> None:
         answer = visitor._ask("/logout", body, {"content-type": kind})
         assert (answer.status, "<h1>Bad Request</h1>" in answer.body.decode()) == (400, True)
     assert visitor._ask("/logout", b"x" * (5 << 20), {"content-type": "text/plain"}).status == 400
+
+
+def test_no_more_of_a_form_is_read_than_a_form_may_have(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+        line.sendall(
+            b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            b"Content-Length: 3000000\r\n\r\n" + b"x" * (FORM_BYTES_MAX + 100_000)
+        )
+        answer = answer_of(line)  # without the rest
+    assert (answer.status, "The form is too long" in answer.body.decode()) == (400, True)
 
 
 def test_an_error_is_a_page_with_the_reason(running: Running, port: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
@@ -27,6 +29,7 @@ from staddle_server.catalog import DatasetTotals, schema
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.catalog.validation import pack_tags
 from staddle_server.store.space import MinFree, Space
+from staddle_server.upkeep.lifecycle.planning import PLANS_TENANT_MAX
 from thin import back_up
 
 HOUR_NS = 3600 * NS
@@ -114,6 +117,37 @@ def test_the_tiles_say_how_the_service_is(seen: Seen) -> None:
         assert words.lower() in said.lower(), words
     seen.running.service._conditions._takes_backups = lambda: False
     assert "Restore-only backups are refused; restores work" in seen.says()
+
+
+def test_nothing_is_safe_while_a_tile_or_the_watch_for_events_says_otherwise(seen: Seen) -> None:
+    back_up(seen.stub, "one", {"a": b"1"})
+    seen.expect("one")
+    assert "The dataset is safe" in seen.says()
+    seen.stub.SetExpectation(
+        sv.SetExpectationRequest(
+            dataset="one", every=timedelta(days=1), mute_until_time=datetime(2100, 1, 1, tzinfo=UTC)
+        )
+    )
+    seen.succeeded("one", 9 * DAY_NS)
+    assert "Nothing needs you" in seen.says()
+    seen.expect("one")
+    seen.succeeded("one", 0)
+    service = seen.running.service
+    service._events._failing = True
+    said = seen.says()
+    assert "1 other thing needs you." in said
+    assert "This server cannot tell whether something new is wrong" in said
+    service._events._failing = False
+    service._conditions._takes_backups = lambda: False
+    for visitor in (seen.admin, seen.reader):
+        page = visitor.page("/")
+        assert "1 other thing needs you." in text_of(page)
+        assert '<section class="headline bad">' in page
+        assert "Service: Restore-only" in page
+    seen.alarm("The disk is nearly full.", tenant="", kind="restore-only")
+    said = seen.says()
+    assert "1 other thing needs you." in said  # the alarm says the same as the tile, and more
+    assert "The disk is nearly full." in said
 
 
 def test_the_free_space_and_its_forecast_are_for_administrators(running: Running) -> None:
@@ -244,12 +278,34 @@ def test_a_dataset_shows_its_backups_its_plots_and_what_goes_next(seen: Seen) ->
     assert re.search(r"Once collected, that frees [\d.]+ (B|KiB)", freed), freed
 
 
+def test_a_page_makes_no_plan_beyond_the_limit_of_plans(seen: Seen) -> None:
+    back_up(seen.stub, "one", {"a": b"1"})
+    seen.stub.SetRetention(sv.SetRetentionRequest(dataset="one", policy={"keep_daily": 5}))
+    with ExitStack() as stack:
+        for _ in range(PLANS_TENANT_MAX):
+            stack.enter_context(seen.running.service._policies.planning.of(seen.running.tenant))
+        said = seen.says("/dataset?name=one&freed=1")
+        assert f"The server is busy: {PLANS_TENANT_MAX} retention plans of this tenant" in said
+    assert "Policy: --keep-daily 5" in seen.says("/dataset?name=one")
+
+
 def test_a_dataset_that_does_not_exist_is_not_found_also_if_another_tenant_has_it(seen: Seen) -> None:
     other = seen.running.make_tenant("other")
     back_up(seen.running.stub(tenant=other), "theirs", {"a": b"1"})
-    for name in ("theirs", "none", "", "%00", "x" * 3000):
+    for name in ("theirs", "none"):
         answer = seen.admin.get(f"/dataset?name={name}")
         assert (answer.status, b"does not exist" in answer.body) == (404, True)
+    for page in ("/dataset?name=", "/browse?dataset="):
+        assert seen.admin.get(page).status == 400
+    for name in ("%00", "a%0ab", "x" * 3000):
+        for page in (
+            "/dataset?name=",
+            "/browse?dataset=",
+            "/datasets?named=",
+            "/datasets?after=",
+            "/runs?dataset=",
+        ):
+            assert seen.admin.get(page + name).status == 400, page
     assert "theirs" not in seen.admin.page("/datasets")
     seen.fail("mistyped & odd", "no such host")
     answer = seen.admin.get("/dataset?name=mistyped%20%26%20odd")

@@ -17,7 +17,7 @@ from pages_client import Visitor, check_headers
 from pages_seen import Seen
 from postgres_server import on_both_databases
 from servers import Running
-from sqlalchemy import update
+from sqlalchemy import delete, insert, update
 from staddle.command.run import command_named
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -200,6 +200,8 @@ def test_runs_are_listed_by_dataset_and_outcome_and_in_pages(seen: Seen) -> None
     assert "No run is so." in seen.says("/runs?outcome=abandoned")
     for bad in ("outcome=x", "before=x", "before=1", "before=9.zz", "before=" + "9" * 40 + ".00"):
         assert seen.admin.get(f"/runs?{bad}").status in {200, 400}, bad
+    for bad in (f"{2**63}.00", "-1.00", "1_0.00", "+1.00", quote("²") + ".00", quote("٣") + ".00"):
+        assert seen.admin.get(f"/runs?before={bad}").status == 400, bad
     assert seen.admin.get("/runs?dataset=none").status == 404
 
 
@@ -245,6 +247,21 @@ def test_the_store_says_what_was_read_and_when(seen: Seen) -> None:
     reader = seen.says("/store", seen.reader)
     assert "Capacity" not in reader
     assert "Upkeep" not in reader
+
+
+def test_the_outcome_of_a_task_of_all_tenants_is_no_tenants_business(seen: Seen) -> None:
+    row = {"name": "gc", "begun_ns": seen.now_ns - 5 * NS, "ended_ns": seen.now_ns}
+    with seen.running.catalog.database.write() as connection:
+        connection.execute(delete(schema.tasks))
+        connection.execute(insert(schema.tasks).values(**row, outcome="secret-tenant: 3 packs"))
+    said = seen.says("/store")
+    assert re.search("gc 5 seconds ago 5 seconds done", said), said
+    assert "secret-tenant" not in said
+    with seen.running.catalog.database.write() as connection:
+        connection.execute(update(schema.tasks).values(outcome="failed: secret-tenant"))
+    said = seen.says("/store")
+    assert re.search("gc 5 seconds ago 5 seconds failed", said), said
+    assert "secret-tenant" not in said
 
 
 @on_both_databases

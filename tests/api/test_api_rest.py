@@ -73,6 +73,10 @@ def test_a_backup_is_named_by_id_by_its_first_digits_and_by_a_time(place: RestDo
         ("/v1/datasets/www/backups/xyz", "backup"),
         ("/v1/datasets/www/backups/latest/changes", "from"),
         ("/v1/datasets/www/backups?from=x", "from"),
+        ("/v1/datasets/www/backups?from=2026-01-01T00:00:00.inf", "from"),
+        ("/v1/datasets/www/backups?host=a%00b", "host"),
+        ("/v1/datasets/www/backups?host=a%0Ab", "host"),
+        ("/v1/datasets/www/backups?tag=a%00b", "tag"),
         ("/v1/runs?outcome=FAILED", "outcome"),
         ("/v1/datasets/www/backups/latest/entries?path=../d", "path"),
         ("/v1/datasets/www/backups/latest/entries?recursive=1", "recursive"),
@@ -297,6 +301,12 @@ def test_a_bad_body_is_refused_and_changes_nothing(place: RestDoor, body: bytes,
     found = ask(place.port, "/v1/datasets/www/hold", body, headers, "PUT")
     assert (found.status, found.said["code"]) == (400, "invalid_argument"), found.said
     assert place.get("/v1/datasets/www/retention").said["retention"] == {"minimum": "0s"}
+
+
+def test_a_number_without_an_end_is_a_bad_body(place: RestDoor) -> None:
+    headers = place.headers("admin") | {"content-type": "application/json"}
+    found = ask(place.port, "/v1/datasets/www/expectation", b'{"every": "0.1e400s"}', headers, "PUT")
+    assert (found.status, found.said["code"]) == (400, "invalid_argument"), found.said
 
 
 def test_a_body_in_another_encoding_is_refused(place: RestDoor) -> None:

@@ -14,7 +14,7 @@ from http_door import ask, open_http
 from servers import Running
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api.gate import CallerGone
-from staddle_server.api.http import server
+from staddle_server.api.http import connections, server
 from staddle_server.api.http.rest.operations import Answer, Body, Operation, RestRequest, Streamed
 from staddle_server.base.errors import Damaged
 from staddle_server.base.types import TokenRole
@@ -139,6 +139,23 @@ def test_an_answer_that_fails_in_the_middle_never_looks_whole(
 
     place.handlers.append(streamed(pieces(), **({"content-length": str(2 * MIB)} if length else {})))
     with place.open(version=version) as line, pytest.raises(ConnectionResetError):
+        all(iter(lambda: line.recv(65536), b""))
+    place.assert_well()
+
+
+def test_an_answer_that_nobody_reads_never_looks_whole(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 0.5)
+    place.handlers.append(streamed(iter([PIECE] * 64)))
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.settimeout(60)
+    line.connect(("127.0.0.1", place.port))
+    token = place.headers["authorization"]
+    line.sendall(f"GET /v1/bytes HTTP/1.0\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
+    assert line.recv(1)
+    state = place.running.service._http._state
+    wait_until(lambda: not state.connections)
+    with line, pytest.raises(ConnectionResetError):
         all(iter(lambda: line.recv(65536), b""))
     place.assert_well()
 

@@ -16,6 +16,7 @@ from http_door import Answer, answer_of, ask, open_http
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.limits import XATTR_VALUE_BYTES_MAX
 from staddle_server.upload import tar_upload
 from tars import END, GNU, header, member, pax, sparse, tar_of
@@ -134,6 +135,11 @@ def test_changes_replace_what_they_name_and_keep_the_rest(place: Place) -> None:
         ("?format=zip", "BAD_FIELD"),
         ("?kind=other", "BAD_FIELD"),
         ("?tag=a%0Ab", "BAD_FIELD"),
+        ("?tag=a=1&tag=b&tag=a=2", "BAD_FIELD"),
+        ("?host=a%0Ab", "BAD_FIELD"),
+        ("?host=a%00b", "BAD_FIELD"),
+        ("?host=a%C2%85b", "BAD_FIELD"),
+        ("?root=a%00b", "BAD_FIELD"),
     ],
 )
 def test_parameters_that_make_no_backup_are_refused(query: str, reason: str, place: Place) -> None:
@@ -242,6 +248,15 @@ def test_a_link_that_a_later_member_replaces_is_gone(place: Place) -> None:
         (member(b"a", b"1") + link(b"b", b"a") + member(b"a", b"2"), "once more after it"),
         (member(b"a", b"1") + link(b"b", b"../a"), "leads out"),
         (member(b"a", b"1") + link(b"b", b"/a"), "absolute"),
+        (member(b"x", b"1") + member(b"z", b"2") + link(b"y", b"z") + link(b"z", b"x"), "once more after it"),
+        (member(b"a", b"1") + link(b"b", b"a") + member(b"b/c", b"2"), "'b' above it"),
+        (member(b"a", b"1") + link(b"b", b"a") + member(b"a/c/d", b"2"), "'a' above it"),
+        (member(b"a", b"1") + link(b"b", b"a") + link(b"b/c", b"a"), "'b' above it"),
+        (member(b"a", b"1") + link(b"./", b"a"), "root of the tar"),
+        (member(b"a", b"1") + link(b"b", b"./"), "root of the tar"),
+        (pax([(b"path", b"b\0c")]) + link(b"b", b"a"), "NUL"),
+        (pax([(b"linkpath", b"a\0c")]) + link(b"b", b"a"), "NUL"),
+        (pax([(b"linkpath", b"a" * 5000)]) + link(b"b", b"a"), "the limit is"),
     ],
 )
 def test_a_hard_link_without_its_file_is_refused(body: bytes, words: str, place: Place) -> None:
@@ -392,6 +407,43 @@ def test_a_token_that_ends_meanwhile_ends_the_tar(place: Place) -> None:
         found = answer_of(line)
     assert (found.status, found.info.reason) == (401, "UNAUTHENTICATED")
     place.assert_nothing_but(found.said["message"], "refused")
+
+
+def test_nothing_is_left_open_when_a_begin_or_a_report_fails(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, runs = place.running.service._uploads, place.running.service._runs
+    too_many = Exhausted("TOO_MANY", "Too many things at once", retry_after_s=1)
+
+    def fails(*_: object, **__: object) -> None:
+        raise too_many
+
+    monkeypatch.setattr(uploads, "damaged", fails)  # the last that a begin does
+    assert place.put(SOUND, dataset="refused").status == 429
+    place.assert_nothing_but(too_many.message, "refused")
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "report", fails)
+    assert place.put(b"no tar", dataset="refused").status == 400
+    place.assert_nothing_open()
+
+
+def test_a_commit_that_fails_once_it_is_decided_says_that_the_backup_exists(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = place.running.service._uploads
+    commit = uploads.commit
+
+    def fails_late(*arguments: Any, **more: Any) -> None:
+        commit(*arguments, **more)
+        raise Unavailable("STORE_UNAVAILABLE", "The record could not be written")
+
+    monkeypatch.setattr(uploads, "commit", fails_late)
+    found = place.put(SOUND, dataset="decided")
+    assert found.status == 503
+    backup = place.stub.ListBackups(sv.ListBackupsRequest(dataset="decided")).backups[0]
+    assert f"The backup exists all the same: {backup.id}" in found.said["message"]
+    run = place.stub.ListRuns(sv.ListRunsRequest(dataset="decided", page_size=1)).runs[0]
+    assert run.outcome == pb.RUN_OUTCOME_DONE
 
 
 def test_a_server_that_stops_leaves_no_backup_of_half_a_tar(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import staddle_server
 from click.testing import CliRunner
 from staddle._base.figures import duration_s
 from staddle.v1 import errors_pb2
-from staddle_server.api.grpc.retention import PLANS_MAX
 from staddle_server.app import settings_reading as config
 from staddle_server.app.settings import OPTIONS
 from staddle_server.base import limits
 from staddle_server.cli.run import COMMANDS, group
+from staddle_server.upkeep.lifecycle.planning import PLANS_MAX
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "operations.md").read_text()

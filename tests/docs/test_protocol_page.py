@@ -11,8 +11,9 @@ from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 from staddle_server.api import convert_runs, slots
 from staddle_server.api.error_table import CODES
-from staddle_server.api.grpc import retention, server
+from staddle_server.api.grpc import server
 from staddle_server.base import errors, limits, memory_budget
+from staddle_server.upkeep.lifecycle import planning
 from wire_transcript import SERVICE, Transcript
 
 PAGE = DOCS / "protocol.md"
@@ -214,7 +215,7 @@ def test_the_limits_are_those_of_the_server() -> None:
         "an error's status": size(known.ERROR_STATUS_BYTES_MAX),
         "Backup and Restore streams at once, uploads being written": f"{known.STREAMS_MAX} (`limits.streams_max`), of one tenant three in four; "
         f"{known.UPLOADS_OPEN_MAX}, of one tenant {known.UPLOADS_OPEN_TENANT_MAX}",
-        "retention plans being made at once; of one tenant; backups that one deletes": f"{retention.PLANS_MAX}; {retention.PLANS_TENANT_MAX}; "
+        "retention plans being made at once; of one tenant; backups that one deletes": f"{planning.PLANS_MAX}; {planning.PLANS_TENANT_MAX}; "
         f"{known.RETENTION_DELETIONS_MAX:,}",
         "memory for what calls hold decoded (entries, pages, lists); of one tenant; what a call has without asking": (
             f"{size(known.DECODED_BYTES_MAX)}; {size(known.DECODED_TENANT_BYTES_MAX)}; {size(known.DECODED_CALL_BYTES)} each for its message, pages and entries; "

@@ -11,12 +11,12 @@ from policy_calls import DAY, hold, ids, plan, set_policy, several
 from postgres_server import only_in_a_file
 from sqlalchemy import text
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.grpc import retention
 from staddle_server.base.errors import Precondition
 from staddle_server.store import records as rec
 from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.records import as_pending
 from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.lifecycle import planning
 from staddle_server.upkeep.lifecycle.policies import Policies
 from thin import back_up, backups, reason, wait_until
 
@@ -126,15 +126,15 @@ def test_the_number_of_concurrent_plans_is_limited_and_other_calls_proceed(runni
     running.blobs.go.clear()
     calls = [
         stub.PlanRetention.future(sv.PlanRetentionRequest(dataset="www"))
-        for _ in range(retention.PLANS_TENANT_MAX)
+        for _ in range(planning.PLANS_TENANT_MAX)
     ]
-    wait_until(lambda: running.blobs.waiting == retention.PLANS_TENANT_MAX)
+    wait_until(lambda: running.blobs.waiting == planning.PLANS_TENANT_MAX)
     with pytest.raises(grpc.RpcError) as caught:
         plan(stub)
     assert reason(caught.value) == "TOO_MANY"
     assert len(backups(stub, "www")) == 2
     calls.append(others.PlanRetention.future(sv.PlanRetentionRequest(dataset="www")))
-    wait_until(lambda: running.blobs.waiting == retention.PLANS_MAX)
+    wait_until(lambda: running.blobs.waiting == planning.PLANS_MAX)
     running.blobs.go.set()
     for call in calls:
         assert call.result().delete_count == 1

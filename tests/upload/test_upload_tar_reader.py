@@ -285,11 +285,29 @@ def test_a_tar_that_is_cut_short_anywhere_is_refused() -> None:
         (header(b"x", PAX_BYTES_MAX + 1, b"x"), "the limit"),
         (header(b"L", 1 << 20, b"L", magic=GNU), "the limit"),
         (member(b"x", b"5 a=\n" * (PAX_RECORDS_MAX + 1), b"x"), "records"),
+        (member(b"x", b"5 a=\n" * (PAX_RECORDS_MAX // 2 + 1), b"x") * 2, "records"),
+        (pax([(b"a", bytes(PAX_BYTES_MAX // 2))]) * 2 + member(b"f"), "for one member"),
         (pax([(b"LIBARCHIVE.xattr.a", b"!")]) + member(b"f"), "base64"),
     ],
 )
 def test_what_is_not_a_sound_tar_is_refused_with_words(data: bytes, words: str) -> None:
     assert words in refused(data).message
+
+
+def test_extended_headers_are_weighed_before_they_are_read() -> None:
+    first, second = pax([(b"a", bytes(3000))]), pax([(b"b", bytes(2000))])
+    taken: list[int] = []
+
+    def source() -> Iterator[bytes]:
+        for at in range(0, len(first + second), 512):
+            taken.append(at)
+            yield (first + second)[at : at + 512]
+
+    weighed: list[tuple[int, bool]] = []
+    reader = TarReader(Pieces(source()))
+    with suppress(TarError):
+        list(reader.members(lambda size: weighed.append((size, taken[-1] < size))))
+    assert weighed == [(3008, True), (5016, True)]
 
 
 @pytest.mark.parametrize(

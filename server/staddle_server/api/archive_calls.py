@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api import convert
-from staddle_server.api.archives import archive_pieces
+from staddle_server.api import archives, convert
 from staddle_server.api.gate import Call
-from staddle_server.base.errors import StaddleError
+from staddle_server.base.errors import NotFound, StaddleError
 from staddle_server.base.limits import RUN_REASON_BYTES_MAX
+from staddle_server.base.types import UploadState
 from staddle_server.catalog import Backup, Upload, UploadRequest
 from staddle_server.manifest.entries import check_path
 from staddle_server.restore.browse import Reads, Selector
@@ -69,7 +71,7 @@ class ArchiveCalls:
 
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND, PATH_NOT_FOUND.
-            BadRequest: A path is invalid.
+            BadRequest: A path is invalid, or a zip would have too many entries.
 
         """
         call.facts["dataset"] = dataset
@@ -77,6 +79,8 @@ class ArchiveCalls:
             check_path(path)
         backup = self._reads.pick(call.principal, convert.dataset_name(dataset), selector)
         call.facts["backup"] = backup.id.hex()
+        if form == "zip" and not paths and backup.root.entries > archives.ZIP_ENTRIES_MAX:
+            raise archives.too_many_for_zip()
         restore = self._reads.restore(call.principal, backup, data=True, refs=False, check=call.check)
         chosen = restore.select(paths, exact=False)
         large = self._tenants.get(call.principal.tenant).large
@@ -86,7 +90,10 @@ class ArchiveCalls:
                 call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
                 yield piece
 
-        pieces = archive_pieces(restore, chosen, form, backup.begin_ns, large)
+        def lacks(left_out: int, reduced: int) -> None:
+            call.facts.update(left_out=left_out, reduced=reduced)
+
+        pieces = archives.archive_pieces(restore, chosen, form, backup.begin_ns, large=large, on_lack=lacks)
         return OpenedArchive(backup, noted(pieces))
 
     # ------------------------------------------------------------------ in
@@ -102,12 +109,13 @@ class ArchiveCalls:
         call.facts["dataset"] = sent.upload.dataset
         for path in sent.removed:
             check_path(path)
-        upload = self._uploads.begin(call.principal, sent.upload, call.check).upload
+        upload = self._begun(sent.upload, call)
         call.facts["upload"] = upload.id.hex()
         try:
             backup = self._taken(sent, upload, call)
         except BaseException as error:
-            self._drop(upload, error, call)
+            if not self._is_made(upload, error, call):
+                self._drop(upload, error, call)
             raise
         call.facts.update(
             backup=backup.id.hex(),
@@ -116,6 +124,35 @@ class ArchiveCalls:
             stored_bytes=backup.stored_bytes,
         )
         return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+
+    def _begun(self, asked: UploadRequest, call: Call) -> Upload:
+        """Begin an upload. If that fails after it is in the catalog, it is found again by its request, and dropped."""
+        request = replace(asked, request_id=secrets.token_hex(16))
+        try:
+            return self._uploads.begin(call.principal, request, call.check).upload
+        except BaseException as error:
+            try:
+                self._drop(self._uploads.get(call.principal, request_id=request.request_id), error, call)
+            except NotFound:
+                pass  # as it should be
+            except StaddleError as e:
+                log.warning("an upload of a tar may be open that never began: %s", e.message)
+            raise
+
+    def _is_made(self, upload: Upload, error: BaseException, call: Call) -> bool:
+        """Return whether there is a backup all the same: the commit failed after its decision. The error says so."""
+        try:
+            found = self._uploads.get(call.principal, upload_id=upload.id)
+        except StaddleError:
+            return False  # then nothing can be dropped either, which is logged
+        if found.state is not UploadState.COMMITTED:
+            return False
+        call.facts["backup"] = found.backup.hex()
+        if isinstance(error, StaddleError):
+            error.message += (
+                f". The backup exists all the same: {found.backup.hex()}; do not send the tar again"
+            )
+        return True
 
     def _taken(self, sent: SentTar, upload: Upload, call: Call) -> Backup:
         writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
@@ -151,6 +188,13 @@ class ArchiveCalls:
             self._runs.report(
                 call.principal, FailedRun("", upload.dataset, upload.id, upload.host, reason, 0)
             )
+        except StaddleError as e:
+            log.warning("why upload %s of a tar failed could not be kept: %s", upload.id.hex(), e.message)
+        finally:
+            self._end(upload, call)
+
+    def _end(self, upload: Upload, call: Call) -> None:
+        try:
             self._uploads.abort(call.principal, upload.id, upload.epoch)
         except StaddleError as e:
             log.warning("upload %s of a tar could not be ended: %s", upload.id.hex(), e.message)

@@ -220,6 +220,7 @@ class Service:
             disk_server=lambda: self._events.server,
             certificate_ends=certificate_ends,
             scrub_period_s=self._settings.scrub_period_s,
+            events_work=lambda: self._events.works,
             targets=lambda: self.notifier.names,
             now_ns=ClockGuard(kept.catalog, kept.clock).believed_ns,
             monotonic_s=kept.clock.monotonic_s,

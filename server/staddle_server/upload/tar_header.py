@@ -124,9 +124,11 @@ def number(field: bytes) -> int:
 # ---------------------------------------------------------------------- PAX
 
 
-def records_of(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the records of an extended header, as they are. Raises TarError."""
-    at = count = 0
+def records_of(data: bytes, before: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the records of an extended header, as they are; `before` is how many the member has already.
+    Raises TarError.
+    """
+    at, count = 0, before
     while at < len(data):
         space = data.find(b" ", at, at + _LENGTH_DIGITS_MAX + 1)
         digits = data[at:space] if space >= 0 else b""
@@ -136,7 +138,7 @@ def records_of(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise TarError("an extended header is damaged: a record in it does not have its length")
         count += 1
         if count > PAX_RECORDS_MAX:
-            raise TarError(f"an extended header has more than {PAX_RECORDS_MAX} records")
+            raise TarError(f"the extended headers of a member have more than {PAX_RECORDS_MAX} records")
         yield data[space + 1 : equals], data[equals + 1 : end - 1]
         at = end
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -97,6 +97,7 @@ class _Described:
         self.sparse_numbers: list[int] = []
         self.size_bytes = 0
         self.headers = 0
+        self.record_count = 0
 
 
 class TarReader:
@@ -110,15 +111,19 @@ class TarReader:
         self._sparse: Sparse | None = None
         self._path: bytes | None = None
         self._holes_bytes = 0
+        self._weigh: Callable[[int], None] | None = None
         self.member_count = 0
 
-    def members(self) -> Iterator[Member]:
+    def members(self, weigh: Callable[[int], None] | None = None) -> Iterator[Member]:
         """Yield all members; skip what was not read of one before the next.
+
+        `weigh` is called with the size of a member's extended headers so far, before the last of them is read.
 
         Raises:
             TarError: It is damaged or cut short, or holds what a backup cannot.
 
         """
+        self._weigh = weigh
         while (member := self._located()) is not None:
             self.member_count += 1
             self._path = member.path
@@ -186,20 +191,30 @@ class TarReader:
             raise TarError(
                 f"an extended header after {counted(self.member_count, 'member')} has {header.size} bytes; the limit is {most}"
             )
+        described.size_bytes += header.size
+        if described.size_bytes > PAX_BYTES_MAX:
+            raise TarError(
+                f"the extended headers after {counted(self.member_count, 'member')} have {described.size_bytes} bytes "
+                f"together; the limit for one member is {PAX_BYTES_MAX}"
+            )
+        if self._weigh is not None:
+            self._weigh(described.size_bytes)
         data = self._exactly(header.size)
         self._exactly(-header.size % BLOCK)
-        described.size_bytes += header.size
         if header.type in b"LK":
             name = b"path" if header.type == b"L" else b"linkpath"
             described.records.setdefault(name, data.partition(b"\0")[0])
-        elif header.type == b"g":
-            found = {key: value for key, value in records_of(data) if key in _GLOBAL_KEYS}
-            self._defaults |= found
-        else:
-            for key, value in records_of(data):
+            return
+        found: dict[bytes, bytes] = {}
+        for key, value in records_of(data, described.record_count):
+            described.record_count += 1
+            if header.type != b"g":
                 if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
                     described.sparse_numbers.append(whole_number(key.decode(), value))
                 described.records[key] = value
+            elif key in _GLOBAL_KEYS:
+                found[key] = value
+        self._defaults |= found
 
     def _member(self, header: TarHeader, block: bytes, described: _Described) -> Member:
         records = {

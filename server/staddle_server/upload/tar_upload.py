@@ -11,7 +11,7 @@ from blake3 import blake3
 from staddle_server.base.limits import KIB, MIB
 from staddle_server.base.memory_budget import Held
 from staddle_server.base.types import Attributes, Entry, EntryType, Scope
-from staddle_server.manifest.entries import shown
+from staddle_server.manifest.entries import check_path, shown
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upload.intake import Sent
 from staddle_server.upload.stream import BackupStream
@@ -77,19 +77,22 @@ class TarUpload:
             Exhausted: TOO_MANY, it needs more memory than there is for the tenant.
 
         """
-        for member in reader.members():
+        for member in reader.members(self._weigh):
             self._check()
-            size = member.described_bytes
-            self._described.change(
-                (size * DESCRIBED_FACTOR if size > DESCRIBED_SMALL_BYTES else 0) - self._described.size
-            )
+            self._weigh(member.described_bytes)
             self._take(member, reader)
         self._stream.end()
         self._make_links()
         received = self._writer.received_so_far()
         return TakenTar(received.entry_count, received.data_bytes, self._problems)
 
+    def _weigh(self, size: int) -> None:
+        """Count the memory of the extended headers of one member."""
+        counts = size * DESCRIBED_FACTOR if size > DESCRIBED_SMALL_BYTES else 0
+        self._described.change(counts - self._described.size)
+
     def _take(self, member: Member, reader: TarReader) -> None:
+        self._check_above(member.path)
         if member.link is not None:
             self._note_link(member.path, member.link, reader.member_count)
             return
@@ -120,13 +123,34 @@ class TarUpload:
 
     # ------------------------------------------------------------------ hard links
 
+    def _check_above(self, path: bytes) -> None:
+        """Refuse a member below a hard link that waits, or below a file that one names: they are no directories."""
+        if not self._links:
+            return
+        end = path.find(b"/")
+        while end >= 0:
+            above = path[:end]
+            if above in self._links or above in self._targets:
+                raise TarError(
+                    f"{shown(above)!r} above it is in the tar as a hard link, or as the file of one: make a new tar, "
+                    "instead of adding to an old one",
+                    path,
+                )
+            end = path.find(b"/", end + 1)
+
     def _note_link(self, path: bytes, target: bytes, number: int) -> None:
+        for name in (path, target):
+            if not name:
+                raise TarError("it is a hard link with the root of the tar, which is a directory", path)
+            check_path(name)
         first = self._links.get(target)
         if first is not None:
             target = first.target
         if path == target:  # a file that is in the tar twice
             return
         self._forget_link(path)
+        if path in self._targets:
+            self._targets[path] = number
         self._links_held.change(LINK_BYTES + len(path) + len(target))
         self._links[path] = _TarLink(target, number)
         self._targets.setdefault(target, 0)

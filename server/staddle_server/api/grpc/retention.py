@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -16,7 +13,6 @@ from staddle_server.api.convert import bad
 from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
-from staddle_server.base.errors import Exhausted
 from staddle_server.catalog import Backup
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.deletion import Deletion
@@ -24,11 +20,6 @@ from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import Plan, Policies
 
 PAGE_BYTES: Final = 2 * limits.MIB
-PLANS_MAX: Final = 4
-"""Concurrent plans: each may take minutes, and holds a thread that other calls need too."""
-PLANS_TENANT_MAX: Final = 3
-"""Of these, plans of one tenant, to leave room for others."""
-PLANS_RETRY_S: Final = 2.0
 NamesBackup = (
     sv.DeleteBackupRequest
     | sv.UndeleteBackupRequest
@@ -49,30 +40,6 @@ class RetentionCalls:
         self._protection = protection
         self._policies = policies
         self._tenants = tenants
-        self._lock = threading.Lock()
-        self._plans: Counter[bytes] = Counter()
-        """Plans in progress, by tenant."""
-
-    @contextmanager
-    def _planning(self, tenant: bytes) -> Iterator[None]:
-        with self._lock:
-            for count, most, whose in (
-                (self._plans.total(), PLANS_MAX, ""),
-                (self._plans[tenant], PLANS_TENANT_MAX, " of this tenant"),
-            ):
-                if count >= most:
-                    raise Exhausted(
-                        "TOO_MANY",
-                        f"{most} retention plans{whose} are in progress already: try again when one is done",
-                        retry_after_s=PLANS_RETRY_S,
-                    )
-            self._plans[tenant] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._plans[tenant] -= 1
-                self._plans += Counter()  # without datasets that have none
 
     # ------------------------------------------------------------------ hiding
 
@@ -135,7 +102,7 @@ class RetentionCalls:
         query, start, expected = ("plan", dataset), 0, ""
         if request.page_token:
             expected, start = tokens.read(query, request.page_token, tuple[str, int])
-        with self._planning(call.principal.tenant):
+        with self._policies.planning.of(call.principal.tenant):
             response = self._planned(
                 call, dataset, start, limit, expected, free=not request.without_free_bytes
             )
@@ -168,7 +135,7 @@ class RetentionCalls:
         dataset = _dataset_named(request, call)
         if not request.plan_token:
             raise bad("plan_token", "required: call PlanRetention to get it")
-        with self._planning(call.principal.tenant):
+        with self._policies.planning.of(call.principal.tenant):
             applied = self._policies.apply(call.principal.tenant, dataset, request.plan_token, call.check)
         call.facts["deleted"] = len(applied.backups)
         response = sv.ApplyRetentionResponse(

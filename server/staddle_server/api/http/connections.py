@@ -61,6 +61,16 @@ class HttpProtocol(H11Protocol):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
+    def end(self) -> None:
+        """End the connection at once. An answer that has not left whole is broken off: in HTTP/1.0, the end of the
+        connection is that of the answer.
+        """
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if is_answering or self.transport.get_write_buffer_size():
+            self.cut()
+        else:
+            self.transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._await_head(HTTP_HEAD_S)
@@ -130,7 +140,7 @@ class HttpProtocol(H11Protocol):
         if self._unread_timer is not None:  # the last answer is still being read
             self._await_head(HTTP_SILENCE_S, idle=True)
         else:
-            self.transport.abort()
+            self.end()
 
     # ------------------------------------------------------------------ for a reader
 
@@ -153,7 +163,7 @@ class HttpProtocol(H11Protocol):
         if self.transport.get_write_buffer_size() < self._unread_bytes:
             self._await_reader()
         else:
-            self.transport.abort()
+            self.end()
 
 
 class Acceptor:

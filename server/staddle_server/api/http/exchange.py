@@ -79,8 +79,9 @@ class Exchange:
                 yield piece
             del piece
 
-    def messages(self) -> Iterator[bytes]:
-        """Yield the body, the call's single message. Only then is it read, so its sender is known.
+    def messages(self, most: int = MESSAGE_BYTES_MAX) -> Iterator[bytes]:
+        """Yield the body, the call's single message of at most so many bytes. Only then is it read, so its sender is
+        known.
 
         Raises:
             CallerGone, BodyTooLong, BadRequest (it paused for too long).
@@ -90,7 +91,7 @@ class Exchange:
         size = 0
         for piece in self.pieces():
             size += len(piece)
-            if size > MESSAGE_BYTES_MAX:
+            if size > most:
                 raise BodyTooLong
             pieces.append(piece)
         whole = b"".join(pieces)

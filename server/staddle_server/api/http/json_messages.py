@@ -69,7 +69,8 @@ def parse_json(text: bytes, message: Message) -> None:
         json_format.Parse(text, message, max_recursion_depth=HTTP_JSON_DEPTH_MAX)
     except json_format.ParseError as error:
         raise _unreadable(name, " ".join(str(error).split())) from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number too long, or too deeply nested
+    # Not UTF-8, a number or a time too large, or too deeply nested.
+    except (ValueError, OverflowError, RecursionError) as error:
         raise _unreadable(name, type(error).__name__) from error
 
 

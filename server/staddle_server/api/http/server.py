@@ -152,7 +152,8 @@ class HttpServer:
         while self._state.connections and self._loop.time() < end_s:
             await asyncio.sleep(LOOK_S)
         for connection in list(self._state.connections):
-            connection.transport.abort()
+            if isinstance(connection, HttpProtocol):  # as every one is
+                connection.end()
         while self._state.tasks and self._loop.time() < end_s + GRACE_S:
             await asyncio.sleep(LOOK_S)
 

@@ -29,6 +29,7 @@ from staddle_server.tenancy.losses import Losses
 from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenant, Tenants
 from staddle_server.upkeep.lifecycle.freed_bytes import Freed, freed_by
+from staddle_server.upkeep.lifecycle.planning import Planning
 from staddle_server.upkeep.lifecycle.retention import (
     Candidate,
     Planned,
@@ -86,6 +87,8 @@ class Policies:
         self._tenants = tenants
         self._clock = clock
         self._guard = ClockGuard(catalog, clock)
+        self.planning = Planning()
+        """What plans that somebody asks for are counted by."""
 
     def get(self, principal: Principal, dataset: str) -> Retention:
         """Return what protects a dataset's backups."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
+from staddle_server.api import convert
 from staddle_server.api.http.pages.dataset import line_of
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition, StaddleError
@@ -95,7 +96,7 @@ def path_fields(path: bytes) -> dict[str, str]:
 
 
 def _looked(visit: Visit) -> BrowsedPath:
-    dataset = visit.query.get("dataset", "")
+    dataset = convert.dataset_name(visit.query.get("dataset", ""))
     line_of(visit, dataset)
     raw = visit.query.get("raw", "")
     try:

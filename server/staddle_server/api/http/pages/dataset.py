@@ -10,13 +10,14 @@ from urllib.parse import quote
 from staddle.v1 import service_pb2 as sv
 from starlette.responses import RedirectResponse, Response
 
+from staddle_server.api import convert
 from staddle_server.api.http.pages.actions import done_words
 from staddle_server.api.http.pages.datasets import badge_of
 from staddle_server.api.http.pages.drawings import calendar
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.api.http.pages.words import DAY_NS
 from staddle_server.base.clock import NS
-from staddle_server.base.errors import BadRequest, NotFound, StaddleError
+from staddle_server.base.errors import BadRequest, Exhausted, NotFound, StaddleError
 from staddle_server.catalog import (
     BackupPoint,
     DatasetLine,
@@ -77,12 +78,12 @@ def usual(values: Sequence[float], place: int) -> Usual:
 
 def dataset_page(visit: Visit) -> Shown | Response:
     """Show one dataset; of one that only failed runs named, these runs."""
-    name = visit.query.get("name", "")
+    name = convert.dataset_name(visit.query.get("name", ""))
     try:
         line = line_of(visit, name)
     except NotFound:
         # Raises NotFound too if there is no run of that name.
-        visit.sources.runs.list_page(visit.principal, RunFilter(dataset=name or "-"), 1, None)
+        visit.sources.runs.list_page(visit.principal, RunFilter(dataset=name), 1, None)
         return RedirectResponse(f"/runs?dataset={quote(name, safe='')}", 303)
     tenant, overview = visit.principal.tenant, visit.sources.catalog.overview
     points = overview.points(tenant, name, POINTS)
@@ -229,8 +230,12 @@ def _with_band(values: Sequence[float]) -> list[list[float | None]]:
 
 def _going(visit: Visit, name: str, points: Sequence[BackupPoint]) -> Going:
     """Return what the policy would delete now: the next run does."""
+    tenant, policies = visit.principal.tenant, visit.sources.policies
     try:
-        made = visit.sources.policies.plan(visit.principal.tenant, name, visit.call.check)
+        with policies.planning.of(tenant):
+            made = policies.plan(tenant, name, visit.call.check)
+    except Exhausted as error:
+        return Going("", 0, 0, [], _busy(error))
     except StaddleError as error:
         return Going("", 0, 0, [], error.message)
     by_id = {each.id: each for each in points}
@@ -240,6 +245,10 @@ def _going(visit: Visit, name: str, points: Sequence[BackupPoint]) -> Going:
     policy = decode_policy(made.state.retention.policy)
     damaged = sum(each.damaged for each in made.planned)
     return Going(policy_words(policy), len(made.going), damaged, shown[:GOING_MAX], "")
+
+
+def _busy(error: Exhausted) -> str:
+    return f"The server is busy: {error.message}"
 
 
 def policy_words(policy: Policy) -> str:
@@ -259,5 +268,8 @@ def policy_words(policy: Policy) -> str:
 def _freed(visit: Visit, name: str) -> str | int:
     """Return how many bytes the deletion frees, or why that is unknown. Takes a call's share of plans."""
     request = sv.PlanRetentionRequest(dataset=name, page_size=1)
-    answer = visit.methods["PlanRetention"].handler(request, visit.call)
+    try:
+        answer = visit.methods["PlanRetention"].handler(request, visit.call)
+    except Exhausted as error:
+        return _busy(error)
     return int(answer.free_bytes) if answer.HasField("free_bytes") else str(answer.free_bytes_unknown)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final
 
+from staddle_server.api import convert
 from staddle_server.api.http.pages.drawings import strip
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.api.http.pages.words import DAY_NS
 from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import DATASET_BYTES_MAX
 from staddle_server.catalog import Concern, DatasetState, DayRuns, Troubled
 
 PAGE: Final = 50
@@ -30,6 +32,9 @@ def datasets_page(visit: Visit) -> Shown:
     named, state = visit.query.get("named", "").strip(), visit.query.get("state", "all")
     if state not in STATES:
         raise BadRequest("BAD_FIELD", f"There is no filter {state[:40]!r}", field="state")
+    after = visit.query.get("after", "")
+    for field, text in (("named", named), ("after", after)):
+        convert.words(text, field, DATASET_BYTES_MAX)
     troubled = {each.dataset: each for each in visit.sources.runs.status(visit.principal).troubled}
     overview = visit.sources.catalog.overview
     found = overview.datasets(
@@ -37,7 +42,7 @@ def datasets_page(visit: Visit) -> Shown:
         named=named,
         state=DatasetState.ALL if state == TROUBLED else DatasetState(state),
         names=list(troubled)[:TROUBLED_MAX] if state == TROUBLED else None,
-        after_name=visit.query.get("after", ""),
+        after_name=after,
         limit=PAGE,
         now_ns=visit.now_ns,
     )
@@ -53,7 +58,7 @@ def datasets_page(visit: Visit) -> Shown:
             "named": named,
             "state": state,
             "states": STATES,
-            "after": visit.query.get("after", ""),
+            "after": after,
             "strips": {each.row: strip(days[each.row], today, STRIP_DAYS) for each in found},
             "badges": {each.name: badge_of(troubled.get(each.name)) for each in found},
         },

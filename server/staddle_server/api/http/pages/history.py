@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import urlencode
 
+from staddle_server.api import convert
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import DATASET_BYTES_MAX
 from staddle_server.base.types import RunOutcome
 from staddle_server.catalog import Event, RunFilter
+from staddle_server.manifest.entries import I64_MAX
 from staddle_server.upkeep.events.kinds import KINDS
 
 RUNS: Final = 50
@@ -30,6 +33,7 @@ OUTCOMES: Final = {"": "All"} | {
 def runs_page(visit: Visit) -> Shown:
     """Show attempts to back up, the latest first."""
     dataset, outcome = visit.query.get("dataset", ""), visit.query.get("outcome", "")
+    convert.words(dataset, "dataset", DATASET_BYTES_MAX)
     if outcome not in OUTCOMES:
         raise BadRequest("BAD_FIELD", f"There is no outcome {outcome[:40]!r}", field="outcome")
     wanted = frozenset({RunOutcome[outcome.upper()]}) if outcome else frozenset[RunOutcome]()
@@ -61,7 +65,7 @@ def _position(text: str) -> tuple[int, bytes] | None:
         return None
     begin, _, id_ = text.partition(".")
     try:
-        if len(begin) > 19:
+        if len(begin) > 19 or not begin.isascii() or not begin.isdecimal() or int(begin) > I64_MAX:
             raise ValueError(begin)
         return int(begin), bytes.fromhex(id_)
     except ValueError:

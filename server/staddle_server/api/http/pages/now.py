@@ -44,6 +44,7 @@ class Bad(NamedTuple):
         commands: What helps, as words of a command each.
         trouble: The dataset that it is about; None for none.
         run: The run that failed; None for none.
+        kind: The kind of the alarm that says it; empty for none.
 
     """
 
@@ -57,6 +58,7 @@ class Bad(NamedTuple):
     commands: Sequence[Sequence[str]] = ()
     trouble: Troubled | None = None
     run: BackupRun | None = None
+    kind: str = ""
 
     @property
     def is_red(self) -> bool:
@@ -65,7 +67,9 @@ class Bad(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """One figure of the service. `state` is good, warning, bad or plain."""
+    """One figure of the service. `state` is good, warning, bad or plain. `kinds` are of alarms that say that it is
+    bad.
+    """
 
     title: str
     value: str
@@ -73,6 +77,7 @@ class Tile(NamedTuple):
     notes: Sequence[str] = ()
     since_ns: int | None = None
     link: str = ""
+    kinds: Sequence[str] = ()
 
 
 class Running(NamedTuple):
@@ -89,8 +94,10 @@ class Running(NamedTuple):
 def now_page(visit: Visit) -> Shown:
     """Show what is wrong now, and what runs."""
     status = visit.sources.runs.status(visit.principal)
+    tiles = [_store(visit), _service(visit), _damage(visit), _unread(visit), _keys(visit)]
+    events = list(_of_events(visit))
     bad = sorted(
-        [*map(_of_dataset, status.troubled), *_of_events(visit)],
+        [*map(_of_dataset, status.troubled), *events, *_of_tiles(tiles, events, visit.now_ns)],
         key=lambda each: (RANKS[each.rank], each.since_ns),
     )
     running = list(_running(visit))
@@ -102,7 +109,7 @@ def now_page(visit: Visit) -> Shown:
             "bad": bad[:BAD_MAX],
             "more": len(bad) - BAD_MAX,
             "is_red": any(each.is_red for each in bad),
-            "tiles": [_store(visit), _service(visit), _damage(visit), _unread(visit), _keys(visit)],
+            "tiles": tiles,
             "running": running,
         },
     )
@@ -126,8 +133,9 @@ def headline(totals: DatasetTotals, troubled: Sequence[Troubled], bad: Sequence[
     if not totals.oldest_success_ns:
         return "No dataset has a backup yet."
     oldest = span((now_ns - totals.oldest_success_ns) / NS)
-    # Of one without an expectation nobody said how old its newest backup may be.
-    state = f"{all_are} safe" if totals.expected == totals.datasets else "Nothing needs you"
+    # Of one without an expectation nobody said how old its newest backup may be; a muted one may be late.
+    is_known = totals.expected == totals.datasets and not totals.muted
+    state = f"{all_are} safe" if is_known else "Nothing needs you"
     return f"{state}; the oldest success is {oldest} ago."
 
 
@@ -167,7 +175,26 @@ def _of_events(visit: Visit) -> Iterator[Bad]:
         alarm = event.alarm
         if event.absent_ns is not None or not is_shown(visit, event) or alarm.key.kind in OF_DATASETS:
             continue
-        yield Bad(alarm.severity, alarm.text, _since(event), advice=alarm.advice if visit.is_admin else "")
+        advice = alarm.advice if visit.is_admin else ""
+        yield Bad(alarm.severity, alarm.text, _since(event), advice=advice, kind=alarm.key.kind)
+    if not visit.sources.events_work():
+        yield Bad(
+            "warning",
+            "This server cannot tell whether something new is wrong",
+            visit.now_ns,
+            ["its watch for events fails: the list may lack something"],
+            advice="Its log says why." if visit.is_admin else "",
+        )
+
+
+def _of_tiles(tiles: Sequence[Tile], events: Sequence[Bad], now_ns: int) -> Iterator[Bad]:
+    """Yield what a tile says is bad and no event does: it may be newer than the last look for events, or one that
+    only administrators see.
+    """
+    known = {each.kind for each in events}
+    for tile in tiles:
+        if tile.state == "bad" and known.isdisjoint(tile.kinds):
+            yield Bad("critical", f"{tile.title}: {tile.value}", tile.since_ns or now_ns, tile.notes)
 
 
 def _since(event: Event) -> int:
@@ -199,7 +226,8 @@ def _store(visit: Visit) -> Tile:
         )
     is_short = sources.space.flaw() is not None
     state = "bad" if is_short else "warning" if days is not None and days < SOON_DAYS else "good"
-    return Tile("Store", f"{size(least.free_bytes)} free", state, notes, visit.now_ns, "/store")
+    value, alarms = f"{size(least.free_bytes)} free", (kinds.DISK.name, kinds.RESTORE_ONLY.name)
+    return Tile("Store", value, state, notes, visit.now_ns, "/store", alarms)
 
 
 def _covers(samples: Sequence[tuple[int, int]]) -> bool:
@@ -222,7 +250,12 @@ def _service(visit: Visit) -> Tile:
         )
     if not condition.takes_backups:
         return Tile(
-            "Service", "Restore-only", "bad", ["backups are refused; restores work", *notes], visit.now_ns
+            "Service",
+            "Restore-only",
+            "bad",
+            ["backups are refused; restores work", *notes],
+            visit.now_ns,
+            kinds=(kinds.RESTORE_ONLY.name, kinds.STORE.name),
         )
     return Tile(
         "Service",
@@ -254,6 +287,7 @@ def _damage(visit: Visit) -> Tile:
             "bad",
             [*parts[1:], "`staddle-server check` names the files"],
             visit.now_ns,
+            kinds=(kinds.DAMAGE.name,),
         )
     return Tile("Damage", "None known", "good", ["all that was read is whole"], visit.now_ns)
 
@@ -293,7 +327,10 @@ def _keys(visit: Visit) -> Tile:
     left_s = (at_ns - visit.now_ns) / NS
     state = "bad" if left_s <= 0 else "warning" if left_s < SOON_DAYS * 86_400 else "good"
     value = f"{span(left_s)} left" if left_s > 0 else "Ended"
-    return Tile("Keys and certificates", value, state, [f"the first to end: {what}"], visit.now_ns, link)
+    alarms = (kinds.CERTIFICATE.name, kinds.TOKEN.name)
+    return Tile(
+        "Keys and certificates", value, state, [f"the first to end: {what}"], visit.now_ns, link, alarms
+    )
 
 
 # ---------------------------------------------------------------------- what runs

@@ -134,6 +134,11 @@ def cookie_name(request: Request, name: str) -> str:
     return f"__Host-staddle-{name}" if is_secure(request) else f"staddle-{name}"
 
 
+def has_cookie(request: Request, name: str) -> bool:
+    """Return whether a request has a cookie of the service."""
+    return cookie_name(request, name) in request.cookies
+
+
 def set_cookie(request: Request, response: Response, name: str, value: str, age_s: int) -> None:
     """Set a cookie that no script and no other site's request has."""
     response.set_cookie(

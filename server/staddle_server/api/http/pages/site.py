@@ -29,6 +29,7 @@ from staddle_server.api.http.pages.sessions import (
     Sessions,
     check_form,
     drop_cookie,
+    has_cookie,
     login_key,
     new_login_key,
     set_cookie,
@@ -218,7 +219,9 @@ class Dashboard:
             wanted += f"?{request.url.query}"
         there = "" if wanted == HOME else f"?next={quote(wanted, safe='')}"
         response = RedirectResponse(f"/login{there}", 303)
-        drop_cookie(request, response, SESSION)
+        # A link of another site brings no cookie: the session that the browser has is left alone.
+        if has_cookie(request, SESSION):
+            drop_cookie(request, response, SESSION)
         return response
 
     def _login_page(self, request: Request, _exchange: Exchange, _line: CallLine) -> Response:
@@ -231,7 +234,7 @@ class Dashboard:
         set_cookie(request, response, LOGIN, key, LOGIN_AGE_S)
         return response
 
-    def _log_in(self, request: Request, exchange: Exchange, _line: CallLine) -> Response:
+    def _log_in(self, request: Request, exchange: Exchange, line: CallLine) -> Response:
         form = _form_of(request, exchange)
         wanted = form.get("next", HOME)
         try:
@@ -240,10 +243,12 @@ class Dashboard:
             principal = self._gate.principal_of(form.get("token", "").strip())
             response: Response = RedirectResponse(_local(wanted), 303)
             self._sessions.open(principal, request, response)
-        except Unauthenticated:
+        except Unauthenticated as error:
+            line.end(code_of(error).name, error)
             why = "This is not a valid token. It may have been revoked, or have expired."
             return self._login_form(request, wanted, why, 401)
         except StaddleError as error:
+            line.end(code_of(error).name, error)
             code = STATUSES[code_of(error).name.lower()]
             return self._login_form(request, wanted, f"{error.message}.", code)
         return response
@@ -258,17 +263,17 @@ class Dashboard:
 
 def _form_of(request: Request, exchange: Exchange) -> dict[str, str]:
     """Return the fields of a form. Raises BadRequest if it is too long, or is none."""
-    body = first(exchange.messages())
+    body = first(exchange.messages(FORM_BYTES_MAX))
     if not body:
         return {}
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise BadRequest("BAD_FIELD", "Send a form", field="form")
     try:
-        if len(body) > FORM_BYTES_MAX:
-            raise ValueError("too long")
         fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
     except ValueError as error:
-        raise BadRequest("BAD_FIELD", "The form is too long, or not in UTF-8", field="form") from error
+        raise BadRequest(
+            "BAD_FIELD", "The form has too many fields, or is not in UTF-8", field="form"
+        ) from error
     return dict(fields)
 
 

@@ -36,6 +36,7 @@ class PageSources(NamedTuple):
         disk_server: What names this server in samples of its disks.
         certificate_ends: When the certificate expires, in seconds since 1970; None without TLS.
         scrub_period_s: Within what time the scrub reads everything; 0: there is none.
+        events_work: Whether this server's watch for events works.
         targets: The names of this server's notification targets.
         now_ns: The time.
         monotonic_s: The time that only grows.
@@ -52,6 +53,7 @@ class PageSources(NamedTuple):
     disk_server: Callable[[], str]
     certificate_ends: Callable[[], float] | None
     scrub_period_s: float
+    events_work: Callable[[], bool]
     targets: Callable[[], frozenset[str]]
     now_ns: Callable[[], int]
     monotonic_s: Callable[[], float]

@@ -118,7 +118,7 @@ def _decoded(name: str, encoded: bytes) -> bytes:
 def _read(parameter: RestParameter, value: bytes) -> Any:
     try:
         return parameter.kind.read(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _bad(parameter.name, str(error)) from None
 
 

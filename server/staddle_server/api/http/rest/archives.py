@@ -64,7 +64,7 @@ _IN: Final = (
     ),
     RestParameter("tag", kinds.TAG, "A tag of the backup, as KEY or KEY=VALUE.", many=True),
     RestParameter("host", kinds.HOST, "The machine that the tar is from."),
-    RestParameter("root", kinds.text(ROOT_BYTES_MAX), "The directory that the tar is of."),
+    RestParameter("root", kinds.text(ROOT_BYTES_MAX, control=True), "The directory that the tar is of."),
     RestParameter("newRoot", kinds.FLAG, "The dataset's host and root may change."),
 )
 
@@ -156,12 +156,15 @@ def _put(calls: ArchiveCalls, asked: RestRequest) -> sv.CommitUploadResponse:
     removed = given.get("remove", ())
     if removed and scope is not Scope.CHANGES:
         raise bad("remove", "it needs scope=changes: otherwise the backup has only what the tar has")
+    tags = given.get("tag", ())
+    if len({key for key, _ in tags}) < len(tags):
+        raise bad("tag", "a key is given twice")
     asked.exchange.silence_s = HTTP_TAR_SILENCE_S
     upload = UploadRequest(
         dataset=convert.dataset_name(given["dataset"]),
         kind=_KINDS[given.get("kind", "auto")],
         scope=scope,
-        tags=convert.tags_of({key: value or "" for key, value in given.get("tag", ())}),
+        tags=convert.tags_of({key: value or "" for key, value in tags}),
         host=given.get("host", ""),
         root=given.get("root", ""),
         new_root=given.get("newRoot", False),

@@ -34,15 +34,18 @@ class ParameterKind(NamedTuple):
     read: Callable[[bytes], Any]
 
 
-def text(bytes_max: int, *, empty: bool = True, **more: Any) -> ParameterKind:
-    """Return the kind of texts up to a size. `more` is for the schema."""
+def text(bytes_max: int, *, empty: bool = True, control: bool = False, **more: Any) -> ParameterKind:
+    """Return the kind of texts up to a size. `control`: they may have control characters, but no NUL. `more` is for
+    the schema.
+    """
 
     def read(given: bytes) -> str:
         if len(given) > bytes_max:
             raise ValueError(f"the limit is {bytes_max} bytes")
         if not given and not empty:
             raise ValueError("expected a text that is not empty")
-        return _utf8(given)
+        found = _utf8(given)
+        return found if control else _printable(found)
 
     # A schema counts characters.
     least = {} if empty else {"minLength": 1}
@@ -50,10 +53,18 @@ def text(bytes_max: int, *, empty: bool = True, **more: Any) -> ParameterKind:
 
 
 def _utf8(given: bytes) -> str:
+    if b"\0" in given:
+        raise ValueError("a NUL is not allowed")
     try:
         return given.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("expected UTF-8") from None
+
+
+def _printable(found: str) -> str:
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in found):
+        raise ValueError("control characters are not allowed")
+    return found
 
 
 def number(most: int) -> ParameterKind:
@@ -89,7 +100,7 @@ def _time(given: bytes) -> str:
     found = given.decode("utf-8", "replace")
     try:
         Timestamp().FromJsonString(found)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(
             'expected a time such as 2026-11-30T12:00:00Z ("+" in a query is written %2B)'
         ) from None
@@ -124,7 +135,7 @@ def _tag(given: bytes) -> tuple[str, str | None]:
         raise ValueError(
             f"expected KEY or KEY=VALUE, with 1 to {TAG_KEY_BYTES_MAX} and at most {TAG_VALUE_BYTES_MAX} bytes"
         )
-    return _utf8(key), _utf8(value) if equals else None
+    return _printable(_utf8(key)), _printable(_utf8(value)) if equals else None
 
 
 DATASET: Final = text(DATASET_BYTES_MAX, empty=False)
