@@ -73,7 +73,7 @@ def test_a_backup_is_named_by_id_by_its_first_digits_and_by_a_time(place: RestDo
         ("/v1/datasets/www/backups/xyz", "backup"),
         ("/v1/datasets/www/backups/latest/changes", "from"),
         ("/v1/datasets/www/backups?from=x", "from"),
-        ("/v1/datasets/www/backups?from=2026-01-01T00:00:00.inf", "from"),
+        ("/v1/datasets/www/backups?from=2026-01-01T00:00:00.1e999Z", "from"),
         ("/v1/datasets/www/backups?host=a%00b", "host"),
         ("/v1/datasets/www/backups?host=a%0Ab", "host"),
         ("/v1/datasets/www/backups?tag=a%00b", "tag"),
