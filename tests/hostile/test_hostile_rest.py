@@ -102,7 +102,7 @@ TARGETS = {
     f"{WWW}/backups?tag==x": 400,
     f"{WWW}/backups?tag={'k' * 129}": 400,
     f"{WWW}/backups?tag=k={'v' * 1025}": 400,
-    f"{WWW}/backups?tag=%00": 200,
+    f"{WWW}/backups?tag=%00": 400,
     f"{WWW}/backups?tag={'%22' * 100}": 200,
     f"{WWW}/backups?host=%ff": 400,
     f"{WWW}/backups/latest/entries?path={'%ff' * 16_384}": 400,
