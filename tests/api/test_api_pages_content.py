@@ -203,7 +203,7 @@ def test_a_dataset_shows_when_a_restore_was_last_proven_and_what_the_last_trial_
     row = seen.admin.page("/datasets").partition(">one</a>")[2].partition("</tr>")[0]
     assert '<td data-name="Proven restore">never</td>' in row
     with seen.running.catalog.database.write() as connection:
-        drilled = {"drill_ns": seen.now_ns, "drill_fault": "a/b: a chunk is missing"}
+        drilled = {"drill_ns": seen.now_ns, "drill_number": 1, "drill_fault": "a/b: a chunk is missing"}
         proven = {"proven_ns": seen.now_ns - 3 * DAY_NS, "proven_number": 1}
         connection.execute(update(schema.datasets).values(**drilled, **proven))
     row = seen.admin.page("/datasets").partition(">one</a>")[2].partition("</tr>")[0]

@@ -15,6 +15,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
 from staddle_server.base.types import Root
 from staddle_server.catalog import Backup
+from staddle_server.catalog.overview import DatasetState
 from staddle_server.restore.proof import prove
 from staddle_server.upkeep.events import kinds
 from staddle_server.upkeep.integrity.drill import AGAIN_S, Drilling, FailedDrills
@@ -160,6 +161,16 @@ def test_a_fault_ends_with_the_backup_that_has_it(running: Running) -> None:
     assert not figures.drill_failed
     assert list(FailedDrills(running.catalog).alarms("", running.clock.now_ns())) == []
     assert dataset(running).drill.fault == ""
+    (line,) = running.catalog.overview.datasets(
+        running.tenant,
+        named="",
+        state=DatasetState.ALL,
+        names=None,
+        after_name="",
+        limit=10,
+        now_ns=running.clock.now_ns(),
+    )
+    assert line.drill == running.catalog.datasets.get(running.tenant, "d").drill
     assert drills.run(never).startswith("1 dataset drilled"), "the newest one is another"
     assert dataset(running).drill.proven_number == 1
 

@@ -85,9 +85,16 @@ def _newest(ids: list[bytes | None]) -> Select[Any]:
 
 
 def _dataset(row: Row[Any], newest: Backup | None) -> Dataset:
-    drill = None
-    if row.drill_ns:
-        is_of_newest = newest is not None and newest.number == row.drill_number
-        fault = row.drill_fault if is_of_newest else ""
-        drill = DrillState(row.drill_ns, fault, row.proven_ns, row.proven_number)
+    drill = drill_of(row, None if newest is None else newest.number)
     return Dataset(row.name, row.created_ns, row.host, row.root, row.backup_count, newest, drill)
+
+
+def drill_of(row: Row[Any], newest: int | None) -> DrillState | None:
+    """Return what drills of a dataset have found, by its row and the number of its newest backup; None for no drill.
+
+    A fault counts only while the backup that has it is the newest one.
+    """
+    if not row.drill_ns:
+        return None
+    fault = row.drill_fault if newest == row.drill_number else ""
+    return DrillState(row.drill_ns, fault, row.proven_ns, row.proven_number)

@@ -6,20 +6,20 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, literal, or_, select
 
-from staddle_server.base.clock import NS
+from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.base.types import Kind, RunOutcome
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
+from staddle_server.catalog.datasets import drill_of
 from staddle_server.catalog.expectations import expectation_of
 from staddle_server.catalog.rows import Page, dataset_row, page_of
 from staddle_server.catalog.run_values import Expectation
+from staddle_server.catalog.runs import BAD
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import DrillState, Hold
 
 _b, _d, _p, _r = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c
-_SHOWN: Final = (_b.deleted_ns.is_(None), _b.purged_ns.is_(None))
-DAY_NS: Final = 24 * 3600 * NS
-_BAD: Final = (RunOutcome.FAILED.value, RunOutcome.ABANDONED.value)
+_SHOWN: Final = (schema.IS_SHOWN, schema.IS_KEPT)
 
 
 class DatasetState(Enum):
@@ -172,7 +172,7 @@ class Overview:
                 day.label("day"),
                 func.count(case((_r.outcome == RunOutcome.DONE.value, 1))),
                 func.count(case((_r.outcome == RunOutcome.PROBLEMS.value, 1))),
-                func.count(case((_r.outcome.in_(_BAD), 1))),
+                func.count(case((_r.outcome.in_(BAD), 1))),
             )
             .where(_r.dataset.in_(datasets), _r.begin_ns >= since_day * DAY_NS)
             .group_by(_r.dataset, day)
@@ -257,7 +257,7 @@ class Overview:
             query = (
                 select(*columns)
                 .join_from(schema.backups, schema.datasets, _b.dataset == _d.row)
-                .where(mine, _b.hold_ns.is_not(None), _b.purged_ns.is_(None))
+                .where(mine, _b.hold_ns.is_not(None), schema.IS_KEPT)
                 .order_by(_b.hold_ns)
                 .limit(limit)
             )
@@ -315,7 +315,4 @@ def _line(row: Any, sums: Any) -> DatasetLine:
     found = (0, None, None, 0, 0)
     if sums is not None:
         found = (sums.backups, sums.first_ns, sums.last_ns, sums.data_bytes, int(sums.stored_bytes))
-    drill = None
-    if row.drill_ns:
-        drill = DrillState(row.drill_ns, row.drill_fault, row.proven_ns, row.proven_number)
-    return DatasetLine(*known, *found, drill)
+    return DatasetLine(*known, *found, drill_of(row, None if sums is None else sums.newest))

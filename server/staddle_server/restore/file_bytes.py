@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
-from contextlib import suppress
 from itertools import takewhile
 from typing import Final
 
-from staddle_server.base.errors import Damaged, Precondition
+from staddle_server.base.errors import Precondition
 from staddle_server.base.types import ChunkRef, Content, Entry, Role, Root
 from staddle_server.catalog import Catalog
 from staddle_server.manifest.content import chunks_of
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Manifest
-from staddle_server.restore.restore import needed_segments, path_not_found
-from staddle_server.store.blobs import BlobUnreadable
+from staddle_server.restore.restore import path_not_found, segments_ahead, take_ahead
 from staddle_server.tenancy.chunk_reader import DATA_KEPT_BYTES, ChunkReader
-from staddle_server.tenancy.prefetch import Ahead
 from staddle_server.tenancy.tenant import Tenant
 
 WINDOW_CHUNKS: Final = 256
@@ -85,19 +82,10 @@ class FileBytes:
         digests = [ref.digest for _, ref in window]
         places = reader.locate(Role.DATA, set(digests))
         reader.expect(Role.DATA, digests)
-        firsts, ends = needed_segments(digests, places)
-        ahead = Ahead(
-            self._opener,
-            lambda ref: self._tenant.cached.segment(ref, ends[ref]),
-            lambda ref: not reader.has(ref),
-            firsts,
-        )
+        ahead = segments_ahead(self._tenant, reader, self._opener, digests, places)
         try:
             for offset, ref in window:
-                with suppress(Damaged, BlobUnreadable):  # the reader finds it again, and another copy
-                    taken = ahead.take(ref.digest)
-                    if taken is not None:
-                        reader.keep(*taken)
+                take_ahead(ahead, reader, ref.digest)
                 yield offset, reader.data(ref, places.get(ref.digest, ()))
         finally:
             ahead.close()

@@ -274,13 +274,7 @@ class Restore:
             pieces = as_stored.choose(digests, places)
             digests = [digest for digest in digests if digest not in pieces]
         self._reader.expect(Role.DATA, digests)
-        firsts, ends = needed_segments(digests, places)
-        ahead = Ahead(
-            self._opener,
-            lambda ref: self._tenant.cached.segment(ref, ends[ref]),
-            lambda ref: not self._reader.has(ref),
-            firsts,
-        )
+        ahead = segments_ahead(self._tenant, self._reader, self._opener, digests, places)
         try:
             yield from self._send_data(steps, places, ahead)
         finally:
@@ -358,7 +352,7 @@ class Restore:
                 yield self._sent_chunk(piece, ref.length)
                 return
         try:
-            self._take(ahead, ref.digest)
+            take_ahead(ahead, self._reader, ref.digest)
             data = self._reader.data(ref, places.get(ref.digest, ()))
         except Damaged as e:
             yield from self._give_up(SentDamage(self._path, e.message, self._offset, subtree=False))
@@ -371,15 +365,6 @@ class Restore:
             held, self._held = self._held, None
             return self._entry(held, data)
         return SentPiece(data) if isinstance(data, Piece) else SentData(data)
-
-    def _take(self, ahead: Ahead[Segment], digest: bytes) -> None:
-        """Put a prefetched segment where chunks are read from."""
-        with suppress(
-            Damaged, BlobUnreadable
-        ):  # the reader finds it again, records it, and searches for another copy
-            taken = ahead.take(digest)
-            if taken is not None:
-                self._reader.keep(*taken)
 
     def _give_up(self, damage: SentDamage) -> Iterator[Event]:
         """Yield the damage of the last entry, or of a part of the manifest; once for each entry."""
@@ -401,7 +386,31 @@ class Restore:
         return damage
 
 
-def needed_segments(
+def segments_ahead(
+    tenant: Tenant,
+    reader: ChunkReader,
+    opener: Executor,
+    digests: Sequence[bytes],
+    places: dict[bytes, list[ChunkPlace]],
+) -> Ahead[Segment]:
+    """Read the segments that chunks need, in order, before the reader needs them. Close it at the end."""
+    firsts, ends = _needed_segments(digests, places)
+    return Ahead(
+        opener, lambda ref: tenant.cached.segment(ref, ends[ref]), lambda ref: not reader.has(ref), firsts
+    )
+
+
+def take_ahead(ahead: Ahead[Segment], reader: ChunkReader, digest: bytes) -> None:
+    """Put a prefetched segment where chunks are read from."""
+    with suppress(
+        Damaged, BlobUnreadable
+    ):  # the reader finds it again, records it, and searches for another copy
+        taken = ahead.take(digest)
+        if taken is not None:
+            reader.keep(*taken)
+
+
+def _needed_segments(
     digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
 ) -> tuple[list[tuple[bytes, SegmentRef]], dict[SegmentRef, int]]:
     """Return the segments that chunks need, each at the chunk that needs it first, and up to where."""

@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, Final, NamedTuple
 
@@ -182,23 +183,15 @@ class _UnaryMethod:
         return response
 
     def _ended(self, request: Request, exchange: Exchange, kind: str, line: CallLine) -> Response:
-        try:
+        def answer() -> Response:
             call = line.call = self._gate.admit(
                 self._name, self._method.role, token_in(request), exchange, stream=False
             )
             response = self._encoded(self._called(request, exchange, kind, call), kind)
             self._gate.observer.sent(len(response.body))
-        except CallerGone:
-            ended = EXPIRED if exchange.expired else CANCELED
-            line.end("DEADLINE_EXCEEDED" if exchange.expired else "CANCELLED")
-            return refused(ended)
-        except BodyTooLong:
-            line.end("RESOURCE_EXHAUSTED")
-            return refused(TOO_LONG)
-        except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
-            return ended_by(e, self._name, line)
-        line.end("OK")
-        return response
+            return response
+
+        return ended(answer, self._name, exchange, line)
 
     def _called(self, request: Request, exchange: Exchange, kind: str, call: Call) -> Any:
         _check_headers(request)
@@ -279,12 +272,23 @@ def failed(error: StaddleError) -> Response:
     return Response(compact_json(body), STATUSES[code], headers, JSON)
 
 
-def ended_by(error: Exception, name: str, line: CallLine) -> Response:
-    """End a call that raised: write its line, and return the response."""
-    refusal = refusal_of(error, name)
-    line.end(code_of(refusal).name, refusal)
-    response = failed(refusal)
-    free_frames(refusal)
+def ended(answer: Callable[[], Response], name: str, exchange: Exchange, line: CallLine) -> Response:
+    """End a call with its answer, or with the response for what that raised; write its line."""
+    try:
+        response = answer()
+    except CallerGone:
+        line.end("DEADLINE_EXCEEDED" if exchange.expired else "CANCELLED")
+        return refused(EXPIRED if exchange.expired else CANCELED)
+    except BodyTooLong:
+        line.end("RESOURCE_EXHAUSTED")
+        return refused(TOO_LONG)
+    except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
+        refusal = refusal_of(e, name)
+        line.end(code_of(refusal).name, refusal)
+        response = failed(refusal)
+        free_frames(refusal)
+        return response
+    line.end("OK")
     return response
 
 

@@ -22,8 +22,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from staddle_server.api.call_line import CallLine
-from staddle_server.api.gate import CallerGone, Gate
-from staddle_server.api.http.connect import CANCELED, ended_by, peer_of, refused, token_in
+from staddle_server.api.gate import Gate
+from staddle_server.api.http.connect import ended, peer_of, token_in
 from staddle_server.api.http.exchange import Exchange
 from staddle_server.base.errors import PermissionDenied
 from staddle_server.base.observer import Observer
@@ -149,20 +149,16 @@ class MetricsPage:
 
     def _answer(self, request: Request, exchange: Exchange) -> Response:
         line = CallLine(NAME, lambda: peer_of(request), logging.DEBUG, self._gate.observer)
-        try:
+
+        def answer() -> Response:
             if not self._public:
                 call = line.call = self._gate.admit(
                     NAME, TokenRole.MONITOR, token_in(request), exchange, stream=False
                 )
                 _check_role(call.principal.role)
-            response = self._response("gzip" in request.headers.get("accept-encoding", ""))
-        except CallerGone:
-            line.end("CANCELLED")
-            return refused(CANCELED)
-        except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
-            return ended_by(e, NAME, line)
-        line.end("OK")
-        return response
+            return self._response("gzip" in request.headers.get("accept-encoding", ""))
+
+        return ended(answer, NAME, exchange, line)
 
     def _response(self, packed: bool) -> Response:
         scraped = self._scrape()

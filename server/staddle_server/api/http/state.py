@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from staddle_server import __version__
 from staddle_server.api.gate import Gate
-from staddle_server.base.clock import NS
+from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.base.errors import StaddleError
 from staddle_server.catalog import Catalog, KnownDamage
 from staddle_server.store.space import Space
 
 log = logging.getLogger(__name__)
-DAY_NS: Final = 24 * 3600 * 10**9
 
 
 class Sources(NamedTuple):

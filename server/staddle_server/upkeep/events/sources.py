@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from staddle._base.figures import counted
 
-from staddle_server.base.clock import NS
+from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.catalog import Alarm, Catalog
 from staddle_server.catalog.validation import stored_text, utc_minute
 from staddle_server.store.space import Free, Space
@@ -16,7 +16,6 @@ from staddle_server.upkeep.events import kinds
 from staddle_server.upkeep.events.forecast import BEGINS_DAYS, ENDS_DAYS, days_left
 from staddle_server.upkeep.events.kinds import CRITICAL, WARNING, alarm
 
-DAY_NS: Final = 86_400 * NS
 TOKEN_BEFORE_NS: Final = 14 * DAY_NS
 """How long before a token ends its alarm begins."""
 TOKEN_AFTER_NS: Final = 14 * DAY_NS

@@ -6,7 +6,7 @@ from typing import Final
 
 from staddle_server.api.http.pages.dataset import policy_words
 from staddle_server.api.http.pages.visit import Shown, Visit
-from staddle_server.api.http.pages.words import DAY_NS
+from staddle_server.base.clock import DAY_NS
 from staddle_server.upkeep.lifecycle.retention import decode_policy
 
 LISTED: Final = 200

@@ -15,8 +15,7 @@ from staddle_server.api.http.pages.actions import done_words
 from staddle_server.api.http.pages.datasets import badge_of
 from staddle_server.api.http.pages.drawings import calendar
 from staddle_server.api.http.pages.visit import Shown, Visit
-from staddle_server.api.http.pages.words import DAY_NS
-from staddle_server.base.clock import NS
+from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.base.errors import BadRequest, Exhausted, NotFound, StaddleError
 from staddle_server.catalog import (
     BackupPoint,

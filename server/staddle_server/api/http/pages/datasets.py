@@ -8,7 +8,7 @@ from typing import Final
 from staddle_server.api import convert
 from staddle_server.api.http.pages.drawings import strip
 from staddle_server.api.http.pages.visit import Shown, Visit
-from staddle_server.api.http.pages.words import DAY_NS
+from staddle_server.base.clock import DAY_NS
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import DATASET_BYTES_MAX
 from staddle_server.catalog import Concern, DatasetState, DayRuns, Troubled

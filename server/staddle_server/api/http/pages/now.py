@@ -10,8 +10,8 @@ from staddle._base.figures import counted, listed, size
 
 from staddle_server.api.http.pages.history import is_shown
 from staddle_server.api.http.pages.visit import Shown, Visit
-from staddle_server.api.http.pages.words import DAY_NS, span
-from staddle_server.base.clock import NS
+from staddle_server.api.http.pages.words import span
+from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.base.types import RunOutcome
 from staddle_server.catalog import BackupRun, Concern, DatasetTotals, Event, RunFilter, Troubled
 from staddle_server.upkeep.events import kinds

@@ -8,7 +8,7 @@ from staddle._base.figures import counted
 
 from staddle_server.api.http.pages.dataset import Column, Plot
 from staddle_server.api.http.pages.visit import Shown, Visit
-from staddle_server.api.http.pages.words import DAY_NS
+from staddle_server.base.clock import DAY_NS
 from staddle_server.store.space import Free
 from staddle_server.upkeep.events.forecast import days_left
 

@@ -11,7 +11,6 @@ from staddle._base.figures import counted, size
 
 from staddle_server.base.clock import NS
 
-DAY_NS: Final = 86_400 * NS
 _UNITS: Final = (
     ("day", 86_400),
     ("hour", 3600),

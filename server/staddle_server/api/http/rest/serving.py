@@ -17,18 +17,15 @@ from starlette.types import Receive, Scope, Send
 
 from staddle_server.api.answering import Answering, Method, Reading
 from staddle_server.api.call_line import CallLine
-from staddle_server.api.gate import Call, CallerGone, Gate
+from staddle_server.api.gate import Call, Gate
 from staddle_server.api.http.connect import (
-    CANCELED,
     JSON,
-    TOO_LONG,
-    ended_by,
+    ended,
     peer_of,
-    refused,
     token_in,
     trace_of,
 )
-from staddle_server.api.http.exchange import DISCONNECT, BodyTooLong, Exchange
+from staddle_server.api.http.exchange import DISCONNECT, Exchange
 from staddle_server.api.http.json_messages import compact_json, message_json, weigh_json
 from staddle_server.api.http.rest.addresses import Addresses, AddressFound, given
 from staddle_server.api.http.rest.operations import Operation, RestRequest, Streamed
@@ -148,7 +145,8 @@ class _RestAnswering:
 
     def _ended(self, segments: Mapping[str, bytes], line: CallLine) -> Response:
         operation = self._operation
-        try:
+
+        def answer() -> Response:
             call = line.call = self._gate.admit_as(
                 operation.name,
                 operation.role,
@@ -157,19 +155,9 @@ class _RestAnswering:
                 stream=operation.is_stream,
             )
             values = given(operation, segments, self._request.scope["query_string"])
-            response = (
-                self._streamed(values, call, line) if operation.is_stream else self._unary(values, call)
-            )
-        except CallerGone:
-            line.end("CANCELLED")
-            return refused(CANCELED)
-        except BodyTooLong:
-            line.end("RESOURCE_EXHAUSTED")
-            return refused(TOO_LONG)
-        except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
-            return ended_by(e, operation.name, line)
-        line.end("OK")
-        return response
+            return self._streamed(values, call, line) if operation.is_stream else self._unary(values, call)
+
+        return ended(answer, operation.name, self._exchange, line)
 
     # ------------------------------------------------------------------ one message
 
