@@ -14,7 +14,7 @@ import pytest
 import seaweed
 from extent import examples
 from hypothesis import HealthCheck, settings
-from servers import Running, ServerProcess
+from servers import STARTED, Running, ServerProcess
 
 # Deadlines mean nothing on a machine that other work shares. The examples are the same in every run, so that
 # a failure comes from the change under test; STADDLE_TEST_RANDOM=1 tries new ones.
@@ -106,6 +106,15 @@ def running(tmp_path: Path, catalog_url: str) -> Iterator[Running]:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_server_left() -> Iterator[None]:
+    """Ends the servers that a failed test left: the tests after it would fail because of them."""
+    before = set(STARTED)
+    yield
+    for left in STARTED - before:
+        left.kill()
 
 
 @pytest.fixture

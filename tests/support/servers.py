@@ -313,7 +313,11 @@ def heeding_hangups() -> Iterator[None]:
         signal.signal(signal.SIGHUP, before)
 
 
-@dataclass
+STARTED: set[ServerProcess] = set()
+"""The servers in separate processes that were started and not ended yet."""
+
+
+@dataclass(eq=False)
 class ServerProcess:
     """`staddle-server serve` in a separate process, without its tasks: collection, scrubbing, and retention policies."""
 
@@ -347,6 +351,7 @@ class ServerProcess:
                     **self.environment,
                 },
             )
+        STARTED.add(self)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             found = re.match(r"Listening on (.+?) \(", line)
@@ -386,6 +391,7 @@ class ServerProcess:
 
     def _end(self, number: int) -> int:
         process, self.process = self.process, None
+        STARTED.discard(self)
         if process is None:
             return 0
         process.send_signal(number)

@@ -43,9 +43,12 @@ class LockedStore:
         assert isinstance(opened, ObjectBlobs)
         assert opened.lock is not None
         self.blobs, self.days = opened, opened.lock
-        self.client = s3.client()
+        self.s3, self.client = s3, s3.client()
         self.running = Running(root, wrap=self._moved)
         self.garbage = Garbage(self.running)
+
+    def hide(self, name: str) -> None:
+        self.s3.hide(f"{self.prefix}/{name}")
 
     def _moved(self, directory: Blobs) -> Blobs:
         if not self.packs():
@@ -167,7 +170,7 @@ def test_a_pack_that_an_attacker_hides_or_replaces_stays_locked_and_is_reported(
     back_up(stub, "two", OTHERS)
     (replaced,) = set(store.packs()) - {hidden}
     originals = {name: store.history(name).versions[0].id for name in (hidden, replaced)}
-    store.client.delete_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{hidden}")
+    store.hide(hidden)
     store.client.put_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{replaced}", Body=b"garbage")
     assert store.locker().extend_packs().missing in ([hidden], [])  # an engine may lock the marker
     report = store.locker().look_at_versions()
@@ -187,7 +190,7 @@ def test_hidden_records_and_keys_are_named_stay_locked_and_become_visible_again(
     back_up(running.stub(), "set", FILES)
     hidden = [store.garbage.objects("records")[-1], *store.packs(), *store.garbage.objects("keys")]
     for name in hidden[:2]:
-        store.client.delete_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{name}")
+        store.hide(name)
     watch = Integrity(kept(running), every_s=0)
     watch.start()
     assert not watch.is_whole
@@ -196,7 +199,7 @@ def test_hidden_records_and_keys_are_named_stay_locked_and_become_visible_again(
         assert f"1 object is hidden in the bucket by delete markers ({name})" in caplog.text
     assert "run `staddle-server lock --unhide`" in caplog.text
 
-    store.client.delete_object(Bucket=LOCKED_BUCKET, Key=f"{store.prefix}/{hidden[2]}")
+    store.hide(hidden[2])
     watch.look_for_lost(lambda: False)
     assert f"1 object is hidden in the bucket by delete markers ({hidden[2]})" in caplog.text
     assert list(hidden_objects(kept(running), store.days)) == [hidden[2]], "no record opens without keys"

@@ -194,13 +194,13 @@ def test_the_command_shows_the_lock_of_a_running_server_and_makes_hidden_objects
     needed = sorted(each["Key"] for each in listed if any(kind in each["Key"] for kind in kinds))
     assert len(needed) >= 3
     for key in needed[1:]:
-        client.delete_object(Bucket=LOCKED_BUCKET, Key=key)
+        s3.hide(key)
     shown = run("lock", code=4)
     assert "WARNING: " in shown
     assert "are hidden in the bucket by delete markers" in shown
     names = [key.removeprefix(f"{prefix}/") for key in needed]
     assert json.loads(run("lock", "--json", code=4))["hidden"] == names[1:]
-    client.delete_object(Bucket=LOCKED_BUCKET, Key=needed[0])
+    s3.hide(needed[0])
     assert "/format is missing" in run("lock", code=1)
     assert json.loads(run("lock", "--unhide", "--json"))["unhidden"] == names[1:]
     assert json.loads(run("lock", "--json"))["hidden"] == []
