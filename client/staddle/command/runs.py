@@ -8,22 +8,14 @@ from typing import Final
 
 import click
 
-from staddle import BadRequestError, Run, RunOutcome
+from staddle import Run, RunOutcome
 from staddle._base import figures
-from staddle._protocol.selectors import period_of
 from staddle.command import json_output, text
-from staddle.command.options import Session, command, count, reading
+from staddle.command.options import Session, between, command, count, reading
 
 SHOWN: Final = 100
 WHAT_CHARS: Final = 24
 """Room for what came of a run, in a table on a terminal; names are cut before."""
-
-
-def _period(given: str) -> tuple[datetime.datetime, datetime.datetime]:
-    try:
-        return period_of(given)
-    except BadRequestError as error:
-        raise ValueError(error.message) from error
 
 
 @command(
@@ -40,18 +32,7 @@ def _period(given: str) -> tuple[datetime.datetime, datetime.datetime]:
     multiple=True,
     help="Only runs that ended so. Repeatable.",
 )
-@click.option(
-    "--since",
-    metavar="TIME",
-    callback=reading(_period),
-    help="Only runs that began at TIME or later: a time, a date, or an age such as 7d.",
-)
-@click.option(
-    "--until",
-    metavar="TIME",
-    callback=reading(_period),
-    help="Only runs that began at TIME or before; a date is its whole day.",
-)
+@between("runs that began")
 @click.option(
     "-n",
     "--limit",
@@ -66,8 +47,8 @@ def runs(
     dataset: str | None,
     *,
     outcomes: tuple[str, ...],
-    since: tuple[datetime.datetime, datetime.datetime] | None,
-    until: tuple[datetime.datetime, datetime.datetime] | None,
+    since: datetime.datetime | None,
+    until: datetime.datetime | None,
     limit: int,
 ) -> None:
     """List attempts to back up, the latest first: of all datasets, or of one.
@@ -79,8 +60,8 @@ def runs(
     with session.connect() as client:
         found = client.runs(
             dataset or "",
-            since=None if since is None else since[0],
-            until=None if until is None else until[1],
+            since=since,
+            until=until,
             outcomes=outcomes,
         )
         listed = list(islice(found, limit) if limit else found)

@@ -20,6 +20,7 @@ from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
 from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.events.kinds import KINDS
 
 ANY_TYPE: Final = "*/*"
 ONE: Final = "/v1/datasets/{dataset}"
@@ -72,7 +73,7 @@ def operations(calls: Calls, parts: RestParts) -> list[Operation]:
         "Archives": archive_operations(parts.archives, BACKUPS, BACKUP, DATASET, READ),
         "Deletion and holds": [*_deletion(calls), *_holds(calls)],
         "Retention": _retention(calls),
-        "Runs and expectations": [*_runs(calls), *_expectations(calls)],
+        "Runs, expectations and events": [*_runs(calls), *_expectations(calls), *_events(calls)],
         "The server": _server(calls),
     }
     return [each._replace(tag=tag) for tag, rows in sections.items() for each in rows]
@@ -371,6 +372,22 @@ def _expectations(calls: Calls) -> list[Operation]:
             (DATASET,),
             errors=NOT_FOUND,
         ),
+    ]
+
+
+def _events(calls: Calls) -> list[Operation]:
+    events = (
+        RestParameter("dataset", kinds.DATASET, "Only those about this dataset."),
+        RestParameter("kind", kinds.one_of(*KINDS), "Of this kind.", "kinds", many=True),
+        RestParameter("from", kinds.TIME, "Found at this time or later.", "sinceTime"),
+        RestParameter("to", kinds.TIME, "Found before this time.", "untilTime"),
+        RestParameter("open", kinds.FLAG, "Only those that are not over.", "openOnly"),
+        *PAGES,
+    )
+    return [
+        calls.operation(
+            "GET", "/v1/events", "ListEvents", "What the service found to be wrong, the newest first.", events
+        )
     ]
 
 
