@@ -284,8 +284,14 @@ def _dataset(_: sv.ListDatasetsRequest, dataset: pb.Dataset) -> None:
         check_backup(dataset.name, dataset.newest_backup)
 
 
-def _listed_backup(request: Any, backup: pb.Backup) -> None:
+def _listed_backup(request: sv.ListBackupsRequest, backup: pb.Backup) -> None:
     check_backup(request.dataset, backup)
+    if request.host:
+        _same("a backup from the host", backup.host, request.host)
+    for asked in request.tags:
+        found = backup.tags.get(asked.key)
+        if found is None or (asked.HasField("value") and found != asked.value):
+            raise ProtocolError(f"a backup without the tag {_shown(asked.key)}, which was asked for")
 
 
 def _listed_upload(request: sv.ListUploadsRequest, upload: pb.Upload) -> None:

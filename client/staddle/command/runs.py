@@ -2,7 +2,6 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
@@ -12,10 +11,9 @@ from staddle import Run, RunOutcome
 from staddle._base import figures
 from staddle.command import json_output, text
 from staddle.command.options import Session, between, command, count, reading
+from staddle.command.tables import fit_columns
 
 SHOWN: Final = 100
-WHAT_CHARS: Final = 24
-"""Room for what came of a run, in a table on a terminal; names are cut before."""
 
 
 @command(
@@ -93,23 +91,6 @@ def show_runs(session: Session, listed: list[Run], *, of_one: bool) -> None:
     ]
     fitting = fit_columns([heading, *rows], session.output.width, names=range(3, 4 + len(named)))
     session.output.table(fitting[1:], heading=heading, right=frozenset({1}))
-
-
-def fit_columns(rows: Sequence[tuple[str, ...]], width: int, *, names: range) -> Sequence[tuple[str, ...]]:
-    """Rows cut to a width, 0 for none: first the columns `names`, each to a fair share; the rest goes to the last column."""
-    if not width:
-        return rows
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    room = width - sum(each + 2 for column, each in enumerate(widths) if column not in names)
-    room -= 2 * len(names) + min(WHAT_CHARS, max(len(row[-1]) for row in rows))
-    for left, column in zip(range(len(names), 0, -1), sorted(names, key=widths.__getitem__), strict=True):
-        widths[column] = min(widths[column], max(room // left, 4))
-        room -= widths[column]
-    last = max(width - sum(widths) - 2 * len(widths), 4)
-    return [
-        tuple(text.shortened(cell, most) for cell, most in zip(row, [*widths, last], strict=True))
-        for row in rows
-    ]
 
 
 def origin(run: Run) -> str:

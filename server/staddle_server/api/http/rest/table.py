@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.http.connect import JSON
 from staddle_server.api.http.rest import kinds
 from staddle_server.api.http.rest.archives import archive_operations
 from staddle_server.api.http.rest.calls import Calls
-from staddle_server.api.http.rest.datasets import DatasetAddresses
+from staddle_server.api.http.rest.datasets import dataset_of
 from staddle_server.api.http.rest.files import FileDownloads
 from staddle_server.api.http.rest.operations import PATH, Answer, Operation, RestParameter
 from staddle_server.base.limits import PAGE_SIZE_MAX, SHORT_PAGE_SIZE_MAX
@@ -80,33 +79,35 @@ def operations(calls: Calls, parts: RestParts) -> list[Operation]:
 
 
 def _datasets(calls: Calls, parts: RestParts) -> list[Operation]:
-    datasets = DatasetAddresses(parts.catalog, parts.tenants)
     dataset = Operation(
         "GET",
         ONE,
         "GetDataset",
         TokenRole.READER,
         "One dataset.",
-        datasets.get,
+        dataset_of(parts.catalog),
         (Answer(200, "The dataset.", pb.Dataset),),
         (DATASET,),
         errors=NOT_FOUND,
     )
-    backups = Operation(
+    backups = calls.operation(
         "GET",
         BACKUPS,
         "ListBackups",
-        TokenRole.READER,
         "The backups of a dataset, newest first.",
-        datasets.backups,
-        (Answer(200, "The backups.", sv.ListBackupsResponse),),
         (
             DATASET,
-            RestParameter("tag", kinds.TAG, "With this tag: `KEY=VALUE`, or `KEY` for any value.", many=True),
+            RestParameter(
+                "tag",
+                kinds.TAG,
+                "With this tag: `KEY=VALUE`, or `KEY` for any value.",
+                "tags",
+                many=True,
+            ),
             RestParameter("host", kinds.HOST, "From this host."),
-            RestParameter("from", kinds.TIME, "Begun at this time or later."),
-            RestParameter("to", kinds.TIME, "Begun before this time."),
-            RestParameter("held", kinds.FLAG, "Only those with a legal hold of their own."),
+            RestParameter("from", kinds.TIME, "Begun at this time or later.", "sinceTime"),
+            RestParameter("to", kinds.TIME, "Begun before this time.", "untilTime"),
+            RestParameter("held", kinds.FLAG, "Only those with a legal hold of their own.", "heldOnly"),
             RestParameter("showDeleted", kinds.FLAG, "Also those that can be undeleted."),
             *PAGES,
         ),
