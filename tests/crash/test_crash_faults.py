@@ -105,9 +105,9 @@ def writes(address: str) -> str:
     """The health of writing; asserts that everything else is healthy."""
     with grpc.insecure_channel(address) as channel:
         ask = health_pb2_grpc.HealthStub(channel).Check
-        whole = ask(health_pb2.HealthCheckRequest(), timeout=5).status
+        whole = ask(health_pb2.HealthCheckRequest(), timeout=60).status
         assert whole == health_pb2.HealthCheckResponse.SERVING
-        half = ask(health_pb2.HealthCheckRequest(service=health_probe.WRITES), timeout=5).status
+        half = ask(health_pb2.HealthCheckRequest(service=health_probe.WRITES), timeout=60).status
     return health_pb2.HealthCheckResponse.ServingStatus.Name(half)
 
 
