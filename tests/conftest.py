@@ -165,7 +165,10 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.S3Server]:
-    """A real S3 server. Its tests are one group (`xdist_group("s3")`), so that one worker starts one."""
+    """A real S3 server. Its tests are two groups, `s3` and `chaos`, so that two workers start one each.
+
+    Tests with clusters of their own are a third group, `cluster`. All as one group would end long after the others.
+    """
     with seaweed.running(tmp_path_factory.mktemp("s3")) as made:
         yield made
 
