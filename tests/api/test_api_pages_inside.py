@@ -54,8 +54,8 @@ def test_a_directory_shows_its_entries_and_leads_to_files(seen: Seen) -> None:
     file = next(link for link in links(page) if link.startswith("/file"))
     assert "odd" in seen.says(file)
     assert "This backup has no such path" in seen.says("/browse?dataset=one&path=none")
-    assert seen.admin.get("/file?dataset=one&path=a").status == 400
-    assert seen.admin.get("/file?dataset=one&path=none").status == 404
+    assert "In this backup, this is not a file" in seen.says("/file?dataset=one&path=a")
+    assert "This backup has no such file" in seen.says("/file?dataset=one&path=none")
     for bad in ("path=../x", "path=/etc", "path=a//b", "raw=zz", "backup=zz", "backup=ffff"):
         assert seen.admin.get(f"/browse?dataset=one&{bad}").status in {400, 404}, bad
 
@@ -99,6 +99,23 @@ def test_older_backups_are_a_choice_and_versions_of_a_file_are_told_apart(seen: 
     newer = next(link for link in links(page) if "backup=" + made[1].id in link)
     assert f"number {made[1].number}" in seen.admin.page(newer)
     assert "This backup has no such path" not in seen.says("/browse?dataset=one")
+
+
+@on_both_databases
+def test_backups_to_choose_from_span_the_whole_history_and_surround_the_chosen_one(running: Running) -> None:
+    made = [back_up(running.stub(), "one", {"a": b"%d" % number}) for number in range(40)]
+    running.stub().DeleteBackup(sv.DeleteBackupRequest(dataset="one", backup=made[20].id))
+
+    def numbers(at: int, limit: int) -> list[int]:
+        found = running.catalog.overview.stops(running.tenant, "one", at, limit)
+        return [each.number for each in found]
+
+    assert numbers(40, 39) == [number for number in range(1, 41) if number != 21]
+    # The newest 3, every fifth of all, and the first one.
+    spread = {1, 4, 9, 14, 19, 25, 30, 35, 38, 39, 40}
+    assert numbers(40, 9) == sorted(spread)
+    assert numbers(20, 9) == sorted(spread | {19, 20, 22})
+    assert numbers(1, 9) == sorted(spread | {1, 2})
 
 
 def test_previews_are_of_text_and_of_safe_images_alone(seen: Seen) -> None:

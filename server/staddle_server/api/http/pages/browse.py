@@ -20,8 +20,8 @@ from staddle_server.restore.browse import Selector
 
 ENTRIES: Final = 200
 CHANGES: Final = 500
-BACKUPS: Final = 180
-"""Backups to choose from, the newest ones."""
+STOPS: Final = 180
+"""Backups to choose from: about so many, over the whole history."""
 VERSIONS: Final = 30
 """Backups that are looked into for versions of a file."""
 TEXT_BYTES_MAX: Final = 256 * KIB
@@ -105,18 +105,22 @@ def _looked(visit: Visit) -> BrowsedPath:
         raise BadRequest("BAD_FIELD", "raw: expected hexadecimal digits", field="raw") from None
     chosen = visit.query.get("backup", "")
     backup = visit.sources.reads.pick(visit.principal, dataset, Selector(backup=chosen))
-    points = visit.sources.catalog.overview.points(visit.principal.tenant, dataset, BACKUPS)
+    points = visit.sources.catalog.overview.stops(visit.principal.tenant, dataset, backup.number, STOPS)
     return BrowsedPath(dataset, backup, path, points[::-1])
 
 
 def _values(looked: BrowsedPath) -> dict[str, Any]:
-    numbers = [each.number for each in looked.points]
-    place = numbers.index(looked.backup.number) if looked.backup.number in numbers else None
+    place = next(
+        (place for place, each in enumerate(looked.points) if each.id == looked.backup.id), None
+    )
+    if place is None:
+        raise NotFound("BACKUP_NOT_FOUND", "This backup was deleted a moment ago", backup=looked.backup.id.hex())
     return {
         "looked": looked,
         "fields": path_fields(looked.path),
         "newer": looked.points[place - 1] if place else None,
-        "older": looked.points[place + 1] if place is not None and place + 1 < len(numbers) else None,
+        "older": looked.points[place + 1] if place + 1 < len(looked.points) else None,
+        "place": place,
         "shown": shown,
         "kinds": EntryType,
     }
@@ -169,12 +173,17 @@ def _entry_link(looked: BrowsedPath, entry: Entry) -> str:
 def file_page(visit: Visit) -> Shown:
     """Show a file: its metadata, a preview, and, if asked, its versions."""
     looked = _looked(visit)
-    entry = _find(visit, looked.backup, looked.path)
-    values = _values(looked) | {"entry": entry, "text": None, "image": "", "damage": "", "why": ""}
+    values = _values(looked) | {"entry": None, "text": None, "image": "", "why": ""}
+    values |= {"missing": "", "damage": ""}
     try:
+        values["entry"] = entry = _find(visit, looked.backup, looked.path)
         values |= _preview(visit, looked, entry)
     except Damaged as error:
         values["damage"] = error.message
+    except NotFound:
+        values["missing"] = "This backup has no such file"
+    except Precondition:
+        values["missing"] = "In this backup, this is not a file"
     versions = list(_versions(visit, looked)) if "versions" in visit.query else None
     return Shown("file.html", values | {"versions": versions, "versions_of": VERSIONS})
 
