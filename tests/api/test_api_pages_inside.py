@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 import pytest
 from http_door import ask
-from pages_client import Visitor, check_headers
+from pages_client import Visitor, check_headers, text_of
 from pages_seen import Seen
 from postgres_server import on_both_databases
 from servers import Running
@@ -21,9 +21,11 @@ from sqlalchemy import delete, insert, update
 from staddle.command.run import command_named
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.http.pages.browse import ENTRIES, TEXT_BYTES_MAX, VERSIONS
+from staddle_server.api.http.pages.browse import ENTRIES, TEXT_BYTES_MAX
 from staddle_server.api.http.pages.history import EVENTS, RUNS
+from staddle_server.api.http.pages.search import FOUND
 from staddle_server.api.http.pages.table import PAGES
+from staddle_server.api.http.pages.versions import VERSIONS
 from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
@@ -88,17 +90,58 @@ def test_older_backups_are_a_choice_and_versions_of_a_file_are_told_apart(seen: 
     made = [back_up(seen.stub, "one", {"a": data, "z": b"%d" % each}) for each, data in enumerate(contents)]
     back_up(seen.stub, "one", {"z": b"none"})
     page = seen.admin.page(f"/file?dataset=one&path=a&backup={made[0].id}&versions=1")
-    said = html.unescape(page.partition('id="versions"')[2])
-    assert re.findall(r"in (\d+) backups?|Not in (\d+) backup", said) == [
-        ("", "1"),
-        ("1", ""),
-        ("1", ""),
-        ("2", ""),
-    ]
-    assert len(contents) <= VERSIONS
+    said = text_of("<main" + page.partition('id="versions"')[2] + "</main>")
+    assert "5 backups looked into, to the oldest one." in said
+    rows = re.findall(r"<tr>(.*?)</tr>", page.partition('id="versions"')[2], re.DOTALL)[1:]
+    differs = [re.search(r'data-name="Differs">(.*?)</td>', row)[1] for row in rows]  # type: ignore[index]
+    assert differs == ["removed", "content (+2 B)", "content (same size)", ""]
+    assert ["2 backups" in row for row in rows] == [False, False, False, True]
+    assert [">shown<" in row for row in rows] == [False, False, False, True]
     newer = next(link for link in links(page) if "backup=" + made[1].id in link)
     assert f"number {made[1].number}" in seen.admin.page(newer)
     assert "This backup has no such path" not in seen.says("/browse?dataset=one")
+
+
+def test_many_versions_come_in_pages(seen: Seen) -> None:
+    count = VERSIONS + 3
+    for number in range(count):
+        back_up(seen.stub, "one", {"a": b"x" * number})
+    first = seen.admin.page("/file?dataset=one&path=a&versions=1")
+    further = html.unescape(re.search(r'href="([^"]+)" rel="next">Older versions', first)[1])  # type: ignore[index]
+    second = seen.admin.page(further)
+    assert "Older versions" not in second
+    found = [
+        int(number)
+        for page in (first, second)
+        for number in re.findall(
+            r'data-name="From backup">.*?number (\d+)<', page.partition('id="versions"')[2]
+        )
+    ]
+    assert found == list(range(count, 0, -1))
+
+
+def test_a_backup_is_searched_in_steps_and_each_time_is_one_move_away(seen: Seen) -> None:
+    names = [f"d/f{number:04}.txt" for number in range(FOUND + 5)]
+    first = back_up(seen.stub, "one", dict.fromkeys([*names, "d/<b>&.txt", "top.TXT"], b"x"))
+    back_up(seen.stub, "one", {"d/f0000.txt": b"x"})
+    address = f"/search?dataset=one&backup={first.id}"
+    assert "Back to the top" in seen.says(address)
+    assert "no such directory" in seen.says(address + "&path=none&name=x")
+    assert "the limit is 1024 characters" in seen.says(address + "&name=" + "x" * 1025)
+    page = seen.admin.page(address + "&name=.txt")
+    assert "The search stopped after" in page
+    further = html.unescape(re.search(r'href="([^"]+)" rel="next">Continue', page)[1])  # type: ignore[index]
+    rest = seen.admin.page(further)
+    found = [each for part in (page, rest) for each in re.findall(r">([^<>]+)</a>\s*</th>", part)]
+    assert found == ["d/&lt;b&gt;&amp;.txt", *names, "top.TXT"]
+    assert "That is all." in rest
+    below = seen.says(address + "&path=d&name=f000*")
+    assert "10 entries found" in below
+    assert "d/f0000.txt" not in below
+    newer = next(link for link in links(page) if link.startswith("/search") and first.id not in link)
+    assert "1 entry found" in seen.says(newer)
+    for name in ("[", "**", "a/**/**/b", "\x00", "../x", "%", "*" * 500, "[!" * 100):
+        assert seen.admin.get(f"{address}&name={quote(name)}").status == 200, name
 
 
 @on_both_databases

@@ -25,6 +25,12 @@ QUERIES = {
     ],
     "/browse": ["?dataset=orders-db", "?dataset=orders-db&path=dir0", "?dataset=orders-db&path=none"],
     "/file": ["?dataset=orders-db&path=readme.md&versions=1", "?dataset=orders-db&path=dir0/picture.png"],
+    "/search": [
+        "?dataset=orders-db",
+        "?dataset=orders-db&name=.TXT",
+        "?dataset=orders-db&path=dir0&name=*.png",
+        "?dataset=orders-db&name=zzz",
+    ],
     "/compare": ["?dataset=orders-db", "?dataset=logs"],
     "/runs": ["", "?outcome=failed"],
     "/datasets": ["", "?state=troubled", "?named=zzz"],
@@ -172,9 +178,7 @@ def test_pages_work_without_scripts(opened: Browser, filled: tuple[Running, int]
     watched.close()
 
 
-def test_a_slider_moves_through_time_and_keeps_the_path(
-    opened: Browser, filled: tuple[Running, int]
-) -> None:
+def test_a_slider_moves_through_time_and_keeps_the_path(opened: Browser, filled: tuple[Running, int]) -> None:
     running, port = filled
     watched = Watched(opened, port)
     watched.log_in(running.token("reader"))
@@ -210,9 +214,7 @@ def test_a_slider_moves_through_time_and_keeps_the_path(
     watched.close()
 
 
-def test_a_slider_that_gets_no_answer_shows_the_page_that_says_why(
-    opened: Browser, running: Running
-) -> None:
+def test_a_slider_that_gets_no_answer_shows_the_page_that_says_why(opened: Browser, running: Running) -> None:
     for number in range(2):
         made = back_up(running.stub(), "one", {"a": b"%d" % number})
     watched = Watched(opened, open_http(running))
