@@ -24,14 +24,19 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.http.pages.browse import ENTRIES, TEXT_BYTES_MAX
 from staddle_server.api.http.pages.history import EVENTS, RUNS
 from staddle_server.api.http.pages.search import FOUND
+from staddle_server.api.http.pages.store import steps_of
 from staddle_server.api.http.pages.table import PAGES
 from staddle_server.api.http.pages.versions import VERSIONS
 from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.clock import NS
+from staddle_server.base.errors import Conflict
 from staddle_server.catalog import schema
+from staddle_server.catalog.collection_runs import KEPT, CollectionRun
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.cli.run import COMMANDS
-from thin import back_up, begin, finish, messages, small
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc.collector import Collector
+from thin import back_up, begin, finish, messages, noise, small
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 50
 
@@ -307,6 +312,62 @@ def test_the_store_says_what_was_read_and_when(seen: Seen) -> None:
     reader = seen.says("/store", seen.reader)
     assert "Capacity" not in reader
     assert "Upkeep" not in reader
+
+
+@on_both_databases
+def test_the_store_shows_what_the_last_collections_looked_at_and_freed(seen: Seen) -> None:
+    assert "No collection has run yet." in seen.says("/store")
+    running = seen.running
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    collector = Collector(running.catalog, tenants, running.clock)
+    for seed, name in enumerate(("one", "two", "three")):
+        made = back_up(seen.stub, name, {"a": noise(9000, seed)})
+    seen.stub.DeleteBackup(sv.DeleteBackupRequest(dataset="three", backup=made.id))
+    collector.collect()
+    said = seen.says("/store", seen.reader)
+    assert re.search(r"Looked at: [\d.]+ KiB in 3 packs", said), said
+    assert "read 3 manifests, marked" in said
+    assert "1 deleted backup can still be undeleted" in said
+    assert "Found dead, and condemned: 0 B in 0 packs" in said
+    collector.collect(grace_s=0)
+    page = seen.admin.page("/store")
+    said = text_of(page)
+    assert re.search(r"Found dead, and condemned: [\d.]+ KiB in 1 pack", said), said
+    assert re.search(r"Left: [\d.]+ KiB in 2 packs", said), said
+    assert re.search(r"Freed: [\d.]+ KiB in 1 pack", said), said
+    assert "purged 1 deleted backup" in said
+    # What is dead is drawn behind what is left, and both are all of it.
+    (looked, dead, _, left, *_) = re.findall(
+        r'class="part" x="([\d.]+)" width="([\d.]+)"', page[page.index("Looked at:") :]
+    )
+    assert looked == ("0.0", "100.0")
+    assert (left[0], dead[0]) == ("0.0", left[1])
+    assert round(float(left[1]) + float(dead[1]), 1) == 100.0
+    assert "The last 2 collections" in said
+
+
+@on_both_databases
+def test_the_last_collections_are_kept_and_no_more(running: Running) -> None:
+    catalog = running.catalog
+    fence = catalog.gc_lease.acquire("test", running.clock.now_ns(), 60.0)
+    for number in range(2 * KEPT):
+        run = CollectionRun(number, number + 1, {"bytes_freed": number}, "x" * 5000 if number % 2 else "")
+        catalog.collections.note(running.tenant, fence, run)
+    found = catalog.collections.last(running.tenant)
+    assert [each.begun_ns for each in found] == list(range(2 * KEPT))[::-1][:KEPT]
+    assert (len(found[0].failure), found[1].failure) == (1000, "")
+    # A clock that was set back.
+    catalog.collections.note(running.tenant, fence, CollectionRun(2 * KEPT - 2, 0, {}, "again"))
+    assert [each.failure for each in catalog.collections.last(running.tenant)][1] == "again"
+    catalog.gc_lease.release(fence)
+    catalog.gc_lease.acquire("another", running.clock.now_ns(), 60.0)
+    with pytest.raises(Conflict):
+        catalog.collections.note(running.tenant, fence, found[0])
+
+
+def test_steps_of_a_collection_without_figures_are_none() -> None:
+    assert steps_of({}) == []
+    assert steps_of({"bytes_waiting": 5})[4].part == 1.0
 
 
 def test_the_outcome_of_a_task_of_all_tenants_is_no_tenants_business(seen: Seen) -> None:
