@@ -37,7 +37,7 @@ class Covered(NamedTuple):
     part: float
 
 
-class Step(NamedTuple):
+class WaterfallStep(NamedTuple):
     """A step of a collection: so many packs and bytes, which are the part of all that was looked at that begins at
     `start`.
     """
@@ -54,7 +54,7 @@ class CollectionLine(NamedTuple):
     """A collection, and its steps in order; none if it looked at nothing."""
 
     run: CollectionRun
-    steps: Sequence[Step]
+    steps: Sequence[WaterfallStep]
 
 
 def store_page(visit: Visit) -> Shown:
@@ -122,7 +122,7 @@ def coverage(visit: Visit) -> list[Covered]:
     ]
 
 
-def steps_of(figures: Mapping[str, int]) -> list[Step]:
+def steps_of(figures: Mapping[str, int]) -> list[WaterfallStep]:
     """Return the steps of a collection: what was found dead is taken from what was looked at, down to what is left.
 
     What waits and what was freed were condemned by this collection or by earlier ones, so they stand beside.
@@ -137,11 +137,15 @@ def steps_of(figures: Mapping[str, int]) -> list[Step]:
         return []
     reached, saved = size - dead, max(0, old - new)
     found = [
-        Step("Looked at", packs, size, 0, size),
-        Step("Found dead, and condemned", dead_packs, dead, reached, dead, "taken"),
-        Step("Compacted away", old_packs, saved, reached - saved, saved, "taken"),
-        Step("Left", packs - dead_packs - old_packs + new_packs, reached - saved, 0, reached - saved, "kept"),
-        Step("Waits for the end of its grace", figures.get("packs_waiting", 0), waiting, 0, waiting, "grace"),
-        Step("Freed", figures.get("packs_reaped", 0), freed, 0, freed, "kept"),
+        WaterfallStep("Looked at", packs, size, 0, size),
+        WaterfallStep("Found dead, and condemned", dead_packs, dead, reached, dead, "taken"),
+        WaterfallStep("Compacted away", old_packs, saved, reached - saved, saved, "taken"),
+        WaterfallStep(
+            "Left", packs - dead_packs - old_packs + new_packs, reached - saved, 0, reached - saved, "kept"
+        ),
+        WaterfallStep(
+            "Waits for the end of its grace", figures.get("packs_waiting", 0), waiting, 0, waiting, "grace"
+        ),
+        WaterfallStep("Freed", figures.get("packs_reaped", 0), freed, 0, freed, "kept"),
     ]
     return [each._replace(start=each.start / whole, part=each.part / whole) for each in found]
