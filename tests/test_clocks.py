@@ -27,6 +27,7 @@ USES: Final = {
         staddle_server.app.run local_token
         staddle_server.app.run rebuild
         staddle_server.app.run run_server
+        staddle_server.upkeep.gc.collector Collector._collect
         staddle_server.cli.tenants create
         staddle_server.cli.tenants set_
         staddle_server.cli.tokens _revoked_unless_shown

@@ -109,6 +109,7 @@ CHANGES: Final = {
         tokens end_sessions
     """,
     "what happened once: a list for people, of which an older catalog lacks the latest": """
+        collection_runs note
         expectations clamp
         runs _remove
         runs report

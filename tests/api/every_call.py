@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 from blake3 import blake3
 from direct import Stub
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -33,6 +34,7 @@ class Place:
 
     def __init__(self, running: Running) -> None:
         self.running = running
+        running.only_by_hand(pytest.MonkeyPatch())
         self.keeper = Stub(running.token("admin"))
         self.names = iter(range(1_000_000))
         self._action: Callable[[], None] = lambda: None
