@@ -282,6 +282,7 @@ ROWS = {
     "SetExpectation": Row(A, lambda _, __: sv.SetExpectationRequest(dataset="www", every={"seconds": 3600})),
     "DeleteExpectation": Row(A, lambda _, __: sv.DeleteExpectationRequest(dataset="www")),
     "ListExpectations": Row(R, lambda _, __: sv.ListExpectationsRequest()),
+    "ListEvents": Row(R, lambda _, __: sv.ListEventsRequest(dataset="www")),
     "GetStatus": Row(R, lambda _, __: sv.GetStatusRequest()),
     "GetServerInfo": Row(R, lambda _, __: sv.GetServerInfoRequest()),
 }
