@@ -192,7 +192,7 @@ def stalled(door: RestDoor, role: str = "reader") -> socket.socket:
 
 
 def test_a_reader_that_stops_reading_is_cut_off(door: RestDoor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 0.3)
+    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 2.0)
     with stalled(door):
         wait_until(lambda: door.running.service._gate.streams.idle)
 
