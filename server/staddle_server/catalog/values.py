@@ -52,7 +52,7 @@ class Principal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A stored token: only a hash of its text is kept."""
+    """A stored token: only a hash of its text is kept. `used_ns`: its last use, to within minutes, if one is known."""
 
     id: bytes
     tenant: bytes
@@ -61,6 +61,7 @@ class Token:
     created_ns: int
     expires_ns: int | None
     revoked_ns: int | None
+    used_ns: int | None
 
 
 class Expiries(TypedDict):
