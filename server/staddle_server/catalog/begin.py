@@ -51,7 +51,9 @@ def check_begin(spec: BeginUpload) -> None:
         raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: it has no comparable predecessor")
     if spec.base:
         if spec.kind is not Kind.FULL or spec.scope is not Scope.CHANGES or spec.new_root:
-            raise _bad("base_backup_id", "Only a FULL backup of scope CHANGES and the same root names its base")
+            raise _bad(
+                "base_backup_id", "Only a FULL backup of scope CHANGES and the same root names its base"
+            )
     elif _is_full(spec) and spec.scope is Scope.CHANGES:
         raise _bad("scope", "A FULL backup must have the scope WHOLE, or name its base: CHANGES needs one")
 
