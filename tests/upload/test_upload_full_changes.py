@@ -5,10 +5,11 @@ import os
 import grpc
 import pytest
 from blake3 import blake3
+from lost_packs import lose_packs, mark, packs
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import Role
-from test_upload_lost_packs import listed, lose_packs, mark, packs, refused
+from test_upload_lost_packs import listed, refused
 from thin import Part, Source, back_up, backups, begin, finish, messages, noise, reason, restore, small
 
 FULL, INCREMENTAL, DIFFERENTIAL = 1, 2, 3
