@@ -44,6 +44,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 2 if hasattr(os, "sched_getaffinity") else 4
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives the mark `root` to all that uses `only_root`, so that a run as root can choose it."""
+    for item in items:
+        if "only_root" in getattr(item, "fixturenames", ()):
+            item.add_marker("root")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Tests and modules live to the end, so Python's garbage collector need not visit them again."""
@@ -69,6 +77,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     Printed and logged names may not be Unicode, which the parallel test runner cannot pass on.
     """
     report = yield
+    if report.skipped and (lost := _in_no_part(item, str(call.excinfo.value) if call.excinfo else "")):
+        report.outcome, report.longrepr = "failed", lost
     if report.failed:
         error = call.excinfo.value if call.excinfo else None
         if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
@@ -80,6 +90,31 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+NOWHERE = ("no Azurite", "only with STADDLE_TEST_LONG=1")
+"""Why a slow test may be skipped for every user: the beginnings of the reasons."""
+
+
+def _in_no_part(item: pytest.Item, why: str) -> str:
+    """The fault of a slow test that an ordinary user skips and that does not ask for root; "" if there is none.
+
+    CI runs slow tests as an ordinary user, and as root those with the mark `root` only: others would never run.
+    """
+    marks = {each.name for each in item.iter_markers()}
+    missed = "slow" in marks and "root" not in marks and os.geteuid() != 0 and not why.startswith(NOWHERE)
+    if not missed or os.environ.get("STADDLE_TEST_REQUIRE") != "all":
+        return ""
+    return (
+        f"{item.nodeid}: no part of CI runs this slow test ({why}): if it needs root, let it use `only_root`"
+    )
+
+
+@pytest.fixture
+def only_root() -> None:
+    """Skips the test for other users. Its tests have the mark `root`."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may do this")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,7 +165,10 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.S3Server]:
-    """A real S3 server. Its tests are one group (`xdist_group("s3")`), so that one worker starts one."""
+    """A real S3 server. Its tests are two groups, `s3` and `chaos`, so that two workers start one each.
+
+    Tests with clusters of their own are a third group, `cluster`. All as one group would end long after the others.
+    """
     with seaweed.running(tmp_path_factory.mktemp("s3")) as made:
         yield made
 

@@ -39,15 +39,71 @@ def test_beside_a_server(served):
 """
 
 
-def test_a_failed_test_shows_standard_error_and_the_log_of_its_server(tmp_path: Path) -> None:
-    (tmp_path / "test_failing.py").write_text(FAILING)
-    done = subprocess.run(
-        [*PYTEST, "-c", TESTS.parent / "pyproject.toml", "--rootdir", tmp_path, tmp_path],
-        env={"PYTHONPATH": f"{TESTS}:{TESTS / 'wire'}", "PATH": "/usr/bin:/bin"},
+USERS = """
+import os
+
+import pytest
+
+os.geteuid = lambda: int(os.environ["USER_OF_TESTS"])
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def mounted(only_root):
+    pass
+
+
+def test_for_all(): ...
+
+
+def test_for_root(only_root): ...
+
+
+@slow
+def test_slow(): ...
+
+
+@slow
+def test_slow_for_root(mounted): ...
+
+
+@slow
+def test_slow_without_a_program():
+    pytest.skip("no Azurite: it is not installed")
+
+
+@slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="another kind of root")
+def test_slow_and_lost(): ...
+"""
+
+
+def outcome(tmp_path: Path, source: str, *arguments: str, **environment: str) -> str:
+    """What pytest says of these tests."""
+    (tmp_path / "test_given.py").write_text(source)
+    return subprocess.run(
+        [*PYTEST, "-c", TESTS.parent / "pyproject.toml", "--rootdir", tmp_path, *arguments, tmp_path],
+        env={"PYTHONPATH": f"{TESTS}:{TESTS / 'wire'}", "PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
         check=False,
-    )
-    assert "3 failed" in done.stdout
+    ).stdout
+
+
+def test_a_failed_test_shows_standard_error_and_the_log_of_its_server(tmp_path: Path) -> None:
+    shown = outcome(tmp_path, FAILING)
+    assert "3 failed" in shown
     for expected in ("the reason of one", "the reason of two", "the log of three"):
-        assert expected in done.stdout
+        assert expected in shown
+
+
+def test_what_an_ordinary_user_skips_runs_in_the_part_of_root_or_fails(tmp_path: Path) -> None:
+    run = (TESTS.parent / ".ci" / "run").read_text()
+    assert run.count("-m 'not slow or root'") == 1
+    ordinary = outcome(tmp_path, USERS, STADDLE_TEST_REQUIRE="all", USER_OF_TESTS="1000")
+    assert "2 passed, 3 skipped, 1 error" in ordinary
+    assert "test_slow_and_lost: no part of CI runs this slow test (another kind of root)" in ordinary
+    assert "3 passed, 3 deselected" in outcome(
+        tmp_path, USERS, "-m", "not slow or root", STADDLE_TEST_REQUIRE="all", USER_OF_TESTS="0"
+    )
+    assert "2 passed, 4 skipped" in outcome(tmp_path, USERS, USER_OF_TESTS="1000")

@@ -132,9 +132,9 @@ class Place:
         # The compression and publication for an upload end soon after the call.
         wait_until(lambda: gate.decoded.used(self.running.tenant) == 0)
         for writer in service._uploads._all():
-            assert writer._lock.acquire(timeout=20), "a writer's turn"
+            assert writer._lock.acquire(timeout=60), "a writer's turn"
             writer._lock.release()
-        assert self.running.catalog.database._turn.acquire(timeout=20), "the turn of the writers"
+        assert self.running.catalog.database._turn.acquire(timeout=60), "the turn of the writers"
         self.running.catalog.database._turn.release()
         assert self.plan(), "slots for plans, which are few"
 

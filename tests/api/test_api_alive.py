@@ -42,11 +42,11 @@ class Slow:
 
     def _messages(self):
         yield sv.BackupRequest(parts=[begin("www", request_id="r"), small("a", b"1")])
-        self._next.wait(30)
+        self._next.wait(60)
         for part in self._parts:
             yield sv.BackupRequest(parts=[part])
         self.end = threading.Event()
-        self.end.wait(30)
+        self.end.wait(60)
 
     def go_on(self) -> None:
         self._next.set()
@@ -78,7 +78,7 @@ def test_a_stream_of_a_revoked_token_ends_at_a_checkpoint_and_makes_no_backup(ru
     revoke(running)
     assert running.service._gate.end_invalid() == 1
     slow.go_on()
-    assert slow.call.exception(timeout=20).code() == grpc.StatusCode.UNAUTHENTICATED
+    assert slow.call.exception(timeout=60).code() == grpc.StatusCode.UNAUTHENTICATED
     assert upload().state == pb.UPLOAD_STATE_OPEN
     assert upload().durable.entry_count == 1
     assert "token" in upload().last_failure
@@ -89,7 +89,7 @@ def test_the_server_cuts_off_an_idle_stream_of_a_revoked_token(running, leaving)
     slow = Slow(leaving)
     upload = received(running)
     revoke(running)
-    assert slow.call.exception(timeout=20).code() == grpc.StatusCode.CANCELLED
+    assert slow.call.exception(timeout=60).code() == grpc.StatusCode.CANCELLED
     wait_until(lambda: upload().durable.entry_count == 1)
     assert upload().state == pb.UPLOAD_STATE_OPEN
 
@@ -123,7 +123,7 @@ def test_an_expired_token_ends_a_stream_like_a_revoked_one(running):
     running.clock.ahead_s = 3601
     running.service._gate.end_invalid()
     slow.go_on()
-    assert slow.call.exception(timeout=20).code() == grpc.StatusCode.UNAUTHENTICATED
+    assert slow.call.exception(timeout=60).code() == grpc.StatusCode.UNAUTHENTICATED
     assert upload().state == pb.UPLOAD_STATE_OPEN
     assert upload().durable.entry_count == 1, "nothing more is taken"
 
@@ -209,7 +209,7 @@ def test_zeros_of_a_disconnected_caller_are_not_processed(running, monkeypatch):
     many = [Part(data=sv.Data(zero_bytes=1 << 30))] * 1000
     parts = [begin("www", request_id="r"), Part(entry=pb.Entry(path="zeros")), *many]
     call = stub.Backup.future(iter([sv.BackupRequest(parts=parts)]))
-    assert at_work.wait(20)
+    assert at_work.wait(60)
     call.cancel()
     wait_until(lambda: open_upload(stub, "r").last_failure)
     assert len(taken) == 1
@@ -276,7 +276,7 @@ def test_no_more_data_is_read_for_a_disconnected_caller(running, long_lists, mon
     monkeypatch.setattr(ChunkReader, "chunk", noted)
     call = getattr(stub, method)
     started = call(request(ids)) if method == "Restore" else call.future(request(ids))
-    assert at_work.wait(20)
+    assert at_work.wait(60)
     started.cancel()
-    assert ended.wait(20)
+    assert ended.wait(60)
     assert len(read) <= 1

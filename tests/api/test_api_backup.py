@@ -243,11 +243,11 @@ def test_only_one_stream_writes_an_upload_at_a_time(running):
             parts=[Part(continue_upload=sv.ContinueUpload(**source.id, position=0)), small("a", b"")]
         )
         reached.set()
-        go.wait(20)
+        go.wait(60)
         yield sv.BackupRequest(parts=[finish(1, 0)])
 
     first = stub.Backup.future(requests())
-    assert reached.wait(10)
+    assert reached.wait(60)
     busy = None
     for _ in range(100):
         with pytest.raises(grpc.RpcError) as failed:
@@ -257,7 +257,7 @@ def test_only_one_stream_writes_an_upload_at_a_time(running):
             break
     assert busy == "UPLOAD_BUSY"
     go.set()
-    assert first.result(timeout=20).backup.number == 1
+    assert first.result(timeout=60).backup.number == 1
 
 
 def test_a_stream_replayed_after_its_commit_gets_the_first_answer(running):

@@ -80,10 +80,10 @@ def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
     def requests():
         yield from messages([begin("www", request_id="r"), *large("a", data), small("b", b"2")])
         reached.set()
-        ended.wait(30)
+        ended.wait(60)
 
     call = stub.Backup.future(requests())
-    assert reached.wait(10)
+    assert reached.wait(60)
     open_upload(stub, "r")
     channel = grpc.insecure_channel(running.address)
     drained = threading.Thread(target=running.service.drain, args=(1.0,))
@@ -97,9 +97,9 @@ def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     assert reason(refused.value) == "DRAINING"
     with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
-        call.result(timeout=20)
+        call.result(timeout=60)
     ended.set()
-    drained.join(20)
+    drained.join(60)
     channel.close()
     running.start()
     stub = running.stub()
@@ -219,14 +219,14 @@ def test_after_a_kill_during_a_stream_no_backup_exists_and_the_upload_resumes(se
         id_ = {"upload_id": upload.id, "epoch": upload.epoch, "position": upload.durable.position}
         yield sv.BackupRequest(parts=[Part(continue_upload=sv.ContinueUpload(**id_)), small("c", b"3")])
         reached.set()
-        go.wait(20)
+        go.wait(60)
 
     call = stub.Backup.future(more())
-    assert reached.wait(10)
+    assert reached.wait(60)
     server.kill()
     go.set()
     with pytest.raises(grpc.RpcError):
-        call.result(timeout=20)
+        call.result(timeout=60)
     server.start()
     stub = server.stub()
     assert backups(stub, "www") == []
@@ -290,7 +290,7 @@ def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running):
     sends = threading.Event()
 
     def nothing():
-        sends.wait(20)
+        sends.wait(60)
         yield from ()
 
     call = running.stub("writer").Backup.future(nothing())
@@ -300,7 +300,7 @@ def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running):
     running.clock.ahead_s = FIRST_S + 1
     assert streams.end_idle() == 1
     with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
-        call.result(timeout=20)
+        call.result(timeout=60)
     sends.set()
     wait_until(lambda: streams.idle)
 
@@ -309,7 +309,7 @@ def test_a_tenant_at_its_stream_limit_leaves_streams_for_others(running):
     sends = threading.Event()
 
     def nothing():
-        sends.wait(20)
+        sends.wait(60)
         yield from ()
 
     greedy = running.stub("writer")

@@ -43,7 +43,7 @@ def waiting(running) -> int:
 
 def test_an_idle_caller_without_a_token_keeps_no_thread(running):
     with silent(running, SERVICE + "GetServerInfo", 400) as calls:
-        codes = {call.exception(timeout=20).code() for call in calls}
+        codes = {call.exception(timeout=60).code() for call in calls}
         assert grpc.StatusCode.UNAUTHENTICATED in codes
         # Calls beyond the server's queue are refused before their token is checked.
         assert codes <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -76,7 +76,7 @@ def test_idle_calls_of_many_tokens_of_a_tenant_leave_slots_for_others(running):
         calls = [stack.enter_context(silent(running, method, CALLS_TOKEN_MAX, token)) for token in tokens]
         wait_until(lambda: waiting(running) == CALLS_TENANT_MAX)
         channel = grpc.insecure_channel(running.address)
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
         channel.close()
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as refused:
@@ -99,7 +99,7 @@ def test_a_call_without_its_message_is_ended(running):
         assert arriving.end_idle() == 0
         running.clock.ahead_s = ARRIVING_S + 1
         assert arriving.end_idle() == 3
-        assert {call.exception(timeout=20).code() for call in calls} == {grpc.StatusCode.CANCELLED}
+        assert {call.exception(timeout=60).code() for call in calls} == {grpc.StatusCode.CANCELLED}
         wait_until(lambda: waiting(running) == 0)
 
 
@@ -107,11 +107,11 @@ def test_a_working_call_is_never_ended_as_idle(running, monkeypatch):
     slow = Held(running.catalog.datasets.list_page)
     monkeypatch.setattr(running.catalog.datasets, "list_page", slow)
     call = running.stub().ListDatasets.future(sv.ListDatasetsRequest())
-    assert slow.reached.wait(10)
+    assert slow.reached.wait(60)
     running.clock.ahead_s = ARRIVING_S * 10
     assert running.service._gate.calls.end_idle() == 0
     slow.go.set()
-    assert list(call.result(timeout=20).datasets) == []
+    assert list(call.result(timeout=60).datasets) == []
 
 
 def test_a_call_that_ends_without_a_message_gets_the_reason(running):
@@ -135,8 +135,8 @@ def test_health_answers_despite_many_idle_callers(running, method):
         stub = health_pb2_grpc.HealthStub(channel)
         wait_until(lambda: sum(call.done() for call in calls) >= 2 * ASKED_MAX)
         for _ in range(3):
-            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-            assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)).status == 1
+            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
+            assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)).status == 1
         assert len(health.asked._slots) <= ASKED_MAX
         back_up(running.stub(), "www", {"a": b"1"})
         channel.close()
@@ -150,7 +150,7 @@ def test_an_idle_caller_of_health_is_ended_soon(running, monkeypatch):
         assert health.asked.end_idle() == 0
         running.clock.ahead_s = ASKED_S + 1
         assert health.asked.end_idle() == 2
-        assert {call.exception(timeout=20).code() for call in calls} == {grpc.StatusCode.CANCELLED}
+        assert {call.exception(timeout=60).code() for call in calls} == {grpc.StatusCode.CANCELLED}
 
 
 def test_watchers_that_leave_during_a_notification_block_no_other(running):
@@ -171,11 +171,11 @@ def test_watchers_that_leave_during_a_notification_block_no_other(running):
         for each in watching:
             each.cancel()
         health.say(1 + turn % 2, "")
-        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1 + turn % 2
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1 + turn % 2
     health.say(1, "")
     wait_until(lambda: reported[-1:] == [1])
     steady.cancel()
-    reader.join(10)
+    reader.join(60)
     wait_until(lambda: health._watches.idle)
     assert datasets(running.stub()) == []
     channel.close()

@@ -129,7 +129,7 @@ def test_a_target_that_hangs_delays_no_other_and_no_stop(server: ServerProcess, 
         assert receiver.next().value["text"] == WORDS
         begun_s = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - begun_s < 15, "the try may last 30 s"
+        assert time.monotonic() - begun_s < 25, "the try may last 30 s"
 
 
 def test_the_commands_say_what_is_wrong_since_when_and_where_it_went(

@@ -26,7 +26,7 @@ STADDLE = Path(sys.executable).parent / "staddle"
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(only_root: None, tmp_path: Path) -> Iterator[Path]:
     """A small separate file system."""
     path = tmp_path / "disk"
     path.mkdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from http_door import JSON, path_of
+from ports import free_port
 from servers import Running, ServerProcess
 from staddle_server.api.http.metrics import Metrics
 from staddle_server.api.http.server import Opening
@@ -23,12 +24,6 @@ from staddle_server.app.settings import OperatorError
 from staddle_server.app.unix_sockets import ListenError
 from thin import back_up, noise, wait_until
 from tls_given import NOW, files, make_certificates
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def ask(port: int, token: str, context: ssl.SSLContext | None = None) -> int:

@@ -19,7 +19,7 @@ COMMAND = Path(sys.executable).parent / "staddle-server"
 UID, GID = 54_321, 54_322
 START_S = 60
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+pytestmark = pytest.mark.usefixtures("only_root")
 
 ARGUMENTS = {
     "tenant create": ["second"],

@@ -94,23 +94,23 @@ class Stub:
         self.metadata = (("authorization", f"Bearer {token}"),)
 
     def info(self) -> sv.GetServerInfoResponse:
-        return self._stub.GetServerInfo(sv.GetServerInfoRequest(), metadata=self.metadata, timeout=20)
+        return self._stub.GetServerInfo(sv.GetServerInfoRequest(), metadata=self.metadata, timeout=60)
 
     def upload(self, upload_id: str) -> pb.Upload:
         request = sv.GetUploadRequest(upload_id=upload_id)
-        return self._stub.GetUpload(request, metadata=self.metadata, timeout=20).upload
+        return self._stub.GetUpload(request, metadata=self.metadata, timeout=60).upload
 
     def upload_of(self, request_id: str) -> pb.Upload:
         request = sv.GetUploadRequest(request_id=request_id)
-        return self._stub.GetUpload(request, metadata=self.metadata, timeout=20).upload
+        return self._stub.GetUpload(request, metadata=self.metadata, timeout=60).upload
 
     def begin(self, dataset: str) -> pb.Upload:
         request = sv.BeginUploadRequest(dataset=dataset, kind=pb.BACKUP_KIND_FULL)
-        return self._stub.BeginUpload(request, metadata=self.metadata, timeout=20).upload
+        return self._stub.BeginUpload(request, metadata=self.metadata, timeout=60).upload
 
     def backups(self, dataset: str) -> list[pb.Backup]:
         request = sv.ListBackupsRequest(dataset=dataset)
-        return list(self._stub.ListBackups(request, metadata=self.metadata, timeout=20).backups)
+        return list(self._stub.ListBackups(request, metadata=self.metadata, timeout=60).backups)
 
     def stream(self) -> "Stream":
         return Stream(self)

@@ -65,7 +65,7 @@ def test_a_server_on_a_unix_socket_serves_callers_with_access_and_a_token(here: 
         with grpc.insecure_channel(UnixAddress(str(path)).target) as channel:
             stub = service_pb2_grpc.StaddleServiceStub(channel)
             with pytest.raises(grpc.RpcError) as refused:
-                stub.ListDatasets(sv.ListDatasetsRequest(), timeout=20)
+                stub.ListDatasets(sv.ListDatasetsRequest(), timeout=60)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert {line["peer"] for line in server.logged("call")} == {"unix:"}
 

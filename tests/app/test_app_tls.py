@@ -28,7 +28,7 @@ def ask(address: Address, credentials: grpc.ChannelCredentials) -> str:
     """What an independent client gets: the status, or the code of the failure."""
     with grpc.secure_channel(str(address), credentials) as channel:
         try:
-            channel.unary_unary(health_probe.METHOD)(b"", timeout=5)
+            channel.unary_unary(health_probe.METHOD)(b"", timeout=60)
         except grpc.RpcError as error:
             return error.code().name
     return "OK"

@@ -156,7 +156,7 @@ def test_a_server_serves_with_any_standard_streams_closed(tmp_path: Path, closed
             assert not name.startswith(str(data)), "printed text would end up in a file of the server"
     finally:
         process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_hangup_before_the_modules_are_loaded_does_not_end_the_server() -> None:
@@ -194,4 +194,4 @@ def test_a_hangup_while_the_server_starts_does_not_end_it(tmp_path: Path) -> Non
     with out:
         assert any("Listening on" in line for line in out)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0

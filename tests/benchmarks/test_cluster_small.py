@@ -11,7 +11,7 @@ import seaweed
 
 from benchmarks import cluster
 
-pytestmark = [pytest.mark.usefixtures("results"), pytest.mark.slow, pytest.mark.xdist_group("s3")]
+pytestmark = [pytest.mark.usefixtures("results"), pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 SMALL = ["--mib", "3", "--rounds", "1", "--count", "2"]
 
 

@@ -20,10 +20,11 @@ import pytest
 import seaweed_cluster
 from crash_server import LAUNCHER, Plan, Stub
 from crash_work import LostError
+from ports import free_ports
 from postgres_pair import PostgresPair
 from postgres_proxy import PostgresProxy
 from postgres_server import USER, PostgresServer
-from seaweed import ENVIRONMENT, free_ports
+from seaweed import ENVIRONMENT
 from seaweed_cluster import FilerDatabase
 from servers import ServerProcess
 from staddle_server.app.data_directory import read_client_config

@@ -19,7 +19,7 @@ from staddle import Client
 from staddle.v1 import service_pb2 as sv
 from thin import backups, noise, restore, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
 
 LEFT_S = 45.0
 """A server that hangs is left after so long at the latest."""

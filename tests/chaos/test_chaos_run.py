@@ -12,7 +12,7 @@ import pytest
 import seaweed
 from chaos_run import chaos
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
 
 
 @pytest.mark.timeout(600)  # a minute and a half where nothing else runs

@@ -21,7 +21,7 @@ from staddle_server.app.data_directory import DataDirectory
 from tcp_proxy import status
 from thin import Source, back_up, backups, messages, noise, reason, restore, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
 
 FILES = {"a": noise(300_000, seed=21), "b": b"small"}
 

@@ -317,7 +317,7 @@ def test_closing_a_client_ends_calls_on_other_threads(listening: Running) -> Non
 
     def block(_method: str, _context: grpc.ServicerContext) -> None:
         waiting.set()
-        done.wait(30)
+        done.wait(60)
 
     listening.service.before = block
     client = Client(listening.address, TOKEN)
@@ -331,9 +331,9 @@ def test_closing_a_client_ends_calls_on_other_threads(listening: Running) -> Non
 
     thread = threading.Thread(target=ask)
     thread.start()
-    assert waiting.wait(10)
+    assert waiting.wait(60)
     client.close()
-    thread.join(10)
+    thread.join(60)
     done.set()
     assert len(caught) == 1
     with pytest.raises(CancelledError, match="closed"):
@@ -361,9 +361,9 @@ def test_closing_a_client_ends_the_wait_between_retries(listening: Running) -> N
 
     thread = threading.Thread(target=ask)
     thread.start()
-    assert failed.wait(10)
+    assert failed.wait(60)
     client.close()
-    thread.join(10)
+    thread.join(60)
     assert caught
 
 

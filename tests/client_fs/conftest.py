@@ -80,12 +80,6 @@ def as_ordinary_user() -> Callable[[], object]:
 
 
 @pytest.fixture
-def only_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root may do this")
-
-
-@pytest.fixture
 def public_path() -> Iterator[Path]:
     """A directory that every user may enter, unlike those of tmp_path."""
     path = Path(tempfile.mkdtemp(prefix="staddle-test-"))

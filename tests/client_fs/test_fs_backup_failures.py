@@ -119,7 +119,9 @@ def test_changes_since_an_interrupted_run_are_in_the_backup_of_the_next_run(
     assert not any(entry.incomplete for entry in entries.values())
 
 
-def test_a_mount_since_an_interrupted_run_is_in_the_backup_of_the_next_run(protected, running) -> None:
+def test_a_mount_since_an_interrupted_run_is_in_the_backup_of_the_next_run(
+    only_root: None, protected, running
+) -> None:
     outside = protected.source.parent / "outside"
     (outside / "deep").mkdir(parents=True)
     (outside / "deep" / "old").write_text("long there")

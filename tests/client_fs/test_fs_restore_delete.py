@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fs_trees import assert_same, make_socket, nodes_of, plant
+from fs_trees import assert_same, make_socket, nodes_of, open_below, plant
 from staddle._errors import PathNotFoundError
 from staddle._types.reports import ProblemKind
 from staddle.v1 import service_pb2 as sv
@@ -184,12 +184,11 @@ def test_a_refused_confirmation_changes_nothing(target: Path) -> None:
 
     (target / "f").write_text("changed")
     before = nodes_of(target)
-    descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(NoError):
         restore(Server(*TREE), target, delete=True, confirm_delete=refuse)
     assert asked == [5]
     assert nodes_of(target) == before
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_below(target) == []
 
 
 def test_no_confirmation_is_asked_when_nothing_would_be_deleted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fs_trees import seeded_bytes
+from fs_trees import open_below, seeded_bytes
 from staddle._fs.temporary_names import is_temporary, open_temporary
 from staddle._restore.stats import TargetFullError
 from staddle._restore.target_directory import AppearedError
@@ -80,7 +80,6 @@ def test_a_full_target_is_reported_and_keeps_no_part_of_a_file(
     items: list[tuple[pb.Entry, bytes]], where: str, mounted: Callable[..., Path]
 ) -> None:
     target = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
-    descriptors = len(os.listdir("/proc/self/fd"))
     placed = [other("new"), *((moved(entry, where), data) for entry, data in items)]
     with pytest.raises(TargetFullError) as caught:
         restore(Server(other(""), *placed), target)
@@ -88,7 +87,7 @@ def test_a_full_target_is_reported_and_keeps_no_part_of_a_file(
     assert leftovers(target) == []
     sizes = {os.path.basename(entry.path): entry.content.size_bytes for entry, _ in items}
     assert all(path.stat().st_size == sizes[path.name] for path in target.rglob("*") if path.is_file())
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_below(target) == []
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "bound read-only"])

@@ -13,7 +13,7 @@ import postgres_server
 import pytest
 import seaweed
 
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = Path(__file__).with_name("cluster_run.py")
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 from extent import extent
+from ports import free_port
 from staddle_server.store.wrapped import WrappedBlobs
 from test_command_failures import WAIT_S
 
@@ -186,7 +187,7 @@ def test_with_retry_every_command_waits_for_a_server_that_is_restarting(
         ["list"],
         ["backup", source, "--dataset", "x"],
     ]
-    with socket.create_server(("127.0.0.1", 0)) as nobody_answers:
+    with socket.create_server(("127.0.0.1", free_port())) as nobody_answers:
         address = f"127.0.0.1:{nobody_answers.getsockname()[1]}"
         waiting = [
             subprocess.Popen(

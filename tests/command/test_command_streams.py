@@ -116,7 +116,7 @@ def test_a_signal_that_does_not_interrupt_the_read_still_ends_the_stream(
 
     def interrupt() -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        if not over.wait(20):
+        if not over.wait(60):
             written.set()
             os.write(writer, b"late\n")
 

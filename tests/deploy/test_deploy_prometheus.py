@@ -6,7 +6,6 @@ import datetime
 import http.client
 import json
 import re
-import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import promtool
 import pytest
 import yaml
+from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from servers import ServerProcess
 from staddle_server.app import certificates as certs
@@ -42,9 +42,7 @@ def scrape(tmp_path_factory: pytest.TempPathFactory) -> Scrape:
     place = tmp_path_factory.mktemp("scrape")
     tls = place / "tls"
     certs.make(tls, ["localhost"], [], 30, datetime.datetime.now(datetime.UTC))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     flags = ("--http", f"127.0.0.1:{port}", "--metrics", "public", "--tls-cert", str(tls / "server.crt"))
     server = ServerProcess(
         place / "d",

@@ -64,7 +64,7 @@ def held(running: Running) -> list[str]:
     else:
         found.append("connections of the catalog")
     turn = running.catalog.database._turn
-    if not turn.acquire(timeout=5):
+    if not turn.acquire(timeout=60):
         found.append("the turn to write")
     else:
         turn.release()

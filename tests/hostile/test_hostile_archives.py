@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import tars
 import zstandard
+from ports import free_port
 from servers import NOTHING_BY_ITSELF, ServerProcess
 from tars import END, header, member, pax, record, sparse
 from thin import noise, wait_until
@@ -61,8 +62,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = ServerProcess(
         tmp_path_factory.mktemp("server") / "d", flags=(*NOTHING_BY_ITSELF, "--http", f"127.0.0.1:{port}")
     )

@@ -232,7 +232,7 @@ def test_idle_connections_are_limited_and_leave_file_handles_for_the_store(serve
     count = min(1500, soft - 200)
     with Watch(server) as watch, ExitStack() as stack:
         for at in range(count):
-            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
             with suppress(OSError):  # the one over the limit is closed at once
                 connection.sendall((b"", b"P", PREFACE)[at % 3])
         watch.others_are_served()
@@ -258,12 +258,12 @@ def test_garbage_on_the_port_and_huge_metadata_are_rejected(server):
     chance = random.Random(5)
     with Watch(server) as watch, channel(server) as connection:
         for at in range(300):
-            with socket.create_connection((host, int(port)), timeout=10) as raw, suppress(OSError):
+            with socket.create_connection((host, int(port)), timeout=60) as raw, suppress(OSError):
                 raw.sendall((PREFACE if at % 2 else b"") + chance.randbytes(chance.randrange(1, 5000)))
         ask = connection.unary_unary(SERVICE + "GetServerInfo")
         for metadata in ([("x", "y" * 60_000)], [(f"x-{at}", "y") for at in range(2000)]):
             with pytest.raises(grpc.RpcError) as refused:
-                ask(b"", metadata=metadata, timeout=20)
+                ask(b"", metadata=metadata, timeout=60)
             assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         watch.others_are_served()
         watch.memory_is_bounded()
@@ -329,7 +329,7 @@ def test_a_slowly_arriving_request_is_answered_and_delays_no_other_caller(server
     host, _, port = server.address.rpartition(":")
     with Watch(server) as watch, ExitStack() as stack:
         slow = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(200)
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(200)
         ]
         for at in range(len(PREFACE)):
             for each in slow:

@@ -11,7 +11,6 @@ import hmac
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -21,6 +20,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.open import check_engine, open_blobs
 from staddle_server.store.testing import BlobsContract
@@ -42,9 +42,7 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An emulator with one container, and the variables that lead to it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     assert PROGRAM is not None
     command = [PROGRAM, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
     rest = ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]

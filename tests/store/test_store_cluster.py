@@ -12,7 +12,7 @@ import seaweed
 from seaweed_cluster import FilerDatabase, SeaweedCluster, running
 from staddle_server.store.open import open_blobs
 
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -385,7 +385,11 @@ def _whole(answer: bytes) -> bytes:
     ("then", "containing", "what"),
     [
         (_reversed, "list-type=2", "does not list names in byte order"),
-        (lambda answer: re.sub(rb"<Size>4096", b"<Size>4097", answer), "list-type=2", "with its size"),
+        (
+            lambda answer: re.sub(rb"<Size>4096", b"<Size>4097", answer),
+            "list-type=2",
+            "lists 0/0 of 4,097 bytes, 0/1",
+        ),
         (
             lambda answer: answer[:-1] + bytes([answer[-1] ^ 1]),
             PROBES,

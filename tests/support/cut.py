@@ -36,7 +36,7 @@ class Line:
         """Reset both ends, and refuse new connections. May be called again."""
         with suppress(OSError):
             os.write(self._wake, b"1")
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def __enter__(self) -> Self:

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sysconfig
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import botocore.session
 import pytest
 from botocore.exceptions import ClientError
+from ports import free_ports
 
 ACCESS_KEY, SECRET_KEY = "staddle-tests", "staddle-tests-secret"
 BUCKET = "staddle-tests"
@@ -200,15 +200,3 @@ def remove_sockets(name: str, port: int, grpc_port: int) -> None:
     for path in (f"/tmp/seaweedfs-{name}-grpc-{grpc_port}.sock", f"/tmp/seaweedfs-{name}-{port}.sock"):
         with suppress(OSError):
             os.unlink(path)
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -34,12 +34,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from ports import free_ports
 from seaweed import (
     BUCKET,
     READY_S,
     EndedError,
     answers,
-    free_ports,
     remove_sockets,
     require,
     write_identities,

@@ -397,4 +397,4 @@ class ServerProcess:
         process.send_signal(number)
         assert process.stdout is not None
         process.stdout.close()
-        return process.wait(30)
+        return process.wait(60)

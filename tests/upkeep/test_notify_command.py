@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -18,6 +17,8 @@ from staddle_server.upkeep.notify.targets import Filter
 
 ALARM = Alarm(AlarmKey("damage", "acme", "", "stored data"), "critical", "Damaged: 2 päcks.", "Check.", 1)
 BEGUN = Notice("ab.began", BEGAN, ALARM, 1, None)
+IN_TIME_S = 60.0
+"""A busy machine delays an end; what is started here lasts 600 s."""
 
 
 def run(script: str, *notices: Notice, timeout_s: float = 20.0) -> None:
@@ -28,10 +29,9 @@ def run(script: str, *notices: Notice, timeout_s: float = 20.0) -> None:
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def gone_within(pid: int, seconds: float) -> bool:
@@ -71,21 +71,21 @@ def test_a_failure_shows_the_exit_code_and_the_end_of_the_output() -> None:
 @pytest.mark.parametrize("close", ["", "exec >/dev/null 2>&1; "])
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, close: str) -> None:
     begun_s = time.monotonic()
-    with pytest.raises(TargetError, match="no complete answer within 1 s"):
+    with pytest.raises(TargetError, match="no complete answer within 3 s"):
         run(
             f"{close}sleep 600 & echo $! > {tmp_path}/child; trap '' TERM; echo $$ > {tmp_path}/me; wait",
-            timeout_s=1,
+            timeout_s=3,  # until then the shell has written both
         )
-    assert time.monotonic() - begun_s < 10
+    assert time.monotonic() - begun_s < IN_TIME_S
     for name in ("me", "child"):
-        assert gone_within(int((tmp_path / name).read_text()), 5)
+        assert gone_within(int((tmp_path / name).read_text()), IN_TIME_S)
 
 
 def test_what_a_command_leaves_behind_is_killed_and_does_not_delay_it(tmp_path: Path) -> None:
     begun_s = time.monotonic()
     run(f"sleep 600 & echo $! > {tmp_path}/child; exit 0")
-    assert time.monotonic() - begun_s < 10
-    assert gone_within(int((tmp_path / "child").read_text()), 5)
+    assert time.monotonic() - begun_s < IN_TIME_S
+    assert gone_within(int((tmp_path / "child").read_text()), IN_TIME_S)
 
 
 def test_a_flood_of_output_is_read_and_forgotten() -> None:
@@ -102,12 +102,12 @@ def test_a_command_that_does_not_read_its_input_succeeds() -> None:
 
 
 def test_a_stop_of_the_server_ends_a_command_at_once() -> None:
-    with Watchdog() as watchdog, watchdog.attempt(60) as attempt:
+    with Watchdog() as watchdog, watchdog.attempt(300) as attempt:
         stopper = threading.Timer(0.3, watchdog.cut_all)
         stopper.start()
         begun_s = time.monotonic()
         with pytest.raises(TargetError, match="the server stopped"):
             Command("t", Filter(), ["/bin/sleep", "600"]).send([BEGUN], attempt, 1)
         stopper.join()
-        assert time.monotonic() - begun_s < 10
+        assert time.monotonic() - begun_s < IN_TIME_S
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL

@@ -177,16 +177,18 @@ def test_a_host_or_port_where_nobody_is_has_a_reason() -> None:
 
 # --- receivers that misbehave
 
+IN_TIME_S = 45.0
+"""A busy machine delays an end; a receiver is silent for 60 s."""
 Behave = Callable[[socket.socket, threading.Event], None]
 
 
 def silent(connection: socket.socket, over: threading.Event) -> None:
     connection.recv(65_536)
-    over.wait(30)
+    over.wait(60)
 
 
 def deaf(_: socket.socket, over: threading.Event) -> None:
-    over.wait(30)
+    over.wait(60)
 
 
 def dripping(first: bytes, drop: bytes) -> Behave:
@@ -239,7 +241,7 @@ def test_a_receiver_that_misbehaves_is_left_in_time(name: str) -> None:
         begun_s = time.monotonic()
         with pytest.raises(TargetError, match=says):
             send(hook(parse_http_url(f"http://127.0.0.1:{port}/")), BEGUN, timeout_s=1)
-        assert time.monotonic() - begun_s < 10
+        assert time.monotonic() - begun_s < IN_TIME_S
 
 
 @pytest.mark.parametrize("drop", [b"", b"\x16"])
@@ -262,7 +264,7 @@ def test_a_success_counts_whatever_body_follows(behave: Behave) -> None:
     with misbehaving(behave) as port:
         begun_s = time.monotonic()
         send(hook(parse_http_url(f"http://127.0.0.1:{port}/")), BEGUN)
-        assert time.monotonic() - begun_s < 10
+        assert time.monotonic() - begun_s < IN_TIME_S
 
 
 def test_a_stop_of_the_server_cuts_a_try_at_once() -> None:
@@ -274,4 +276,4 @@ def test_a_stop_of_the_server_cuts_a_try_at_once() -> None:
         with watchdog.attempt(60) as attempt, pytest.raises(TargetError, match="the server stopped"):
             post(url, b"x", {}, None, attempt)
         stopper.join()
-        assert time.monotonic() - begun_s < 10
+        assert time.monotonic() - begun_s < IN_TIME_S

@@ -299,7 +299,7 @@ def test_concurrent_decisions_have_their_times_in_order(running, monkeypatch):
 
     monkeypatch.setattr(Retentions, "hold_dataset", slow)
     holding = stub.SetHold.future(sv.SetHoldRequest(dataset="www", reason="case 13"))
-    assert begun.wait(10)
+    assert begun.wait(60)
     stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www"))
     released.set()
     holding.result()

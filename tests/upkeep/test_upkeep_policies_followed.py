@@ -105,7 +105,7 @@ class SlowBlobs(WrappedBlobs):
 
     def read(self, *asked):
         self.waiting += 1
-        assert self.go.wait(30)
+        assert self.go.wait(60)
         return super().read(*asked)
 
 

@@ -53,12 +53,12 @@ def test_put_entries_during_a_stream_is_refused_and_the_streamed_file_is_unchang
         start = Part(continue_upload=sv.ContinueUpload(**source.id, position=0))
         yield sv.BackupRequest(parts=[start, *parts[:-2]])
         half.set()
-        go.wait(20)
+        go.wait(60)
         yield sv.BackupRequest(parts=[parts[-2], Part(entry_end=sv.EntryEnd())])
         yield sv.BackupRequest(parts=[finish(1, len(data))])
 
     call = stub.Backup.future(requests())
-    assert half.wait(10)
+    assert half.wait(60)
     writer = running.service._uploads._writers[bytes.fromhex(source.upload.id)]
     wait_until(lambda: writer.open_size)
     change = sv.EntryChange(entry=pb.Entry(path="b", content=pb.Content(chunks=[ref_of(other)])), more=True)
@@ -67,7 +67,7 @@ def test_put_entries_during_a_stream_is_refused_and_the_streamed_file_is_unchang
     go.set()
     assert refused.value.code() == grpc.StatusCode.ABORTED
     assert reason(refused.value) == "UPLOAD_BUSY"
-    assert call.result(timeout=20).backup.number == 1
+    assert call.result(timeout=60).backup.number == 1
     assert restore(stub, "www").files == {"a": data}
 
 
@@ -219,17 +219,17 @@ def test_of_two_concurrent_take_overs_the_later_one_writes(running, monkeypatch)
     def slow_for_the_first(tenant, upload):
         if upload.epoch == source.upload.epoch + 1:
             first_waits.set()
-            go.wait(20)
+            go.wait(60)
         open_writer(tenant, upload)
 
     monkeypatch.setattr(uploads, "_open_writer", slow_for_the_first)
     request = sv.ResumeUploadRequest(upload_id=source.upload.id)
     loser = stub.ResumeUpload.future(request)
-    assert first_waits.wait(10)
+    assert first_waits.wait(60)
     winner = stub.ResumeUpload(request).upload
     go.set()
     with pytest.raises(grpc.RpcError) as lost:
-        loser.result(timeout=20)
+        loser.result(timeout=60)
     assert reason(lost.value) == "STALE_EPOCH"
     source.upload = winner
     source.put_file("a", b"1")
@@ -248,12 +248,12 @@ def test_a_commit_repeated_while_the_first_runs_gets_the_same_answer(running, mo
     monkeypatch.setattr(running.catalog.uploads, "commit", slow)
     request = sv.CommitUploadRequest(**source.id, entry_count=1, data_bytes=1)
     first = stub.CommitUpload.future(request)
-    assert slow.reached.wait(10)
+    assert slow.reached.wait(60)
     again = [stub.CommitUpload.future(request) for _ in range(3)]
     threading.Event().wait(0.3)
     slow.go.set()
-    backup = first.result(timeout=20).backup
-    assert [call.result(timeout=20).backup for call in again] == [backup] * 3
+    backup = first.result(timeout=60).backup
+    assert [call.result(timeout=60).backup for call in again] == [backup] * 3
     assert len(backups(stub, "www")) == 1
 
 
@@ -291,12 +291,12 @@ def test_a_large_file_that_is_already_stored_advances_the_durable_point_and_the_
         yield sv.BackupRequest(parts=[begin("www", request_id="r", kind=pb.BACKUP_KIND_FULL), *parts[:3]])
         yield sv.BackupRequest(parts=[parts[3]])
         half.set()
-        go.wait(20)
+        go.wait(60)
         yield sv.BackupRequest(parts=parts[4:])
         yield sv.BackupRequest(parts=[finish(1, len(data))])
 
     call = stub.Backup.future(requests())
-    assert half.wait(10)
+    assert half.wait(60)
     lease = open_upload(stub, "r").lease_expire_time.ToNanoseconds()
     running.clock.ahead_s = 6
     wait_until(lambda: open_upload(stub, "r").durable.open_offset_bytes)
@@ -304,7 +304,7 @@ def test_a_large_file_that_is_already_stored_advances_the_durable_point_and_the_
     go.set()
     assert upload.durable.open_offset_bytes > 1_000_000
     assert upload.lease_expire_time.ToNanoseconds() > lease
-    assert call.result(timeout=20).backup.number == 2
+    assert call.result(timeout=60).backup.number == 2
 
 
 def test_a_begin_replayed_after_a_restart_asks_for_a_resume(running):

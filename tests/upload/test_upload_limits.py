@@ -159,17 +159,17 @@ def test_a_stream_that_begins_during_shutdown_is_refused_and_leaves_no_writer(ru
 
     def requests():
         admitted.set()
-        go.wait(20)
+        go.wait(60)
         yield from messages([begin("www", request_id="r"), small("a", b"1"), finish(1, 1)])
 
     call = stub.Backup.future(requests())
-    assert admitted.wait(10)
+    assert admitted.wait(60)
     gate = running.service._gate
     wait_until(lambda: not gate.streams.idle)
     running.service._uploads.close()
     go.set()
     with pytest.raises(grpc.RpcError) as refused:
-        call.result(timeout=20)
+        call.result(timeout=60)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     assert reason(refused.value) == "DRAINING"
     assert running.service._uploads._writers == {}
@@ -187,7 +187,7 @@ def test_housekeeping_survives_an_error(running, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(running.service._uploads, "_all", fault)
-        assert met.wait(10)
+        assert met.wait(60)
     running.clock.ahead_s = 6
     wait_until(lambda: source.state().durable.entry_count)
     assert source.state().durable.entry_count == 1
@@ -200,14 +200,14 @@ def test_a_long_commit_does_not_delay_other_uploads(running, monkeypatch):
     slow = Held(running.catalog.uploads.commit)
     monkeypatch.setattr(running.catalog.uploads, "commit", slow)
     call = stub.CommitUpload.future(sv.CommitUploadRequest(**source.id, entry_count=1, data_bytes=1))
-    assert slow.reached.wait(10)
+    assert slow.reached.wait(60)
     running.clock.ahead_s = running.lease_s + 10
     wait_until(lambda: len(running.service._uploads._writers) == 1)
     assert set(running.service._uploads._writers) == {bytes.fromhex(source.upload.id)}, (
         "the idle one is suspended"
     )
     slow.go.set()
-    assert call.result(timeout=20).backup.number == 1
+    assert call.result(timeout=60).backup.number == 1
     assert other.upload.id
 
 

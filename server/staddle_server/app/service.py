@@ -106,7 +106,7 @@ class Service:
         """Write the records that a crash left out, and build the server; serve nothing yet.
 
         `second`: where the store is copied to. `integrity_every_s`: how often it looks for new damage; 0: only
-        at the start. `beat_every_s`: how often it tells the catalog that it lives; 0: only once.
+        at the start, and object locks are not extended either. `beat_every_s`: how often it tells the catalog that it lives; 0: only once.
 
         Raises:
             ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
@@ -378,7 +378,7 @@ def _schedule(kept: Kept, settings: ServiceSettings, upkeep: Upkeep, busy: Calla
         scrubber.task(),
         _drilling(kept, settings, upkeep.openers, busy).task(),
         *upkeep.integrity.tasks(),
-        *lock_tasks(kept),
+        *(lock_tasks(kept) if upkeep.integrity.is_watching else []),
         replication_task(kept, upkeep.second, plan, settings.replicate_every_s),
     ]
     return Schedule(tasks, kept.catalog, kept.clock, busy=busy)

@@ -3,11 +3,12 @@ removed again.
 """
 
 import contextlib
+import itertools
 import os
 import time
 from typing import Final
 
-from staddle._base.figures import duration
+from staddle._base.figures import counted, duration
 
 from staddle_server.base.clock import NS
 from staddle_server.base.errors import Fault, StaddleError
@@ -101,9 +102,16 @@ def _check_objects(blobs: ObjectBlobs, names: list[str]) -> None:
 
 
 def _check_list(blobs: ObjectBlobs, root: str, names: list[str]) -> None:
-    listed = list(blobs.raw_names(root))
+    listed = list(itertools.islice(blobs.raw_names(root), 2 * len(names)))
     if sorted(listed) != [(name, _BYTES) for name in names]:
-        raise UnsafeStore(blobs.place, "it does not list what was put, with its size")
+        told = ", ".join(
+            f"{name.removeprefix(f'{root}/')} of {counted(size, 'byte')}" for name, size in listed
+        )
+        raise UnsafeStore(
+            blobs.place,
+            f"it does not list what was put, with its size: of {len(names)} objects of {_BYTES:,} bytes it lists "
+            + (told or "none"),
+        )
     if [name for name, _ in listed] != names:
         raise UnsafeStore(blobs.place, "it does not list names in byte order")
     if [name for name, _ in blobs.raw_names(root, names[1])] != names[2:]:

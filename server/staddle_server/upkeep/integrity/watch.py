@@ -154,6 +154,11 @@ class Integrity:
         """Stop the thread."""
         self._thread.stop()
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether it looks again after the start."""
+        return self._every_s > 0
+
     def tasks(self) -> list[Task]:
         """Return the comparisons as tasks of a running server, which compares for the first time when it
         starts.
