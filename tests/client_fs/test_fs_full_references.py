@@ -161,6 +161,8 @@ def test_an_entry_whose_digest_is_unknown_is_sent_and_known_from_then_on(protect
 def test_what_an_incremental_takes_over_unread_stays_known(protected) -> None:
     plant(protected.source, files=20)
     protected.backup()
+    (protected.source / "a" / "beside").write_bytes(b"beside")
+    protected.backup()
     before = digests_of(protected)
     (protected.source / "a" / "x").write_bytes(b"changed")
     protected.backup()
@@ -205,7 +207,7 @@ def test_known_damage_makes_a_full_backup_send_everything_and_heal(protected, ru
     with counted_calls() as calls:
         made = protected.backup(kind="full")
     assert made.sent_bytes >= len(b"precious")
-    assert calls["AbortUpload"] == 1
+    assert calls["AbortUpload"] == calls["CommitUpload"] == 1, "it was known before anything was read"
     assert protected.client.read("data", "f") == b"precious"
     with counted_calls() as calls:
         protected.backup(kind="full")
@@ -312,7 +314,9 @@ def test_an_upload_that_is_cut_off_resumes_behind_what_it_read(
     (protected.source / "099").write_bytes(b"changed")
     cut_off_at_commit(protected, monkeypatch)
     if by == "itself":
-        made = protected.backup(kind="full")
+        with counted_calls() as calls:
+            made = protected.backup(kind="full")
+        assert calls["PutEntries"] >= 9, "an entry was sent, and accepted, after each ten that are the same"
         read = made.read_bytes - (3 * 98 + 7)
         assert read <= 3 * 10 + 7, "what is behind the last durable entry is not read again"
     else:
@@ -334,6 +338,21 @@ def test_a_run_whose_cache_is_gone_begins_anew(protected, monkeypatch: pytest.Mo
     newest_of(protected.cache).unlink()
     made = protected.backup(kind="full")
     assert not made.resumed
+    assert made.backup.manifest_digest == whole(protected).backup.manifest_digest
+
+
+def test_an_upload_with_another_base_is_given_up(protected, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(protected.source, files=12)
+    protected.backup(kind="full")
+    (protected.source / "new").write_bytes(b"new")
+    cut_off_at_commit(protected, monkeypatch)
+    with pytest.raises(ConnectError):
+        protected.backup(kind="full", retry_s=0.0)
+    (protected.source / "new").write_bytes(b"newer")
+    protected.backup(kind="incremental")
+    with counted_calls() as calls:
+        made = protected.backup(kind="full")
+    assert calls["AbortUpload"] == 1
     assert made.backup.manifest_digest == whole(protected).backup.manifest_digest
 
 

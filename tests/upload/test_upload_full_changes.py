@@ -127,6 +127,20 @@ def test_its_commit_notices_lost_packs_of_what_it_takes_over(running, lose):
     assert (found.damages, found.files) == ([], {"a": FILES["a"], "same": FILES["a"], "b": b"new"})
 
 
+def test_a_pack_that_is_known_to_be_lost_is_not_looked_for_again(running, caplog):
+    stub = running.stub()
+    back_up(stub, "first", {"a": FILES["a"]})
+    (data,) = packs(running)
+    data.unlink()
+    back_up(stub, "first", {"a": FILES["a"]}, kind=FULL)
+    base = back_up(stub, "www", FILES)
+    assert "missing" in caplog.text
+    caplog.clear()
+    full_of_changes(stub, base).commit()
+    assert "missing" not in caplog.text
+    assert restore(stub, "www").files == FILES
+
+
 def test_a_lost_page_of_its_base_is_damage_and_no_backup(running):
     stub = running.stub()
     base = back_up(stub, "www", FILES)

@@ -210,7 +210,7 @@ class SourceDifferences:
                 raise emptied(os.path.join(self._root, path))
         if nothing:  # a differential's base may be older than a backup that was meant to be empty
             before, kept = int(not self._backups.newest_is_empty()), 0
-        elif start.upload.kind != pb.BACKUP_KIND_FULL and start.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
+        elif start.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
             before, kept = seen.base_count, seen.kept_count
         elif most is not None:
             before, kept = seen.base_count, seen.kept_count
