@@ -223,7 +223,7 @@ class Service:
             policies=self._policies,
             conditions=self._conditions,
             space=self._space,
-            disk_server=lambda: self._events.server,
+            this_server=lambda: self._events.server,
             certificate_ends=certificate_ends,
             scrub_period_s=self._settings.scrub_period_s,
             events_work=lambda: self._events.works,

@@ -96,7 +96,10 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRequest:
-    """What a caller asks for when it begins an upload. Texts are empty if not given; `kind` may be AUTO."""
+    """What a caller asks for when it begins an upload. Texts are empty if not given; `kind` may be AUTO.
+
+    `base` names the backup that a FULL of scope CHANGES is compared with; else empty.
+    """
 
     dataset: str
     request_id: str = ""
@@ -108,6 +111,7 @@ class UploadRequest:
     new_root: bool = False
     take_over: bool = False
     fingerprint: str = ""
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,8 +188,9 @@ class Dashboard:
         visit = Visit(self._sources, self._methods, call, session, request.query_params, form, Words(now_ns))
         shown = page.view(visit)
         if isinstance(shown, Shown):
+            server = self._sources.this_server()
             return self._renderer.response(
-                shown.template, shown.values, now_ns, session=session, here=page.here
+                shown.template, shown.values, now_ns, session=session, here=page.here, server=server
             )
         return shown
 
