@@ -34,7 +34,7 @@ def test_a_joined_tree_equals_one_built_from_all_entries(said: list[Entry], cuts
     trees = [build(part, pages) for part in before]
     rest = gathered(last)
     assert rest.in_order
-    joined = join(trees, rest.packed(), pages, pages, PAGE_KEY, rules=TINY)
+    joined = join(trees, rest.parts(), pages, pages, PAGE_KEY, rules=TINY)
     assert joined == build(whole, Pages())
     assert joined.entries == len(whole)
     assert joined.data_bytes == sum(entry.content.size for entry in whole if entry.content is not None)
@@ -66,7 +66,7 @@ def test_trees_and_entries_out_of_order_are_refused() -> None:
     first, second = (build(part, pages) for part in cut(whole, [150]))
 
     def joined(trees: list[Root], rest: list[Entry]) -> None:
-        join(trees, gathered(rest).packed(), pages, pages, PAGE_KEY, rules=TINY)
+        join(trees, gathered(rest).parts(), pages, pages, PAGE_KEY, rules=TINY)
 
     for trees, rest in (
         ([second, first], []),
