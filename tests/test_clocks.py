@@ -27,6 +27,7 @@ USES: Final = {
         staddle_server.app.run local_token
         staddle_server.app.run rebuild
         staddle_server.app.run run_server
+        staddle_server.upkeep.gc.collector Collector._collect
         staddle_server.cli.tenants create
         staddle_server.cli.tenants set_
         staddle_server.cli.tokens _revoked_unless_shown
@@ -142,6 +143,7 @@ USES: Final = {
         staddle._protocol.selectors _jump_s
         staddle._protocol.selectors _local_now
         staddle._protocol.selectors _span_of_moment
+        staddle.command.options _require_time_between
         staddle.command.text protection
         staddle_server.restore.browse Reads.pick
         staddle_server.upkeep.lifecycle.holds Holds.retain

@@ -103,6 +103,7 @@ CHANGES: Final = {
         servers remove
     """,
     "what happened once: a list for people, of which an older catalog lacks the latest": """
+        collection_runs note
         expectations clamp
         runs _remove
         runs report

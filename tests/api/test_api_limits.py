@@ -286,7 +286,8 @@ def test_frequent_calls_of_an_upload_are_logged_only_if_they_fail(running, caplo
     }
 
 
-def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running):
+def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running, monkeypatch):
+    running.only_by_hand(monkeypatch)
     sends = threading.Event()
 
     def nothing():
@@ -327,7 +328,8 @@ def test_a_tenant_at_its_stream_limit_leaves_streams_for_others(running):
     sends.set()
 
 
-def test_an_unread_restore_is_ended_after_a_while(running, image):
+def test_an_unread_restore_is_ended_after_a_while(running, image, monkeypatch):
+    running.only_by_hand(monkeypatch)
     stalled = image.Restore(sv.RestoreRequest(dataset="img"))
     next(stalled)
     streams = running.service._gate.streams

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 import pytest
 from http_door import ask
-from pages_client import Visitor, check_headers
+from pages_client import Visitor, check_headers, text_of
 from pages_seen import Seen
 from postgres_server import on_both_databases
 from servers import Running
@@ -21,15 +21,22 @@ from sqlalchemy import delete, insert, update
 from staddle.command.run import command_named
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.http.pages.browse import ENTRIES, TEXT_BYTES_MAX, VERSIONS
+from staddle_server.api.http.pages.browse import ENTRIES, TEXT_BYTES_MAX
 from staddle_server.api.http.pages.history import EVENTS, RUNS
+from staddle_server.api.http.pages.search import FOUND
+from staddle_server.api.http.pages.store import steps_of
 from staddle_server.api.http.pages.table import PAGES
+from staddle_server.api.http.pages.versions import VERSIONS
 from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.clock import NS
+from staddle_server.base.errors import Conflict
 from staddle_server.catalog import schema
+from staddle_server.catalog.collection_runs import KEPT, CollectionRun
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.cli.run import COMMANDS
-from thin import back_up, begin, finish, messages, small
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc.collector import Collector
+from thin import back_up, begin, finish, messages, noise, small
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 50
 
@@ -54,8 +61,8 @@ def test_a_directory_shows_its_entries_and_leads_to_files(seen: Seen) -> None:
     file = next(link for link in links(page) if link.startswith("/file"))
     assert "odd" in seen.says(file)
     assert "This backup has no such path" in seen.says("/browse?dataset=one&path=none")
-    assert seen.admin.get("/file?dataset=one&path=a").status == 400
-    assert seen.admin.get("/file?dataset=one&path=none").status == 404
+    assert "In this backup, this is not a file" in seen.says("/file?dataset=one&path=a")
+    assert "This backup has no such file" in seen.says("/file?dataset=one&path=none")
     for bad in ("path=../x", "path=/etc", "path=a//b", "raw=zz", "backup=zz", "backup=ffff"):
         assert seen.admin.get(f"/browse?dataset=one&{bad}").status in {400, 404}, bad
 
@@ -88,17 +95,75 @@ def test_older_backups_are_a_choice_and_versions_of_a_file_are_told_apart(seen: 
     made = [back_up(seen.stub, "one", {"a": data, "z": b"%d" % each}) for each, data in enumerate(contents)]
     back_up(seen.stub, "one", {"z": b"none"})
     page = seen.admin.page(f"/file?dataset=one&path=a&backup={made[0].id}&versions=1")
-    said = html.unescape(page.partition('id="versions"')[2])
-    assert re.findall(r"in (\d+) backups?|Not in (\d+) backup", said) == [
-        ("", "1"),
-        ("1", ""),
-        ("1", ""),
-        ("2", ""),
-    ]
-    assert len(contents) <= VERSIONS
+    said = text_of("<main" + page.partition('id="versions"')[2] + "</main>")
+    assert "5 backups looked into, to the oldest one." in said
+    rows = re.findall(r"<tr>(.*?)</tr>", page.partition('id="versions"')[2], re.DOTALL)[1:]
+    differs = [re.search(r'data-name="Differs">(.*?)</td>', row)[1] for row in rows]  # type: ignore[index]
+    assert differs == ["removed", "content (+2 B)", "content (same size)", ""]
+    assert ["2 backups" in row for row in rows] == [False, False, False, True]
+    assert [">shown<" in row for row in rows] == [False, False, False, True]
     newer = next(link for link in links(page) if "backup=" + made[1].id in link)
     assert f"number {made[1].number}" in seen.admin.page(newer)
     assert "This backup has no such path" not in seen.says("/browse?dataset=one")
+
+
+def test_many_versions_come_in_pages(seen: Seen) -> None:
+    count = VERSIONS + 3
+    for number in range(count):
+        back_up(seen.stub, "one", {"a": b"x" * number})
+    first = seen.admin.page("/file?dataset=one&path=a&versions=1")
+    further = html.unescape(re.search(r'href="([^"]+)" rel="next">Older versions', first)[1])  # type: ignore[index]
+    second = seen.admin.page(further)
+    assert "Older versions" not in second
+    found = [
+        int(number)
+        for page in (first, second)
+        for number in re.findall(
+            r'data-name="From backup">.*?number (\d+)<', page.partition('id="versions"')[2]
+        )
+    ]
+    assert found == list(range(count, 0, -1))
+
+
+def test_a_backup_is_searched_in_steps_and_each_time_is_one_move_away(seen: Seen) -> None:
+    names = [f"d/f{number:04}.txt" for number in range(FOUND + 5)]
+    first = back_up(seen.stub, "one", dict.fromkeys([*names, "d/<b>&.txt", "top.TXT"], b"x"))
+    back_up(seen.stub, "one", {"d/f0000.txt": b"x"})
+    address = f"/search?dataset=one&backup={first.id}"
+    assert "Back to the top" in seen.says(address)
+    assert "no such directory" in seen.says(address + "&path=none&name=x")
+    assert "the limit is 1024 characters" in seen.says(address + "&name=" + "x" * 1025)
+    page = seen.admin.page(address + "&name=.txt")
+    assert "The search stopped after" in page
+    further = html.unescape(re.search(r'href="([^"]+)" rel="next">Continue', page)[1])  # type: ignore[index]
+    rest = seen.admin.page(further)
+    found = [each for part in (page, rest) for each in re.findall(r">([^<>]+)</a>\s*</th>", part)]
+    assert found == ["d/&lt;b&gt;&amp;.txt", *names, "top.TXT"]
+    assert "That is all." in rest
+    below = seen.says(address + "&path=d&name=f000*")
+    assert "10 entries found" in below
+    assert "d/f0000.txt" not in below
+    newer = next(link for link in links(page) if link.startswith("/search") and first.id not in link)
+    assert "1 entry found" in seen.says(newer)
+    for name in ("[", "**", "a/**/**/b", "\x00", "../x", "%", "*" * 500, "[!" * 100):
+        assert seen.admin.get(f"{address}&name={quote(name)}").status == 200, name
+
+
+@on_both_databases
+def test_backups_to_choose_from_span_the_whole_history_and_surround_the_chosen_one(running: Running) -> None:
+    made = [back_up(running.stub(), "one", {"a": b"%d" % number}) for number in range(40)]
+    running.stub().DeleteBackup(sv.DeleteBackupRequest(dataset="one", backup=made[20].id))
+
+    def numbers(at: int, limit: int) -> list[int]:
+        found = running.catalog.overview.stops(running.tenant, "one", at, limit)
+        return [each.number for each in found]
+
+    assert numbers(40, 39) == [number for number in range(1, 41) if number != 21]
+    # The newest 3, every fifth of all, and the first one.
+    spread = {1, 4, 9, 14, 19, 25, 30, 35, 38, 39, 40}
+    assert numbers(40, 9) == sorted(spread)
+    assert numbers(20, 9) == sorted(spread | {19, 20, 22})
+    assert numbers(1, 9) == sorted(spread | {1, 2})
 
 
 def test_previews_are_of_text_and_of_safe_images_alone(seen: Seen) -> None:
@@ -247,6 +312,62 @@ def test_the_store_says_what_was_read_and_when(seen: Seen) -> None:
     reader = seen.says("/store", seen.reader)
     assert "Capacity" not in reader
     assert "Upkeep" not in reader
+
+
+@on_both_databases
+def test_the_store_shows_what_the_last_collections_looked_at_and_freed(seen: Seen) -> None:
+    assert "No collection has run yet." in seen.says("/store")
+    running = seen.running
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    collector = Collector(running.catalog, tenants, running.clock)
+    for seed, name in enumerate(("one", "two", "three")):
+        made = back_up(seen.stub, name, {"a": noise(9000, seed)})
+    seen.stub.DeleteBackup(sv.DeleteBackupRequest(dataset="three", backup=made.id))
+    collector.collect()
+    said = seen.says("/store", seen.reader)
+    assert re.search(r"Looked at: [\d.]+ KiB in 3 packs", said), said
+    assert "read 3 manifests, marked" in said
+    assert "1 deleted backup can still be undeleted" in said
+    assert "Found dead, and condemned: 0 B in 0 packs" in said
+    collector.collect(grace_s=0)
+    page = seen.admin.page("/store")
+    said = text_of(page)
+    assert re.search(r"Found dead, and condemned: [\d.]+ KiB in 1 pack", said), said
+    assert re.search(r"Left: [\d.]+ KiB in 2 packs", said), said
+    assert re.search(r"Freed: [\d.]+ KiB in 1 pack", said), said
+    assert "purged 1 deleted backup" in said
+    # What is dead is drawn behind what is left, and both are all of it.
+    (looked, dead, _, left, *_) = re.findall(
+        r'class="part" x="([\d.]+)" width="([\d.]+)"', page[page.index("Looked at:") :]
+    )
+    assert looked == ("0.0", "100.0")
+    assert (left[0], dead[0]) == ("0.0", left[1])
+    assert round(float(left[1]) + float(dead[1]), 1) == 100.0
+    assert "The last 2 collections" in said
+
+
+@on_both_databases
+def test_the_last_collections_are_kept_and_no_more(running: Running) -> None:
+    catalog = running.catalog
+    fence = catalog.gc_lease.acquire("test", running.clock.now_ns(), 60.0)
+    for number in range(2 * KEPT):
+        run = CollectionRun(number, number + 1, {"bytes_freed": number}, "x" * 5000 if number % 2 else "")
+        catalog.collections.note(running.tenant, fence, run)
+    found = catalog.collections.last(running.tenant)
+    assert [each.begun_ns for each in found] == list(range(2 * KEPT))[::-1][:KEPT]
+    assert (len(found[0].failure), found[1].failure) == (1000, "")
+    # A clock that was set back.
+    catalog.collections.note(running.tenant, fence, CollectionRun(2 * KEPT - 2, 0, {}, "again"))
+    assert [each.failure for each in catalog.collections.last(running.tenant)][1] == "again"
+    catalog.gc_lease.release(fence)
+    catalog.gc_lease.acquire("another", running.clock.now_ns(), 60.0)
+    with pytest.raises(Conflict):
+        catalog.collections.note(running.tenant, fence, found[0])
+
+
+def test_steps_of_a_collection_without_figures_are_none() -> None:
+    assert steps_of({}) == []
+    assert steps_of({"bytes_waiting": 5})[4].part == 1.0
 
 
 def test_the_outcome_of_a_task_of_all_tenants_is_no_tenants_business(seen: Seen) -> None:

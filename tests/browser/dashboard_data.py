@@ -11,6 +11,7 @@ from servers import Running
 from sqlalchemy import select, update
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import Alarm, AlarmKey, EventChanges, schema
+from staddle_server.catalog.collection_runs import CollectionRun
 from staddle_server.store.space import MinFree, Space
 from thin import back_up
 
@@ -56,6 +57,7 @@ def fill(running: Running, *, troubled: bool = True) -> None:
     now_ns = running.clock.now_ns()
     for name, count in NAMES.items():
         _backups(running, name, count, now_ns, chance)
+    _collections(running, now_ns)
     _alarms(running, now_ns, troubled=troubled)
     free = running.service._space.free()[0].free_bytes
     for hour in range(24 * 15, 0, -1):
@@ -87,6 +89,36 @@ def _backups(running: Running, name: str, count: int, now_ns: int, chance: rando
         stub.SetExpectation(
             sv.SetExpectationRequest(dataset=name, every=period, grace=Duration(seconds=7200))
         )
+
+
+def _collections(running: Running, now_ns: int) -> None:
+    """Four collections, as they would be in a service of some size; the second one failed."""
+    fence = running.catalog.gc_lease.acquire("test", now_ns, 60.0)
+    for number in range(4):
+        figures = {
+            "backups_walked": 180 + number,
+            "backups_purged": 3,
+            "backups_hidden": 2,
+            "chunks_looked_up": 1_234_567,
+            "packs_looked_at": 6000,
+            "bytes_looked_at": 380 << 30,
+            "packs_condemned": 700,
+            "bytes_condemned": 44 << 30,
+            "packs_compacted": 500,
+            "bytes_compacted": 31 << 30,
+            "packs_written": 180,
+            "bytes_written": 11 << 30,
+            "packs_reaped": 400,
+            "bytes_freed": 25 << 30,
+            "packs_waiting": 1200,
+            "bytes_waiting": 75 << 30,
+            "free_by_ns": now_ns + DAY_NS,
+        }
+        begun_ns = now_ns - (3 - number) * 6 * HOUR_NS - HOUR_NS
+        failure = "the store does not answer: connection refused" if number == 1 else ""
+        run = CollectionRun(begun_ns, begun_ns + 95 * NS, {} if failure else figures, failure)
+        running.catalog.collections.note(running.tenant, fence, run)
+    running.catalog.gc_lease.release(fence)
 
 
 def moved(running: Running, backup: str, begin_ns: int, took_ns: int, stored_bytes: int) -> None:

@@ -25,6 +25,12 @@ QUERIES = {
     ],
     "/browse": ["?dataset=orders-db", "?dataset=orders-db&path=dir0", "?dataset=orders-db&path=none"],
     "/file": ["?dataset=orders-db&path=readme.md&versions=1", "?dataset=orders-db&path=dir0/picture.png"],
+    "/search": [
+        "?dataset=orders-db",
+        "?dataset=orders-db&name=.TXT",
+        "?dataset=orders-db&path=dir0&name=*.png",
+        "?dataset=orders-db&name=zzz",
+    ],
     "/compare": ["?dataset=orders-db", "?dataset=logs"],
     "/runs": ["", "?outcome=failed"],
     "/datasets": ["", "?state=troubled", "?named=zzz"],
@@ -155,8 +161,14 @@ def test_pages_work_without_scripts(opened: Browser, filled: tuple[Running, int]
     running, port = filled
     watched = Watched(opened, port, scripts=False)
     watched.log_in(running.token("admin"))
-    watched.visit("/dataset?name=orders-db")
+    watched.visit("/browse?dataset=orders-db&path=dir0")
     page = watched.page
+    expect(page.locator("#when")).to_be_hidden()
+    page.select_option("#backup", index=59)
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#looked")).to_contain_text("number 1 ")
+    expect(page.locator("h1")).to_have_text("dir0")
+    watched.visit("/dataset?name=orders-db")
     page.locator("summary").first.click()
     assert page.locator("#table-new tbody tr").count() == 60
     expect(page.locator("#table-new tbody tr").first).to_be_visible()
@@ -164,6 +176,59 @@ def test_pages_work_without_scripts(opened: Browser, filled: tuple[Running, int]
     page.get_by_role("link", name="Work out what that frees").click()
     expect(page.locator("#freed")).to_contain_text("Once collected, that frees")
     watched.close()
+
+
+def test_a_slider_moves_through_time_and_keeps_the_path(opened: Browser, filled: tuple[Running, int]) -> None:
+    running, port = filled
+    watched = Watched(opened, port)
+    watched.log_in(running.token("reader"))
+    watched.visit("/browse?dataset=orders-db&path=dir0")
+    page, slider = watched.page, watched.page.locator("#when")
+    first, last = page.locator(".ends span").all_inner_texts()
+    expect(page.locator(".slider output")).to_have_text(last)
+    expect(page.get_by_role("button", name="Show")).to_be_hidden()
+    slider.focus()
+    page.keyboard.press("Home")
+    page.wait_for_url("**/browse?dataset=orders-db&path=dir0&backup=*")
+    expect(page.locator("#looked")).to_contain_text("number 1 ")
+    expect(page.locator(".slider output")).to_have_text(first)
+    expect(slider).to_have_attribute("aria-valuetext", f"{first}, number 1")
+    expect(slider).to_be_focused()
+    expect(page.locator("h1")).to_have_text("dir0")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#looked")).to_contain_text("number 2 ")
+    # The rest of the page, and where it leads, is of that backup.
+    page.get_by_role("link", name="top").click()
+    expect(page.locator("#looked")).to_contain_text("number 2 ")
+    expect(slider).to_have_value("1")
+    page.go_back()
+    expect(page.locator("h1")).to_have_text("dir0")
+    expect(slider).to_have_value("1")
+    page.go_back()
+    expect(page.locator("#looked")).to_contain_text("number 1 ")
+    expect(slider).to_have_value("0")
+    # The list beside it moves it.
+    page.select_option("#backup", index=0)
+    expect(page.locator("#looked")).to_contain_text("number 60 ")
+    expect(slider).to_have_value("59")
+    watched.close()
+
+
+def test_a_slider_that_gets_no_answer_shows_the_page_that_says_why(opened: Browser, running: Running) -> None:
+    for number in range(2):
+        made = back_up(running.stub(), "one", {"a": b"%d" % number})
+    watched = Watched(opened, open_http(running))
+    watched.log_in(running.token("admin"))
+    watched.visit("/browse?dataset=one")
+    running.stub().DeleteBackup(sv.DeleteBackupRequest(dataset="one", backup=made.id))
+    watched.page.locator("#when").focus()
+    watched.page.keyboard.press("Home")
+    expect(watched.page.locator("#looked")).to_contain_text("number 1 ")
+    watched.page.keyboard.press("End")
+    expect(watched.page.locator("h1")).to_have_text("Not Found")
+    # The browser and htmx report the answer 404.
+    assert all("404" in each for each in watched.wrong), watched.wrong
+    watched.context.close()
 
 
 def test_a_plot_is_drawn_from_the_table_behind_it(opened: Browser, filled: tuple[Running, int]) -> None:

@@ -13,6 +13,7 @@ import grpc
 from staddle_server import __version__
 from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.gate import Gate
+from staddle_server.api.grpc.events import EventCalls
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
@@ -116,10 +117,9 @@ class Service:
         tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
-        self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
         kept = self._kept = Kept(catalog, blobs, keys, tenants, clock)
-        self._settings, self._space = settings, space
+        self._settings, self._space, self._id = settings, space, os.urandom(16)
         self._uploads = _uploads(kept, settings, space, self._id)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
@@ -141,6 +141,7 @@ class Service:
             _retention(kept, policies),
             RunCalls(runs, tenants),
             _info(kept, conditions, settings),
+            events=EventCalls(catalog.events, tenants),
         )
         self._working = _parts(own, self._events)
         self._wire = WireServer(self._gate, self._table, threads, self._working)

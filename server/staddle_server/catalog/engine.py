@@ -13,6 +13,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
+from staddle_server.catalog.collection_runs import CollectionRuns
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.deliveries import Deliveries
@@ -67,6 +68,7 @@ class Catalog:
         self.generation = Generations(database)
         self.gc_lease = collectors_lease(database)
         self.marks = Marks(database, self.tenants)
+        self.collections = CollectionRuns(database, self.tenants)
         self.purge = Purge(database, self.tenants)
         self.verification = Verification(database, self.tenants)
         self.salvage = Salvage(database, self.tenants)

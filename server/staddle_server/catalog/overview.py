@@ -190,6 +190,31 @@ class Overview:
             newest = connection.execute(query.order_by(_b.number.desc()).limit(limit))
             return [BackupPoint(each[0], each[1], Kind(each[2]), *each[3:]) for each in newest][::-1]
 
+    def stops(self, tenant: bytes, dataset: str, at: int, limit: int) -> list[BackupPoint]:
+        """Return backups all over a dataset's history to choose from, oldest first: all of them, or the newest
+        `limit` / 3 and about `limit` spread over the rest; and always the first, the one numbered `at`, and its
+        neighbours.
+        """
+        columns = (_b.number, _b.id, _b.kind, _b.begin_ns, _b.commit_ns)
+        sizes = (_b.entry_count, _b.data_bytes, _b.stored_bytes)
+        with self._database.read() as connection:
+            row = dataset_row(connection, self._tenants.row(connection, tenant), dataset).row
+            mine = (_b.dataset == row, *_SHOWN)
+            total = connection.execute(select(func.count()).where(*mine)).scalar_one()
+            recent = limit if total <= limit else limit // 3
+            older = select(func.max(_b.number)).where(*mine, _b.number < at).scalar_subquery()
+            newer = select(func.min(_b.number)).where(*mine, _b.number > at).scalar_subquery()
+            place = (func.row_number().over(order_by=_b.number.desc()) - 1).label("place")
+            ranked = select(*columns, *sizes, place).where(*mine).subquery()
+            chosen = or_(
+                ranked.c.place < recent,
+                ranked.c.place % (total // limit + 1) == 0,
+                ranked.c.place == total - 1,
+                ranked.c.number.in_([older, literal(at), newer]),
+            )
+            found = connection.execute(select(ranked).where(chosen).order_by(ranked.c.number))
+            return [BackupPoint(each[0], each[1], Kind(each[2]), *each[3:8]) for each in found]
+
     def durations_s(self, tenant: bytes, dataset: str, limit: int) -> list[float]:
         """Return how long the newest `limit` backups of a dataset took, deleted or not."""
         with self._database.read() as connection:

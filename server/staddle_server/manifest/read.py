@@ -1,7 +1,10 @@
 """Read a manifest: one path, a directory, a whole tree; a damaged page loses only its own content."""
 
+from __future__ import annotations
+
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import NamedTuple
 
 from staddle_server.base import errors
@@ -37,6 +40,12 @@ class Manifest:
         self.root = root
         pages = PageCache(source)
         self._load = pages.load
+
+    def beside(self, root: Root) -> Manifest:
+        """Return another manifest that shares the decoded pages with this one."""
+        other = copy(self)
+        other.root = root
+        return other
 
     def find(self, path: bytes) -> Entry | None:
         """Return the entry at exactly this path.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from staddle_server.base.clock import Clock
 from staddle_server.base.errors import BadRequest, Damaged
 from staddle_server.base.limits import READ_RANGE_BYTES_MAX
-from staddle_server.base.types import Entry, EntryType
+from staddle_server.base.types import Entry, EntryType, Root
 from staddle_server.catalog import Backup, Catalog, Principal
 from staddle_server.manifest.compare import Changed, compare
 from staddle_server.manifest.content import chunks_of, read_attributes
@@ -17,9 +17,11 @@ from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.restore.file_bytes import FileBytes
 from staddle_server.restore.restore import Restore, path_not_found
+from staddle_server.restore.search import Limit, Matches, NamePattern, PathHistory, search, versions
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenants
 
+BACKUPS_AT_ONCE: Final = 200
 Check = Callable[[], None]
 """Raises once the caller is gone or may not read any more. Loops over many pages call it at each."""
 
@@ -175,6 +177,70 @@ class Reads:
         """Yield the differences between two backups in order; reads only the pages that differ."""
         reader = self._reader(principal, check)
         return compare(before.root, after.root, reader, after=behind)
+
+    def search(
+        self,
+        principal: Principal,
+        backup: Backup,
+        below: bytes,
+        pattern: NamePattern,
+        *,
+        after: bytes | None,
+        most: int,
+        limit: Limit,
+        check: Check = unchecked,
+    ) -> Matches:
+        """Return entries below a directory whose names match; see `search`.
+
+        Raises:
+            NotFound: PATH_NOT_FOUND.
+            Damaged: A page on the way to the directory is unreadable.
+
+        """
+        check_path(below)
+        manifest = Manifest(backup.root, self._reader(principal, check))
+        if below:
+            _found(manifest, below)
+        return search(manifest, below, pattern, after=after, most=most, limit=limit)
+
+    def versions(
+        self,
+        principal: Principal,
+        dataset: str,
+        path: bytes,
+        *,
+        before_number: int | None,
+        most: int,
+        limit: Limit,
+        check: Check = unchecked,
+    ) -> PathHistory:
+        """Return the versions of a path in the backups of a dataset below a number; see `versions`.
+
+        Raises:
+            NotFound: DATASET_NOT_FOUND.
+
+        """
+        check_path(path)
+        nothing = Manifest(Root(0, b"", 0, 0), self._reader(principal, check))
+
+        def find(backup: Backup) -> Entry | None:
+            return nothing.beside(backup.root).find(path)
+
+        return versions(self._backups(principal, dataset, before_number, check), find, most, limit)
+
+    def _backups(
+        self, principal: Principal, dataset: str, before_number: int | None, check: Check
+    ) -> Iterator[Backup]:
+        more = True
+        while more:
+            check()
+            page = self._catalog.backups.list_page(
+                principal.tenant, dataset, limit=BACKUPS_AT_ONCE, before_number=before_number
+            )
+            yield from page
+            more = page.more
+            if page:
+                before_number = page[-1].number
 
     def read_range(
         self,

@@ -153,6 +153,19 @@ mark_packs = Table(
     sqlite_with_rowid=False,
 )
 
+# What the last collections of a tenant did, for people.
+collections = Table(
+    "collections",
+    metadata,
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("begun_ns", BigInteger, nullable=False),
+    Column("ended_ns", BigInteger, nullable=False),
+    Column("figures", Text, nullable=False),  # a JSON object of numbers
+    Column("failure", Text, nullable=False),
+    PrimaryKeyConstraint("tenant", "begun_ns"),
+    sqlite_with_rowid=False,
+)
+
 # Objects of the store without a row, and since when they were seen so.
 orphans = Table(
     "orphans",

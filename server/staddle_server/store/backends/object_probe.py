@@ -109,7 +109,7 @@ def _check_list(blobs: ObjectBlobs, root: str, names: list[str]) -> None:
         )
         raise UnsafeStore(
             blobs.place,
-            f"it does not list what was put, with its size: of {len(names)} objects of {_BYTES:,} bytes it lists "
+            f"it does not list what was put, with its size: of {counted(len(names), 'object')} of {_BYTES:,} bytes it lists "
             + (told or "none"),
         )
     if [name for name, _ in listed] != names:

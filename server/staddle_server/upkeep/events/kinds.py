@@ -67,6 +67,8 @@ KINDS: Final = {
         TARGET,
     )
 }
+OF_A_DATASET: Final = frozenset({LATE.name, FAILED.name, PROBLEMS.name, DRILL.name})
+"""The kinds whose subject is a dataset."""
 
 
 def alarm(

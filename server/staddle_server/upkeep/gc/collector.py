@@ -16,6 +16,7 @@ from staddle_server.base.errors import Conflict, Exhausted, StaddleError
 from staddle_server.base.limits import REAP_GRACE_S
 from staddle_server.base.observer import NOTHING, Observer
 from staddle_server.catalog import Catalog, TenantRow
+from staddle_server.catalog.collection_runs import CollectionRun
 from staddle_server.tenancy.clock_guard import BelievedClock, ClockGuard
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.compaction import compact
@@ -149,6 +150,7 @@ class Collector:
         )
 
     def _collect(self, turn: Turn) -> None:
+        begun_ns = self._clock.now_ns()
         try:
             collect_tenant(turn)
         except Conflict:
@@ -156,7 +158,10 @@ class Collector:
         except (StaddleError, NotCollected) as e:
             turn.report.failure = str(e)
             log.error("tenant %s was not collected: %s", turn.tenant.name, e)  # noqa: TRY400 - no fault of ours
-        self._catalog.tenants.set_gc_failure(turn.tenant.id, turn.report.failure)
+        tenant, report = turn.tenant.id, turn.report
+        self._catalog.tenants.set_gc_failure(tenant, report.failure)
+        run = CollectionRun(begun_ns, self._clock.now_ns(), report.figures(), report.failure)
+        self._catalog.collections.note(tenant, turn.fence, run)
 
 
 def collect(

@@ -39,6 +39,8 @@ def _forecast_packs(turn: Turn, reached: Reached) -> None:
     for pack, (size_bytes, chunk_count) in turn.catalog.purge.unclaimed(turn.tenant.id).items():
         live = len(reached.packs[pack]) if pack in reached.packs else 0
         candidate = CompactionCandidate(size_bytes, chunk_count, live)
+        report.packs_looked_at += 1
+        report.bytes_looked_at += size_bytes
         if not live:
             report.packs_condemned += 1
             report.bytes_condemned += size_bytes

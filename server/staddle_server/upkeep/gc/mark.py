@@ -90,6 +90,8 @@ def marked(turn: Turn, mark: Mark) -> Iterator[MarkedPack]:
 def condemn_unreached(turn: Turn, mark: Mark) -> None:
     """Condemn the packs that the mark did not reach and no upload claims."""
     for pack in marked(turn, mark):
+        turn.report.packs_looked_at += 1
+        turn.report.bytes_looked_at += pack.size_bytes
         if pack.reached or pack.claimed:
             continue
         turn.show("condemning packs", turn.report.packs_condemned, 0)

@@ -32,6 +32,9 @@ class TenantReport:
     chunks_looked_up: int = 0
     chunks_missing: int = 0
     """Chunks that manifests name and no pack has. They do not block collection; a check reports them."""
+    packs_looked_at: int = 0
+    bytes_looked_at: int = 0
+    """Of the packs that were live when the mark began."""
     packs_condemned: int = 0
     bytes_condemned: int = 0
     packs_compacted: int = 0
@@ -54,6 +57,10 @@ class TenantReport:
     backups_forgotten: int = 0
     failure: str = ""
     """Why the tenant was not collected, or not completely."""
+
+    def figures(self) -> dict[str, int]:
+        """Return its numbers that are known, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from staddle_server.api import convert
 from staddle_server.api.http.pages.dataset import line_of
+from staddle_server.api.http.pages.versions import history_of
 from staddle_server.api.http.pages.visit import Shown, Visit
-from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition, StaddleError
+from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition
 from staddle_server.base.limits import KIB, MIB
 from staddle_server.base.types import Entry, EntryType
 from staddle_server.catalog import Backup, BackupPoint
@@ -20,10 +21,8 @@ from staddle_server.restore.browse import Selector
 
 ENTRIES: Final = 200
 CHANGES: Final = 500
-BACKUPS: Final = 180
-"""Backups to choose from, the newest ones."""
-VERSIONS: Final = 30
-"""Backups that are looked into for versions of a file."""
+STOPS: Final = 180
+"""Backups to choose from: about so many, over the whole history."""
 TEXT_BYTES_MAX: Final = 256 * KIB
 IMAGE_BYTES_MAX: Final = 8 * MIB
 IMAGES: Final = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF"}
@@ -79,14 +78,6 @@ class BrowsedPath(NamedTuple):
         return f"/download/datasets/{quote(self.dataset, safe='')}/backups/{self.backup.id.hex()}"
 
 
-class FileVersion(NamedTuple):
-    """A version of a file: the newest backup that has it, and how many have the same content in a row."""
-
-    point: BackupPoint
-    entry: Entry | None
-    backups: int
-
-
 def path_fields(path: bytes) -> dict[str, str]:
     """Return a path as fields of an address: as text, or in hexadecimal digits where it is not UTF-8."""
     try:
@@ -95,7 +86,7 @@ def path_fields(path: bytes) -> dict[str, str]:
         return {"raw": path.hex()}
 
 
-def _looked(visit: Visit) -> BrowsedPath:
+def looked_at(visit: Visit) -> BrowsedPath:
     dataset = convert.dataset_name(visit.query.get("dataset", ""))
     line_of(visit, dataset)
     raw = visit.query.get("raw", "")
@@ -105,18 +96,23 @@ def _looked(visit: Visit) -> BrowsedPath:
         raise BadRequest("BAD_FIELD", "raw: expected hexadecimal digits", field="raw") from None
     chosen = visit.query.get("backup", "")
     backup = visit.sources.reads.pick(visit.principal, dataset, Selector(backup=chosen))
-    points = visit.sources.catalog.overview.points(visit.principal.tenant, dataset, BACKUPS)
+    points = visit.sources.catalog.overview.stops(visit.principal.tenant, dataset, backup.number, STOPS)
     return BrowsedPath(dataset, backup, path, points[::-1])
 
 
-def _values(looked: BrowsedPath) -> dict[str, Any]:
-    numbers = [each.number for each in looked.points]
-    place = numbers.index(looked.backup.number) if looked.backup.number in numbers else None
+def values_of(looked: BrowsedPath) -> dict[str, Any]:
+    place = next((place for place, each in enumerate(looked.points) if each.id == looked.backup.id), None)
+    if place is None:
+        raise NotFound(
+            "BACKUP_NOT_FOUND", "This backup was deleted a moment ago", backup=looked.backup.id.hex()
+        )
     return {
         "looked": looked,
         "fields": path_fields(looked.path),
         "newer": looked.points[place - 1] if place else None,
-        "older": looked.points[place + 1] if place is not None and place + 1 < len(numbers) else None,
+        "older": looked.points[place + 1] if place + 1 < len(looked.points) else None,
+        "place": place,
+        "kept": {},
         "shown": shown,
         "kinds": EntryType,
     }
@@ -127,8 +123,8 @@ def _values(looked: BrowsedPath) -> dict[str, Any]:
 
 def browse_page(visit: Visit) -> Shown:
     """Show the entries of a directory."""
-    looked = _looked(visit)
-    values = _values(looked) | {"missing": False, "damage": ""}
+    looked = looked_at(visit)
+    values = values_of(looked) | {"missing": False, "damage": ""}
     entries: list[Entry] = []
     more = False
     after = bytes.fromhex(visit.query["after"]) if is_hex(visit.query.get("after", "")) else None
@@ -146,7 +142,7 @@ def browse_page(visit: Visit) -> Shown:
         values["damage"] = error.message
     following = looked.link("browse", more={"after": entries[-1].path.hex()}) if more else ""
     base = posixpath.basename
-    rows = [(each, shown(base(each.path)), _entry_link(looked, each)) for each in entries]
+    rows = [(each, shown(base(each.path)), entry_link(looked, each)) for each in entries]
     return Shown("browse.html", values | {"rows": rows, "following": following})
 
 
@@ -158,7 +154,7 @@ def is_hex(text: str) -> bool:
         return False
 
 
-def _entry_link(looked: BrowsedPath, entry: Entry) -> str:
+def entry_link(looked: BrowsedPath, entry: Entry) -> str:
     page = {EntryType.DIRECTORY: "browse", EntryType.FILE: "file"}.get(entry.type, "")
     return looked.link(page, entry.path) if page else ""
 
@@ -168,15 +164,21 @@ def _entry_link(looked: BrowsedPath, entry: Entry) -> str:
 
 def file_page(visit: Visit) -> Shown:
     """Show a file: its metadata, a preview, and, if asked, its versions."""
-    looked = _looked(visit)
-    entry = _find(visit, looked.backup, looked.path)
-    values = _values(looked) | {"entry": entry, "text": None, "image": "", "damage": "", "why": ""}
+    looked = looked_at(visit)
+    values = values_of(looked) | {"entry": None, "text": None, "image": "", "why": ""}
+    values |= {"missing": "", "damage": ""}
     try:
+        values["entry"] = entry = _find(visit, looked.backup, looked.path)
         values |= _preview(visit, looked, entry)
     except Damaged as error:
         values["damage"] = error.message
-    versions = list(_versions(visit, looked)) if "versions" in visit.query else None
-    return Shown("file.html", values | {"versions": versions, "versions_of": VERSIONS})
+    except NotFound:
+        values["missing"] = "This backup has no such file"
+    except Precondition:
+        values["missing"] = "In this backup, this is not a file"
+    history = history_of(visit, looked.dataset, looked.path) if "versions" in visit.query else None
+    kept = {"versions": "1"} if history else {}
+    return Shown("file.html", values | {"history": history, "kept": kept})
 
 
 def _find(visit: Visit, backup: Backup, path: bytes) -> Entry:
@@ -216,36 +218,13 @@ def _read(visit: Visit, looked: BrowsedPath, length: int) -> bytes:
     return bytes(found.data)
 
 
-def _versions(visit: Visit, looked: BrowsedPath) -> Iterator[FileVersion]:
-    """Yield the versions in the newest backups; equal ones in a row are one."""
-    current: FileVersion | None = None
-    for point in looked.points[:VERSIONS]:
-        backup = visit.sources.reads.pick(visit.principal, looked.dataset, Selector(backup=point.id.hex()))
-        try:
-            entry = _find(visit, backup, looked.path)
-        except StaddleError:
-            entry = None
-        if current is not None and _content(current.entry) == _content(entry):
-            current = current._replace(backups=current.backups + 1)
-            continue
-        if current is not None:
-            yield current
-        current = FileVersion(point, entry, 1)
-    if current is not None:
-        yield current
-
-
-def _content(entry: Entry | None) -> bytes | None:
-    return None if entry is None or entry.content is None else entry.content.content_id
-
-
 # ---------------------------------------------------------------------- two backups
 
 
 def compare_page(visit: Visit) -> Shown:
     """Show what changed between two backups: from the one before, unless given."""
-    looked = _looked(visit)
-    values = _values(looked)
+    looked = looked_at(visit)
+    values = values_of(looked)
     other = visit.query.get("from", "") or (values["older"].id.hex() if values["older"] else "")
     if not other:
         return Shown("compare.html", values | {"before": None, "rows": [], "following": ""})

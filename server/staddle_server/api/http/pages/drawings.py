@@ -76,13 +76,14 @@ def calendar(days: Mapping[int, DayRuns], today: int) -> Markup:
     return _drawing("calendar", 53 * STEP, 8 * STEP, cells, label)
 
 
-def bar(part: float, words: str, kind: str = "") -> Markup:
-    """Draw a part of a whole, from 0 to 1."""
-    filled = round(100 * min(max(part, 0.0), 1.0), 1)
+def bar(part: float, words: str, kind: str = "", start: float = 0.0) -> Markup:
+    """Draw a part of a whole, both from 0 to 1; it begins at `start`."""
+    left = round(100 * min(max(start, 0.0), 1.0), 1)
+    filled = round(min(100 * max(part, 0.0), 100 - left), 1)
     return Markup(
         '<svg class="bar {}" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" aria-label="{}">'
-        '<rect class="whole" width="100" height="6"/><rect class="part" width="{}" height="6"/></svg>'
-    ).format(kind, words, filled)
+        '<rect class="whole" width="100" height="6"/><rect class="part" x="{}" width="{}" height="6"/></svg>'
+    ).format(kind, words, left, filled)
 
 
 def _cell(x: int, y: int, number: int, day: DayRuns | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from staddle._base.figures import counted
@@ -9,6 +10,7 @@ from staddle._base.figures import counted
 from staddle_server.api.http.pages.dataset import Column, Plot
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.clock import DAY_NS
+from staddle_server.catalog.collection_runs import CollectionRun
 from staddle_server.store.space import Free
 from staddle_server.upkeep.events.forecast import days_left
 
@@ -35,6 +37,26 @@ class Covered(NamedTuple):
     part: float
 
 
+class WaterfallStep(NamedTuple):
+    """A step of a collection: so many packs and bytes, which are the part of all that was looked at that begins at
+    `start`.
+    """
+
+    title: str
+    packs: int
+    bytes: int
+    start: float
+    part: float
+    kind: str = ""
+
+
+class CollectionLine(NamedTuple):
+    """A collection, and its steps in order; none if it looked at nothing."""
+
+    run: CollectionRun
+    steps: Sequence[WaterfallStep]
+
+
 def store_page(visit: Visit) -> Shown:
     """Show the store. What is about all tenants is for administrators."""
     sources = visit.sources
@@ -53,6 +75,9 @@ def store_page(visit: Visit) -> Shown:
             "servers": sources.catalog.servers.list_all()[:SERVERS_MAX],
             "gc_waits": row is not None and row.gc_waits,
             "gc_failure": "" if row is None else row.gc_failure,
+            "collections": [
+                CollectionLine(run, steps_of(run.figures)) for run in sources.catalog.collections.last(tenant)
+            ],
             "forecast_days": FORECAST_DAYS,
             **(_of_service(visit) if visit.is_admin else {"disks": [], "tasks": []}),
         },
@@ -95,3 +120,32 @@ def coverage(visit: Visit) -> list[Covered]:
         for title, (packs, size) in zip(titles, found, strict=True)
         if packs
     ]
+
+
+def steps_of(figures: Mapping[str, int]) -> list[WaterfallStep]:
+    """Return the steps of a collection: what was found dead is taken from what was looked at, down to what is left.
+
+    What waits and what was freed were condemned by this collection or by earlier ones, so they stand beside.
+    """
+    packs, size = figures.get("packs_looked_at", 0), figures.get("bytes_looked_at", 0)
+    dead_packs, dead = figures.get("packs_condemned", 0), figures.get("bytes_condemned", 0)
+    old_packs, old = figures.get("packs_compacted", 0), figures.get("bytes_compacted", 0)
+    new_packs, new = figures.get("packs_written", 0), figures.get("bytes_written", 0)
+    waiting, freed = figures.get("bytes_waiting", 0), figures.get("bytes_freed", 0)
+    whole = max(size, waiting, freed)
+    if not whole:
+        return []
+    reached, saved = size - dead, max(0, old - new)
+    found = [
+        WaterfallStep("Looked at", packs, size, 0, size),
+        WaterfallStep("Found dead, and condemned", dead_packs, dead, reached, dead, "taken"),
+        WaterfallStep("Compacted away", old_packs, saved, reached - saved, saved, "taken"),
+        WaterfallStep(
+            "Left", packs - dead_packs - old_packs + new_packs, reached - saved, 0, reached - saved, "kept"
+        ),
+        WaterfallStep(
+            "Waits for the end of its grace", figures.get("packs_waiting", 0), waiting, 0, waiting, "grace"
+        ),
+        WaterfallStep("Freed", figures.get("packs_reaped", 0), freed, 0, freed, "kept"),
+    ]
+    return [each._replace(start=each.start / whole, part=each.part / whole) for each in found]

@@ -10,6 +10,7 @@ from staddle_server.api.http.pages.datasets import datasets_page
 from staddle_server.api.http.pages.history import events_page, runs_page
 from staddle_server.api.http.pages.now import now_page
 from staddle_server.api.http.pages.rendering import NavLink
+from staddle_server.api.http.pages.search import search_page
 from staddle_server.api.http.pages.store import store_page
 from staddle_server.api.http.pages.visit import PageRoute
 from staddle_server.base.types import TokenRole
@@ -21,6 +22,7 @@ PAGES: Final = (
     PageRoute("/dataset", READER, dataset_page, "/datasets"),
     PageRoute("/browse", READER, browse_page, "/datasets"),
     PageRoute("/file", READER, file_page, "/datasets"),
+    PageRoute("/search", READER, search_page, "/datasets"),
     PageRoute("/compare", READER, compare_page, "/datasets"),
     PageRoute("/runs", READER, runs_page, "/runs"),
     PageRoute("/events", READER, events_page, "/events"),

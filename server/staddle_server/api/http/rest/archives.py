@@ -157,14 +157,14 @@ def _put(calls: ArchiveCalls, asked: RestRequest) -> sv.CommitUploadResponse:
     if removed and scope is not Scope.CHANGES:
         raise bad("remove", "it needs scope=changes: otherwise the backup has only what the tar has")
     tags = given.get("tag", ())
-    if len({key for key, _ in tags}) < len(tags):
+    if len({each["key"] for each in tags}) < len(tags):
         raise bad("tag", "a key is given twice")
     asked.exchange.silence_s = HTTP_TAR_SILENCE_S
     upload = UploadRequest(
         dataset=convert.dataset_name(given["dataset"]),
         kind=_KINDS[given.get("kind", "auto")],
         scope=scope,
-        tags=convert.tags_of({key: value or "" for key, value in tags}),
+        tags=convert.tags_of({each["key"]: each.get("value", "") for each in tags}),
         host=given.get("host", ""),
         root=given.get("root", ""),
         new_root=given.get("newRoot", False),

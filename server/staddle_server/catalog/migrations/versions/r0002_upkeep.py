@@ -63,6 +63,15 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "collections",
+        sa.Column("tenant", ROW, nullable=False),
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("begun_ns", "ended_ns")),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("figures", "failure")),
+        sa.ForeignKeyConstraint(["tenant"], ["tenants.row"]),
+        sa.PrimaryKeyConstraint("tenant", "begun_ns"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "orphans",
         sa.Column("name", NAME, nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),

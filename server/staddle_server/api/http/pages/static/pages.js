@@ -11,10 +11,34 @@ function prepare(root) {
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
   }
-  for (const slider of root.querySelectorAll("select[data-go]")) {
-    slider.addEventListener("change", () => slider.form.requestSubmit());
-  }
+  for (const slider of root.querySelectorAll("input[data-list]")) slide(slider);
   for (const plot of root.querySelectorAll("[data-plot]")) draw(plot);
+}
+
+// --- the time slider: the list beside it, which it moves, is what its form sends
+
+function slide(slider) {
+  const list = document.getElementById(slider.dataset.list);
+  const output = slider.parentElement.querySelector("output");
+  const last = list.options.length - 1;
+  const say = () => {
+    const words = list.options[list.selectedIndex].textContent;
+    output.textContent = words.split(",")[0];
+    slider.setAttribute("aria-valuetext", words);
+    slider.parentElement.style.setProperty("--at", slider.value / last);
+  };
+  slider.addEventListener("input", () => { list.selectedIndex = last - slider.value; say(); });
+  list.addEventListener("change", () => { slider.value = last - list.selectedIndex; say(); });
+  slider.parentElement.hidden = false;
+  list.form.querySelector("button").hidden = true;
+  say();
+}
+
+// The answer in place of what was asked for says why; a page of its own shows it.
+for (const kind of ["htmx:sendError", "htmx:responseError"]) {
+  document.addEventListener(kind, (event) => {
+    if (event.detail.elt instanceof HTMLFormElement) event.detail.elt.submit();
+  });
 }
 
 // --- live parts
