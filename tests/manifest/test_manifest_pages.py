@@ -38,7 +38,7 @@ from staddle_server.base.types import (
 from staddle_server.manifest.columns import Rare, columns_of, digests_of
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import removal
-from staddle_server.manifest.leaves import LeafWriter, leaf_of, weight_of
+from staddle_server.manifest.leaves import LEAF_ENTRIES_MAX, LeafWriter, leaf_of, weight_of
 from staddle_server.manifest.pages import (
     FORMAT,
     Child,
@@ -169,6 +169,11 @@ FORMS: dict[str, dict[str, object]] = {
 def test_a_leaf_with_columns_that_do_not_fit_is_damage(name: str) -> None:
     with pytest.raises(errors.Damaged):
         decode_leaf(forged_leaf(some(), **FORMS[name]))
+
+
+def test_a_leaf_has_at_most_as_many_entries_as_it_has_weight() -> None:
+    made = [directory(b"%04d" % n) for n in range(LEAF_ENTRIES_MAX)]
+    assert len(decode_leaf(encode_leaf(made))) == LEAF_ENTRIES_MAX
 
 
 def test_a_leaf_has_one_form() -> None:
@@ -343,6 +348,9 @@ def test_random_bytes_are_reported_as_damage(kind: int, body: bytes) -> None:
         encode_leaf([file(b"../a")]),
         encode_leaf([file(b"a", mode=0o10000)]),
         forged_leaf([removal(b"a")], modes=1),
+        forged_leaf([file(b"a", 3)], sizes=limits.CHUNK_BYTES_MAX + 1),
+        forged_leaf([file(b"a", 3)], sizes=limits.FILE_BYTES_MAX + 1),
+        encode_leaf([directory(b"%04d" % n) for n in range(LEAF_ENTRIES_MAX + 1)]),
         encode_leaf([file(b"%07d" % n + b"x" * 90) for n in range(3000)]),
     ],
 )
