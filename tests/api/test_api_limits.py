@@ -86,12 +86,11 @@ def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
     assert reached.wait(60)
     open_upload(stub, "r")
     channel = grpc.insecure_channel(running.address)
-    drained = threading.Thread(target=running.service.drain, args=(1.0,))
+    drained = threading.Thread(target=running.service.drain, args=(4.0,))
     drained.start()
     health = health_pb2_grpc.HealthStub(channel)
-    for _ in range(100):
-        if health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING:
-            break
+    down = health_pb2.HealthCheckResponse.NOT_SERVING
+    wait_until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == down)
     with pytest.raises(grpc.RpcError) as refused:
         datasets(stub)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -352,7 +352,7 @@ def test_a_sender_that_pauses_is_told_and_leaves_no_backup(
 ) -> None:
     from staddle_server.api.http.rest import archives
 
-    monkeypatch.setattr(archives, "HTTP_TAR_SILENCE_S", 0.2)
+    monkeypatch.setattr(archives, "HTTP_TAR_SILENCE_S", 1.0)
     line = place.connect("Content-Length: 1000000")
     line.sendall(SOUND[:1000])
     with line:

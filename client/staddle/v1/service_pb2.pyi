@@ -376,6 +376,7 @@ class BeginUploadRequest(_message.Message):
     NEW_ROOT_FIELD_NUMBER: _builtins.int
     TAKE_OVER_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    BASE_BACKUP_ID_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """1 to 255 bytes of UTF-8 without control characters. Its first upload creates it."""
     request_id: _builtins.str
@@ -397,6 +398,10 @@ class BeginUploadRequest(_message.Message):
     """
     fingerprint: _builtins.str
     """What else must agree for take_over, such as a digest of the client's options. At most 128 bytes."""
+    base_backup_id: _builtins.str
+    """With kind FULL and scope CHANGES, and only then: the backup of this dataset whose entries the client has
+    read and found the same, and so does not send.
+    """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64, keys up to 128 and values up to 1,024 bytes."""
@@ -414,10 +419,11 @@ class BeginUploadRequest(_message.Message):
         new_root: _builtins.bool = ...,
         take_over: _builtins.bool = ...,
         fingerprint: _builtins.str = ...,
+        base_backup_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "fingerprint", b"fingerprint", "host", b"host", "kind", b"kind", "new_root", b"new_root", "request_id", b"request_id", "root", b"root", "scope", b"scope", "tags", b"tags", "take_over", b"take_over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_backup_id", b"base_backup_id", "dataset", b"dataset", "fingerprint", b"fingerprint", "host", b"host", "kind", b"kind", "new_root", b"new_root", "request_id", b"request_id", "root", b"root", "scope", b"scope", "tags", b"tags", "take_over", b"take_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

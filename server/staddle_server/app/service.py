@@ -75,6 +75,7 @@ from staddle_server.upkeep.replication.run import ReplicationPlan, replication_t
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upkeep.store_watch import StoreWatch
+from staddle_server.upkeep.token_uses import TokenUses
 from staddle_server.upload.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ GC_PATIENCE: Final = 4
 
 class Service:
     """Everything that serves one data directory. Start it once; drain it once."""
+
+    _http: HttpServer | None = None
 
     def __init__(
         self,
@@ -145,7 +148,7 @@ class Service:
         )
         self._working = _parts(own, self._events)
         self._wire = WireServer(self._gate, self._table, threads, self._working)
-        self._http: HttpServer | None = None
+        self.token_uses = _token_uses(kept, self._gate, own, guard)
         upkeep = Upkeep(policies, self._integrity, runs, self._openers, second)
         self._schedule = _schedule(kept, settings, upkeep, self._gate.is_busy)
 
@@ -169,6 +172,7 @@ class Service:
         self.clock_watch.start()
         self._integrity.start()
         self.store_watch.start()
+        self.token_uses.start()
         port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
@@ -218,7 +222,7 @@ class Service:
             policies=self._policies,
             conditions=self._conditions,
             space=self._space,
-            disk_server=lambda: self._events.server,
+            this_server=lambda: self._events.server,
             certificate_ends=certificate_ends,
             scrub_period_s=self._settings.scrub_period_s,
             events_work=lambda: self._events.works,
@@ -257,6 +261,7 @@ class Service:
         if self._http is not None:
             self._http.stop()
         self._wire.stop()
+        self.token_uses.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
 
@@ -318,6 +323,11 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads,
     )
     gate.observer = observer
     return gate
+
+
+def _token_uses(kept: Kept, gate: Gate, own: OwnState, guard: ClockGuard) -> TokenUses:
+    """Return what notes when tokens were used."""
+    return TokenUses(kept.catalog, gate.take_used, own.takes_backups, guard.believed_ns)
 
 
 def _retention(kept: Kept, policies: Policies) -> RetentionCalls:

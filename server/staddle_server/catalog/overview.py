@@ -19,6 +19,7 @@ from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import DrillState, Hold
 
 _b, _d, _p, _r = schema.backups.c, schema.datasets.c, schema.packs.c, schema.runs.c
+_s, _u = schema.servers.c, schema.uploads.c
 _SHOWN: Final = (schema.IS_SHOWN, schema.IS_KEPT)
 
 
@@ -224,6 +225,12 @@ class Overview:
                 took / NS
                 for took in connection.execute(query.order_by(_b.number.desc()).limit(limit)).scalars()
             ]
+
+    def receivers(self, uploads: Sequence[bytes]) -> dict[bytes, str]:
+        """Return the endpoints of the servers that write these uploads, of those that are known."""
+        query = select(_u.id, _s.endpoint).join_from(schema.uploads, schema.servers, _u.server == _s.id)
+        with self._database.read() as connection:
+            return {row.id: row.endpoint for row in connection.execute(query.where(_u.id.in_(uploads)))}
 
     def stored(self, tenant: bytes) -> StoredFigures:
         """Return the packs of a tenant."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ from staddle_server.api.http.pages.words import span
 from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.base.types import RunOutcome
 from staddle_server.catalog import BackupRun, Concern, DatasetTotals, Event, RunFilter, Troubled
+from staddle_server.catalog.servers import ServerState
 from staddle_server.upkeep.events import kinds
 from staddle_server.upkeep.events.forecast import WINDOW_S, days_left
 
@@ -81,9 +83,12 @@ class Tile(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A run in progress. `part` and `left_s` are None where nothing is known to compare with."""
+    """A run in progress, and the server that receives it, where there are several. `part` and `left_s` are None where
+    nothing is known to compare with.
+    """
 
     run: BackupRun
+    server: str
     seconds: float
     rate_bytes_s: float
     part: float | None
@@ -213,7 +218,7 @@ def _store(visit: Visit) -> Tile:
         return Tile("Store", value, "plain", [f"in {packs}"], visit.now_ns, "/store")
     notes = [f"{size(stored.live_bytes)} stored, in {packs}"]
     least = min(free, key=lambda each: each.free_bytes - each.min_bytes)
-    samples = sources.catalog.space_samples.of(sources.disk_server(), least.path)
+    samples = sources.catalog.space_samples.of(sources.this_server(), least.path)
     past = [sample for sample in samples if sample[0] <= visit.now_ns]
     days = days_left([*past, (visit.now_ns, least.free_bytes)], least.min_bytes)
     if days is not None:
@@ -248,6 +253,7 @@ def _service(visit: Visit) -> Tile:
         notes.append(
             "the second site is behind" if condition.site.warning else "the second site is up to date"
         )
+    notes += _servers(visit)
     if not condition.takes_backups:
         return Tile(
             "Service",
@@ -263,7 +269,16 @@ def _service(visit: Visit) -> Tile:
         "warning" if clock is not None and clock.jump_ns else "good",
         notes or ["backups and restores work"],
         visit.now_ns,
+        "/store" if visit.sources.this_server() else "",
     )
+
+
+def _servers(visit: Visit) -> Iterator[str]:
+    """Yield what there is to say of several servers: how many there are, by their state."""
+    if visit.sources.this_server():
+        states = Counter(each.state for each in visit.sources.catalog.servers.list_all())
+        parts = [f"{states[state]:,} {state.value}" for state in ServerState if states[state]]
+        yield f"{counted(states.total(), 'server')}: {', '.join(parts)}"
 
 
 def _damage(visit: Visit) -> Tile:
@@ -339,14 +354,17 @@ def _keys(visit: Visit) -> Tile:
 def _running(visit: Visit) -> Iterator[Running]:
     asked = RunFilter(outcomes=frozenset({RunOutcome.RUNNING}))
     usual: dict[str, float | None] = {}
-    for run in visit.sources.runs.list_page(visit.principal, asked, RUNNING_MAX, None):
+    runs = visit.sources.runs.list_page(visit.principal, asked, RUNNING_MAX, None)
+    overview = visit.sources.catalog.overview
+    servers = overview.receivers([run.id for run in runs]) if visit.sources.this_server() else {}
+    for run in runs:
         if run.dataset not in usual:
             usual[run.dataset] = _usual_s(visit, run.dataset)
         seconds = max(0.001, (visit.now_ns - run.begin_ns) / NS)
         takes_s = usual[run.dataset]
         left_s = None if takes_s is None or takes_s < seconds else takes_s - seconds
         part = None if takes_s is None else min(seconds / max(takes_s, 0.001), 1.0)
-        yield Running(run, seconds, run.data_bytes / seconds, part, takes_s, left_s)
+        yield Running(run, servers.get(run.id, ""), seconds, run.data_bytes / seconds, part, takes_s, left_s)
 
 
 def _usual_s(visit: Visit, dataset: str) -> float | None:

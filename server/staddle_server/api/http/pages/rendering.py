@@ -60,9 +60,12 @@ class Renderer:
         *,
         session: Login | None = None,
         here: str = "",
+        server: str = "",
         status: int = 200,
     ) -> Response:
-        """Return a page; `here` is the path of the link that it belongs to."""
+        """Return a page; `here` is the path of the link that it belongs to, `server` the one that made it, where
+        there are several.
+        """
         role = TokenRole.MONITOR if session is None else session.principal.role
         text = self._templates.get_template(template).render(
             values,
@@ -72,5 +75,6 @@ class Renderer:
             is_admin=role is TokenRole.ADMIN,
             links=[link for link in self._links if role >= link.role],
             here=here,
+            server=server,
         )
         return HTMLResponse(text, status, {"content-security-policy": POLICY})

@@ -79,7 +79,7 @@ def store_page(visit: Visit) -> Shown:
                 CollectionLine(run, steps_of(run.figures)) for run in sources.catalog.collections.last(tenant)
             ],
             "forecast_days": FORECAST_DAYS,
-            **(_of_service(visit) if visit.is_admin else {"disks": [], "tasks": []}),
+            **(_of_service(visit) if visit.is_admin else {"disks": [], "tasks": [], "tasks_of": {}}),
         },
     )
 
@@ -88,11 +88,12 @@ def _of_service(visit: Visit) -> dict[str, Any]:
     space = visit.sources.space
     free = [] if space is None else space.free()
     disks = [_disk(visit, number, each) for number, each in enumerate(free)]
-    return {"disks": disks, "tasks": visit.sources.catalog.figures.tasks()}
+    catalog = visit.sources.catalog
+    return {"disks": disks, "tasks": catalog.figures.tasks(), "tasks_of": catalog.servers.working().tasks}
 
 
 def _disk(visit: Visit, number: int, free: Free) -> Disk:
-    samples = visit.sources.catalog.space_samples.of(visit.sources.disk_server(), free.path)
+    samples = visit.sources.catalog.space_samples.of(visit.sources.this_server(), free.path)
     past = [*(each for each in samples if each[0] <= visit.now_ns), (visit.now_ns, free.free_bytes)]
     by_day = {at_ns // DAY_NS: (at_ns, free_bytes) for at_ns, free_bytes in past}
     daily = [by_day[day] for day in sorted(by_day)]

@@ -33,7 +33,8 @@ class PageSources(NamedTuple):
         policies: Retention.
         conditions: The condition of this server.
         space: The disks; None where the store is elsewhere.
-        disk_server: What names this server in samples of its disks.
+        this_server: What names this server where several share the catalog, also in samples of its disks; empty for a
+            single one.
         certificate_ends: When the certificate expires, in seconds since 1970; None without TLS.
         scrub_period_s: Within what time the scrub reads everything; 0: there is none.
         events_work: Whether this server's watch for events works.
@@ -50,7 +51,7 @@ class PageSources(NamedTuple):
     policies: Policies
     conditions: Conditions
     space: Space | None
-    disk_server: Callable[[], str]
+    this_server: Callable[[], str]
     certificate_ends: Callable[[], float] | None
     scrub_period_s: float
     events_work: Callable[[], bool]

@@ -275,15 +275,7 @@ def _retention(calls: Calls) -> list[Operation]:
             (DATASET,),
             errors=NOT_FOUND,
         ),
-        calls.operation(
-            "PATCH",
-            f"{ONE}/retention",
-            "SetRetention",
-            "Sets the policy of a dataset, its minimum retention, or both; what is not given stays.",
-            (DATASET,),
-            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
-            errors=NOT_FOUND,
-        ),
+        *_set_retention(calls),
         calls.operation(
             "GET",
             f"{ONE}/retention/plan",
@@ -307,6 +299,31 @@ def _retention(calls: Calls) -> list[Operation]:
             required=("planToken",),
             example={"planToken": "from the plan"},
             errors=(*CHANGES, "aborted"),
+        ),
+    ]
+
+
+def _set_retention(calls: Calls) -> list[Operation]:
+    return [
+        calls.operation(
+            "PATCH",
+            f"{ONE}/retention",
+            "SetRetention",
+            "Sets the policy of a dataset, its minimum retention, or both; what is not given stays.",
+            (DATASET,),
+            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "PUT",
+            f"{ONE}/retention",
+            "SetRetention",
+            "Sets the policy of a dataset and its minimum retention; what is not given is none from now on.",
+            (DATASET,),
+            otherwise={"policy": {}, "minimum": "0s"},
+            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
+            errors=NOT_FOUND,
+            id_="ReplaceRetention",
         ),
     ]
 

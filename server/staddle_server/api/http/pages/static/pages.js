@@ -11,6 +11,9 @@ function prepare(root) {
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
   }
+  for (const list of root.querySelectorAll("select[data-go]")) {
+    list.addEventListener("change", () => list.form.requestSubmit());
+  }
   for (const slider of root.querySelectorAll("input[data-list]")) slide(slider);
   for (const plot of root.querySelectorAll("[data-plot]")) draw(plot);
 }
