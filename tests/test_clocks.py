@@ -143,6 +143,7 @@ USES: Final = {
         staddle._protocol.selectors _jump_s
         staddle._protocol.selectors _local_now
         staddle._protocol.selectors _span_of_moment
+        staddle.command.options _require_time_between
         staddle.command.text protection
         staddle_server.restore.browse Reads.pick
         staddle_server.upkeep.lifecycle.holds Holds.retain

@@ -102,6 +102,12 @@ CHANGES: Final = {
         servers beat
         servers remove
     """,
+    "when a token was last used: its next use is noted again": """
+        tokens note_used
+    """,
+    "a logout: a copy of the cookie counts again until its end, at most 12 hours": """
+        tokens end_sessions
+    """,
     "what happened once: a list for people, of which an older catalog lacks the latest": """
         collection_runs note
         expectations clamp

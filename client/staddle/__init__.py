@@ -74,7 +74,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
+from staddle._types.runs import Event, EventSeverity, Expectation, Run, RunOutcome, Status, Trouble
 from staddle._types.server import ChunkerInfo, PeerServer, SecondSite, ServerCondition, ServerInfo, StoreLock
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ __all__ = [
     "Entry",
     "EntryCounts",
     "EntryType",
+    "Event",
+    "EventSeverity",
     "ExhaustedError",
     "Expectation",
     "Hold",

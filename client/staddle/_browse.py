@@ -1,11 +1,13 @@
 """The part of the client that looks at what is stored, and reads single files."""
 
+import datetime
 import io
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, Final, cast
 
-from staddle._errors import BackupNotFoundError
+from staddle._errors import BackupNotFoundError, BadRequestError
+from staddle._protocol.arguments import timestamp_to_wire
 from staddle._protocol.columns import entry_of_row, rows_in
 from staddle._protocol.convert import (
     backup_of,
@@ -43,12 +45,39 @@ class BrowseMethods:
         request = sv.ListDatasetsRequest(page_size=LIST_PAGE)
         return self._calls.pages("ListDatasets", request, "datasets", dataset_of)
 
-    def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
-        """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
+    def backups(
+        self,
+        dataset: str,
+        *,
+        limit: int | None = None,
+        since: datetime.datetime | None = None,
+        until: datetime.datetime | None = None,
+        tags: Mapping[str, str | None] | None = None,
+        host: str = "",
+        held: bool = False,
+        show_deleted: bool = False,
+    ) -> Iterator[Backup]:
+        """A dataset's backups, newest first: the newest `limit`, or all.
+
+        Only those that began at `since` or later, and before `until` (without a zone: local), have all of these `tags` (a value that is None: any),
+        are from `host`, and, with `held`, have a legal hold of their own. With `show_deleted`, also those that can be undeleted.
+        """
+        if limit is not None and limit < 0:
+            raise BadRequestError(f"limit: {limit} is negative.", facts={"field": "limit"})
         request = sv.ListBackupsRequest(
-            dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
+            dataset=text("dataset", dataset),
+            show_deleted=show_deleted,
+            page_size=LIST_PAGE if limit is None else max(1, min(limit, LIST_PAGE)),
+            tags=[
+                sv.TagFilter(key=text("tags", key), value=None if value is None else text("tags", value))
+                for key, value in (tags or {}).items()
+            ],
+            host=text("host", host),
+            since_time=None if since is None else timestamp_to_wire("since", since),
+            until_time=None if until is None else timestamp_to_wire("until", until),
+            held_only=held,
         )
-        return self._calls.pages("ListBackups", request, "backups", backup_of)
+        return islice(self._calls.pages("ListBackups", request, "backups", backup_of), limit)
 
     def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
         """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""

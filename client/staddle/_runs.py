@@ -1,4 +1,4 @@
-"""Runs, expectations and status: the methods that `Client` has for them."""
+"""Runs, expectations, status and events: the methods that `Client` has for them."""
 
 import datetime
 from collections.abc import Iterable, Iterator
@@ -7,18 +7,25 @@ from typing import Final
 from staddle._errors import named
 from staddle._protocol.arguments import choice, duration_to_wire, timestamp_to_wire
 from staddle._protocol.convert import text
-from staddle._protocol.convert_runs import OUTCOMES_TO_WIRE, expectation_of, run_of, time_or_none, trouble_of
+from staddle._protocol.convert_runs import (
+    OUTCOMES_TO_WIRE,
+    event_of,
+    expectation_of,
+    run_of,
+    time_or_none,
+    trouble_of,
+)
 from staddle._transport.calls import Calls
 from staddle._transport.failure_report import FailureReport, report_request
 from staddle._transport.pages import pages_of
-from staddle._types.runs import Expectation, Run, RunOutcome, Status, Trouble
+from staddle._types.runs import Event, Expectation, Run, RunOutcome, Status, Trouble
 from staddle.v1 import service_pb2 as sv
 
 PAGE: Final = 1_000
 
 
 class RunMethods:
-    """The methods of `Client` for runs, expectations and status."""
+    """The methods of `Client` for runs, expectations, status and events."""
 
     _calls: Calls
 
@@ -119,3 +126,28 @@ class RunMethods:
             muted_count=page.muted_count,
             oldest_success_time=time_or_none(page, "oldest_success_time"),
         )
+
+    def events(
+        self,
+        dataset: str = "",
+        *,
+        since: datetime.datetime | None = None,
+        until: datetime.datetime | None = None,
+        kinds: Iterable[str] = (),
+        open_only: bool = False,
+    ) -> Iterator[Event]:
+        """What the service found to be wrong, the newest first: about all of this tenant, or about one dataset.
+
+        Only what was found at `since` or later, and before `until` (without a zone: local), of one of `kinds`, such as "late" or "damage"; with
+        `open_only` only what is not over. Administrators also see what concerns the service as a whole, and what to do. The service keeps
+        past events for 90 days.
+        """
+        request = sv.ListEventsRequest(
+            dataset=text("dataset", dataset),
+            kinds=[text("kinds", each) for each in kinds],
+            since_time=None if since is None else timestamp_to_wire("since", since),
+            until_time=None if until is None else timestamp_to_wire("until", until),
+            open_only=open_only,
+            page_size=PAGE,
+        )
+        return self._calls.pages("ListEvents", request, "events", event_of)

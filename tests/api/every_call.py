@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 from blake3 import blake3
 from direct import Stub
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -33,6 +34,7 @@ class Place:
 
     def __init__(self, running: Running) -> None:
         self.running = running
+        running.only_by_hand(pytest.MonkeyPatch())
         self.keeper = Stub(running.token("admin"))
         self.names = iter(range(1_000_000))
         self._action: Callable[[], None] = lambda: None
@@ -280,6 +282,7 @@ ROWS = {
     "SetExpectation": Row(A, lambda _, __: sv.SetExpectationRequest(dataset="www", every={"seconds": 3600})),
     "DeleteExpectation": Row(A, lambda _, __: sv.DeleteExpectationRequest(dataset="www")),
     "ListExpectations": Row(R, lambda _, __: sv.ListExpectationsRequest()),
+    "ListEvents": Row(R, lambda _, __: sv.ListEventsRequest(dataset="www")),
     "GetStatus": Row(R, lambda _, __: sv.GetStatusRequest()),
     "GetServerInfo": Row(R, lambda _, __: sv.GetServerInfoRequest()),
 }

@@ -72,7 +72,8 @@ def revoke(running):
     running.catalog.tokens.revoke(running.tenant, "leaving", time.time_ns())
 
 
-def test_a_stream_of_a_revoked_token_ends_at_a_checkpoint_and_makes_no_backup(running, leaving):
+def test_a_stream_of_a_revoked_token_ends_at_a_checkpoint_and_makes_no_backup(running, leaving, monkeypatch):
+    running.only_by_hand(monkeypatch)
     slow = Slow(leaving, small("b", b"2"), finish(2, 2))
     upload = received(running)
     revoke(running)
@@ -113,7 +114,8 @@ def test_a_commit_checks_its_token_again(running, leaving):
     assert upload.state == pb.UPLOAD_STATE_OPEN
 
 
-def test_an_expired_token_ends_a_stream_like_a_revoked_one(running):
+def test_an_expired_token_ends_a_stream_like_a_revoked_one(running, monkeypatch):
+    running.only_by_hand(monkeypatch)
     token = running.catalog.tokens.create(
         running.tenant, "short", TokenRole.WRITER, time.time_ns(), time.time_ns() + 3600 * 10**9
     )
@@ -159,7 +161,8 @@ def reflecting(running, token):
         asked.put(None)
 
 
-def test_a_reflection_stream_ends_with_its_token_and_frees_its_slot(running):
+def test_a_reflection_stream_ends_with_its_token_and_frees_its_slot(running, monkeypatch):
+    running.only_by_hand(monkeypatch)
     streams = running.service._gate.streams
     with reflecting(running, running.token("reader", name="leaving")) as (ask, _):
         assert ask().service

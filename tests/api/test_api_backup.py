@@ -23,6 +23,7 @@ from thin import (
     reason,
     restore,
     small,
+    wait_until,
 )
 
 
@@ -248,14 +249,11 @@ def test_only_one_stream_writes_an_upload_at_a_time(running):
 
     first = stub.Backup.future(requests())
     assert reached.wait(60)
-    busy = None
-    for _ in range(100):
-        with pytest.raises(grpc.RpcError) as failed:
-            stub.Backup(messages([Part(continue_upload=sv.ContinueUpload(**source.id, position=9))]))
-        busy = reason(failed.value)
-        if busy == "UPLOAD_BUSY":
-            break
-    assert busy == "UPLOAD_BUSY"
+    writer = running.service._uploads._writers[bytes.fromhex(source.upload.id)]
+    wait_until(lambda: writer.position == 1)
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Backup(messages([Part(continue_upload=sv.ContinueUpload(**source.id, position=9))]))
+    assert reason(failed.value) == "UPLOAD_BUSY"
     go.set()
     assert first.result(timeout=60).backup.number == 1
 

@@ -86,12 +86,11 @@ def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
     assert reached.wait(60)
     open_upload(stub, "r")
     channel = grpc.insecure_channel(running.address)
-    drained = threading.Thread(target=running.service.drain, args=(1.0,))
+    drained = threading.Thread(target=running.service.drain, args=(4.0,))
     drained.start()
     health = health_pb2_grpc.HealthStub(channel)
-    for _ in range(100):
-        if health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING:
-            break
+    down = health_pb2.HealthCheckResponse.NOT_SERVING
+    wait_until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == down)
     with pytest.raises(grpc.RpcError) as refused:
         datasets(stub)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -286,7 +285,8 @@ def test_frequent_calls_of_an_upload_are_logged_only_if_they_fail(running, caplo
     }
 
 
-def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running):
+def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running, monkeypatch):
+    running.only_by_hand(monkeypatch)
     sends = threading.Event()
 
     def nothing():
@@ -327,7 +327,8 @@ def test_a_tenant_at_its_stream_limit_leaves_streams_for_others(running):
     sends.set()
 
 
-def test_an_unread_restore_is_ended_after_a_while(running, image):
+def test_an_unread_restore_is_ended_after_a_while(running, image, monkeypatch):
+    running.only_by_hand(monkeypatch)
     stalled = image.Restore(sv.RestoreRequest(dataset="img"))
     next(stalled)
     streams = running.service._gate.streams

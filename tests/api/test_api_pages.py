@@ -18,7 +18,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.http.pages.attempts import ATTEMPT_EVERY_S, ATTEMPTS_MAX, Attempts
 from staddle_server.api.http.pages.static_files import DIRECTORY
 from staddle_server.api.http.pages.table import PAGES
-from staddle_server.base.errors import Exhausted
+from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.limits import FORM_BYTES_MAX, SESSION_S
 from staddle_server.base.logs import CALLS
 from staddle_server.base.types import TokenRole
@@ -213,6 +213,34 @@ def test_logging_out_needs_the_form_of_the_session_and_ends_it(running: Running,
     assert visitor.get("/").status == 200
     assert visitor.post("/logout", {"key": visitor.form_key()}).status == 303
     assert visitor.get("/").status == 303
+
+
+def test_logging_out_ends_copies_of_the_cookie_and_earlier_sessions_of_the_token(
+    running: Running, port: int
+) -> None:
+    visitor, earlier = (Visitor(port, running.token("reader", name="shared")) for _ in range(2))
+    stranger = Visitor(port, running.token("reader", name="stranger"))
+    copy = Visitor(port)
+    copy.cookies = dict(visitor.cookies)
+    assert copy.get("/").status == 200
+    assert visitor.post("/logout", {"key": visitor.form_key()}).status == 303
+    assert [each.get("/").status for each in (copy, earlier, stranger)] == [303, 303, 200]
+    again = Visitor(port, running.token("reader", name="shared"))
+    assert again.get("/").status == 200
+
+
+def test_people_can_log_out_while_the_catalog_takes_no_writes(
+    running: Running, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Unavailable("STORE_UNAVAILABLE", "the disk is full")
+
+    visitor = Visitor(port, running.token("reader", name="leaves"))
+    key = visitor.form_key()
+    monkeypatch.setattr(running.catalog.tokens, "end_sessions", refuse)
+    answer = visitor.post("/logout", {"key": key})
+    assert (answer.status, answer.headers["location"]) == (303, "/login")
+    assert "staddle-session" not in visitor.cookies
 
 
 def test_cookies_of_an_encrypted_connection_are_for_this_host_alone(running: Running, port: int) -> None:

@@ -268,6 +268,27 @@ def test_a_policy_is_set_planned_and_applied(place: RestDoor) -> None:
     assert place.send("POST", f"{address}/apply", {"planToken": "x"}).status in {400, 409}
 
 
+def test_put_sets_all_of_a_retention_and_patch_what_is_given(place: RestDoor) -> None:
+    back_up(place.running.stub(), "put", {"a": b"1"})
+    address = "/v1/datasets/put/retention"
+
+    def sent(verb: str, body: object) -> dict[str, object]:
+        answer = place.send(verb, address, body)
+        assert answer.status == 200, answer.said
+        found: dict[str, object] = answer.said["retention"]
+        return found
+
+    policy = {"keepLast": 1, "timeZone": "UTC"}
+    assert sent("PUT", {"policy": {"keepLast": 1}, "minimum": "60s"}) == {"policy": policy, "minimum": "60s"}
+    assert sent("PATCH", {"minimum": "30s"}) == {"policy": policy, "minimum": "30s"}
+    assert sent("PUT", {"policy": {"keepLast": 1}}) == {"policy": policy, "minimum": "0s"}
+    assert sent("PATCH", {"minimum": "30s"})["policy"] == policy
+    assert sent("PUT", {"minimum": "60s"}) == {"minimum": "60s"}
+    assert sent("PUT", {}) == {"minimum": "0s"}
+    assert place.send("PUT", address, {"policy": {}, "dataset": "other"}).status == 400
+    assert place.send("PUT", address, {}, role="writer").status == 403
+
+
 def test_an_expectation_is_set_and_removed_and_a_failed_run_reported(place: RestDoor) -> None:
     address = f"/v1/datasets/{name_of(ODD)}/expectation"
     found = place.send("PUT", address, {"every": "86400s", "grace": "7200s"}).said["expectation"]

@@ -144,7 +144,7 @@ def test_an_answer_that_fails_in_the_middle_never_looks_whole(
 
 
 def test_an_answer_that_nobody_reads_never_looks_whole(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 0.5)
+    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 2.0)
     place.handlers.append(streamed(iter([PIECE] * 64)))
     line = socket.socket()
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

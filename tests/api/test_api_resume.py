@@ -85,8 +85,9 @@ def test_a_client_that_disconnects_leaves_no_backup_and_damages_none(running, en
         if end != "disconnect":
             yield sv.BackupRequest(parts=[small("late", b"y")])
 
-    call = leaving.Backup.future(requests(), timeout=1.0 if end == "deadline" else 30)
+    call = leaving.Backup.future(requests(), timeout=3.0 if end == "deadline" else 60)
     assert reached.wait(60)
+    open_upload(stub, "the-one")
     if end == "cancel":
         call.cancel()
     elif end == "disconnect":

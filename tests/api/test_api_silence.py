@@ -92,7 +92,8 @@ def test_idle_calls_of_many_tokens_of_a_tenant_leave_slots_for_others(running):
     assert datasets(running.stub()) == ["www"]
 
 
-def test_a_call_without_its_message_is_ended(running):
+def test_a_call_without_its_message_is_ended(running, monkeypatch):
+    running.only_by_hand(monkeypatch)
     with silent(running, SERVICE + "CommitUpload", 3, running.token()) as calls:
         wait_until(lambda: waiting(running) == 3)
         arriving = running.service._gate.calls
@@ -143,6 +144,7 @@ def test_health_answers_despite_many_idle_callers(running, method):
 
 
 def test_an_idle_caller_of_health_is_ended_soon(running, monkeypatch):
+    running.only_by_hand(monkeypatch)
     health = running.service._wire._health
     monkeypatch.setattr(health.asked, "_now_s", running.clock.monotonic_s)
     with silent(running, HEALTH + "Check", 2) as calls:

@@ -352,7 +352,7 @@ def test_a_sender_that_pauses_is_told_and_leaves_no_backup(
 ) -> None:
     from staddle_server.api.http.rest import archives
 
-    monkeypatch.setattr(archives, "HTTP_TAR_SILENCE_S", 0.2)
+    monkeypatch.setattr(archives, "HTTP_TAR_SILENCE_S", 1.0)
     line = place.connect("Content-Length: 1000000")
     line.sendall(SOUND[:1000])
     with line:
@@ -394,7 +394,8 @@ def test_a_tar_that_python_wrote_with_many_links_and_long_names_is_taken(place: 
     assert {entry.link_target for path, entry in found.items() if "/" in path} == {"t" * 200}
 
 
-def test_a_token_that_ends_meanwhile_ends_the_tar(place: Place) -> None:
+def test_a_token_that_ends_meanwhile_ends_the_tar(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.running.only_by_hand(monkeypatch)
     token = place.running.token("writer", name="ends")
     line = socket.create_connection(("127.0.0.1", place.port), timeout=60)
     head = f"PUT /v1/datasets/refused/backups HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"

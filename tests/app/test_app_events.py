@@ -47,6 +47,11 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(group, [str(word) for word in words], env={"COLUMNS": "80"})
 
 
+def targets(server: ServerProcess) -> list[dict[str, object]]:
+    listed = run("notify", "list", "--json", "--data", server.data)
+    return [json.loads(line) for line in listed.stdout.splitlines()]
+
+
 def configure(server: ServerProcess, **urls: str) -> None:
     text = "".join(
         f'[[target]]\nname = "{name}"\nkind = "webhook"\nurl = "{url}"\ntimeout = "30s"\n'
@@ -90,7 +95,7 @@ def test_what_a_server_sent_before_kill_9_but_did_not_mark_is_sent_again_with_th
     assert again.value["text"] == WORDS
     listed = json.loads(run("events", "--json", "--data", server.data).stdout)
     assert f"{listed['id']}.began" == sent.decode()
-    wait_until(lambda: json.loads(run("notify", "list", "--json", "--data", server.data).stdout)["reached"])
+    wait_until(lambda: all(row["reached"] for row in targets(server)))
     with contextlib.closing(sqlite3.connect(server.data / "catalog.db")) as catalog, catalog:
         assert catalog.execute("SELECT count(*) FROM deliveries WHERE state = 0").fetchone() == (0,)
     assert receiver.all() == []
@@ -145,6 +150,7 @@ def test_the_commands_say_what_is_wrong_since_when_and_where_it_went(
     server.start()
     receiver.next()
     server.logged("notification target down cannot be reached")
+    wait_until(lambda: any(row["reached"] for row in targets(server)))
     assert server.stop() == 0
     shown = run("events", "--open", "--data", server.data).stdout
     assert re.fullmatch(
@@ -162,11 +168,7 @@ def test_the_commands_say_what_is_wrong_since_when_and_where_it_went(
         listed,
         re.MULTILINE,
     )
-    rows = [
-        json.loads(line)
-        for line in run("notify", "list", "--json", "--data", server.data).stdout.splitlines()
-    ]
-    assert [(row["target"], row["waiting"], bool(row["error"])) for row in rows] == [
+    assert [(row["target"], row["waiting"], bool(row["error"])) for row in targets(server)] == [
         ("hook", 0, False),
         ("down", 1, True),
     ]

@@ -146,6 +146,10 @@ def test_https_is_served_with_the_certificates_of_grpc(tmp_path: Path, made: Pat
         context = ssl.create_default_context(cafile=str(made / "ca.crt"))
         context.check_hostname = False
         assert ask(port, token_of(server), context) == 200
+        secure = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
+        secure.request("GET", "/login")
+        assert secure.getresponse().headers.get_all("strict-transport-security") == ["max-age=2592000"]
+        secure.close()
         with pytest.raises((http.client.BadStatusLine, ConnectionResetError)):
             ask(port, "")
     finally:

@@ -145,8 +145,8 @@ def test_a_server_serves_with_any_standard_streams_closed(tmp_path: Path, closed
         stderr=subprocess.DEVNULL,
     )
     try:
-        probe = [COMMAND, "health", "--data", data, "--wait", "30s"]
-        deadline_s = time.monotonic() + 30
+        probe = [COMMAND, "health", "--data", data, "--wait", "60s"]
+        deadline_s = time.monotonic() + 60
         while not (data / "client.toml").exists() and time.monotonic() < deadline_s:
             time.sleep(0.05)
         done = forked.run(probe, env=env, capture_output=True, text=True, check=False)
@@ -183,7 +183,7 @@ def test_a_hangup_while_the_server_starts_does_not_end_it(tmp_path: Path) -> Non
             words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
     caught = 1 << (signal.SIGHUP - 1)
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
         mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
         if mask is not None and int(mask[1], 16) & caught:

@@ -75,6 +75,8 @@ def test_a_begin_that_fails_leaves_no_dataset(world):
         ({"kind": Kind.FULL, "scope": Scope.CHANGES}, "scope"),
         ({"new_root": True, "scope": Scope.CHANGES}, "scope"),
         ({"new_root": True, "kind": Kind.DIFFERENTIAL}, "kind"),
+        ({"kind": Kind.FULL, "base": bytes(16)}, "base_backup_id"),
+        ({"kind": Kind.INCREMENTAL, "scope": Scope.CHANGES, "base": bytes(16)}, "base_backup_id"),
         ({"dataset": ""}, "dataset"),
         ({"dataset": "a\nb"}, "dataset"),
         ({"dataset": "ä" * 128}, "dataset"),

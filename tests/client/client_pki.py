@@ -76,7 +76,7 @@ def serve_tls(
     mutual: bool = False,
     begins_h: float = -1,
     ends_h: float = 1,
-    address: str = "127.0.0.1:0",
+    address: str = "",
 ) -> Running:
     """A server with a certificate of the authority, with its validity in hours from now."""
     cert, key = authority.issue(name, begins_h=begins_h, ends_h=ends_h)

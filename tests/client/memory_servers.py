@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from memory_service import MemoryService, rpc_abort
+from ports import free_port
 from staddle._transport.servers import UPLOAD_KEY
 from staddle.v1.service_pb2_grpc import add_StaddleServiceServicer_to_server
 
@@ -40,7 +41,7 @@ class Member(MemoryService):
 
     """
 
-    def __init__(self, first: Member | None, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, first: Member | None, address: str = "") -> None:
         super().__init__()
         self.owners: dict[str, Member] = {}
         if first is not None:
@@ -52,7 +53,7 @@ class Member(MemoryService):
         """What others say of this server; None: its address."""
         self.health = _Health()
         self.set_health(SERVING)
-        self.address = address
+        self.address = address or f"127.0.0.1:{free_port()}"
         self.start()
 
     def start(self) -> None:

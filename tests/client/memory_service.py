@@ -32,6 +32,7 @@ from memory_state import (
     path_of,
     sort_key,
 )
+from ports import free_port
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceServicer, add_StaddleServiceServicer_to_server
@@ -488,13 +489,12 @@ class Running:
 
 
 def start(
-    memory: MemoryService, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+    memory: MemoryService, address: str = "", credentials: grpc.ServerCredentials | None = None
 ) -> tuple[grpc.Server, str]:
+    address = address or f"127.0.0.1:{free_port()}"
     server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
     add_StaddleServiceServicer_to_server(memory, server)
-    if credentials is None:
-        port = server.add_insecure_port(address)
-    else:
-        port = server.add_secure_port(address, credentials)
+    insecure = credentials is None
+    port = server.add_insecure_port(address) if insecure else server.add_secure_port(address, credentials)
     server.start()
     return server, f"127.0.0.1:{port}"

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fs_trees import assert_same, plant, seeded_bytes
+from fs_trees import assert_same, clock_at_last_change, plant, seeded_bytes
 from staddle._backup import chunk_files
 from staddle._backup.run import backup_directory
 from staddle._errors import (
@@ -123,8 +123,9 @@ def test_a_change_that_restores_size_and_mtime_is_found(protected, tmp_path: Pat
 
 def test_a_file_with_a_too_recent_timestamp_is_read_again(protected) -> None:
     (protected.source / "f").write_bytes(b"fresh")
-    protected.backup(clock=time.time_ns)
-    assert protected.backup(clock=time.time_ns).read_bytes == 5
+    clock = clock_at_last_change(protected.source / "f")
+    protected.backup(clock=clock)
+    assert protected.backup(clock=clock).read_bytes == 5
     protected.backup()
     assert protected.backup().read_bytes == 0
 
@@ -133,7 +134,8 @@ def test_a_file_with_a_too_recent_timestamp_is_read_again(protected) -> None:
 def test_links_and_directories_with_recent_timestamps_are_checked_again(protected, thin: bool) -> None:
     (protected.source / "directory").mkdir()
     (protected.source / "link").symlink_to("anywhere")
-    for clock, again in ((time.time_ns, True), (lambda: time.time_ns() + 10**10, False)):
+    recent = clock_at_last_change(protected.source / "directory", protected.source / "link")
+    for clock, again in ((recent, True), (lambda: recent() + 10**10, False)):
         protected.backup(clock=clock, thin=thin)
         entries = {entry.path: entry.read_again for entry in protected.client.entries("data")}
         assert entries == {"directory": again, "link": again}

@@ -15,7 +15,7 @@ import forked
 import pytest
 from extent import extent
 from fs_calls import counted_calls
-from fs_trees import plant
+from fs_trees import clock_at_last_change, plant
 from staddle._backup import cached_comparison
 from staddle._backup.cache import file as _cache_file
 from staddle._backup.cache import store
@@ -204,8 +204,9 @@ def test_a_change_is_found_by_a_backup_that_lists_nothing(protected) -> None:
 @BOTH_WAYS
 def test_a_file_marked_for_rereading_is_read_again(thin: bool, protected) -> None:
     (protected.source / "f").write_bytes(b"fresh")
-    protected.backup(clock=time.time_ns, thin=thin)
-    assert protected.backup(clock=time.time_ns, thin=thin).read_bytes == 5
+    clock = clock_at_last_change(protected.source / "f")
+    protected.backup(clock=clock, thin=thin)
+    assert protected.backup(clock=clock, thin=thin).read_bytes == 5
     protected.backup(thin=thin)
     assert files_of(protected.cache)
     assert protected.backup(thin=thin).read_bytes == 0

@@ -41,6 +41,7 @@ BLOCKS = [
         2,
         b"a\0b.txt",
         pack_row(0x40, 3, -1, 2**62, 4096) + pack_row(0x80, 2**64 - 1, 0, 1, 17),
+        bytes(32) + bytes(range(1, 33)),
     ),
     CacheBlock(b"a", True, False, 1, b"\xff", pack_row(0xA0 | LOOK, 5, 6, 7, 8)),
     CacheBlock(b"", False, False, 1, b"z", pack_row(0x80 | ABSENT, 0, 0, 0, 0)),
@@ -102,7 +103,8 @@ def trees(draw: st.DrawFn, path: bytes = b"", depth: int = 0) -> list[CacheBlock
         count = draw(st.integers(1, len(children)))
         some, children = children[:count], children[count:]
         data = b"".join(draw(rows) for _ in some)
-        blocks.append(CacheBlock(path, not blocks, bool(children), count, b"\0".join(some), data))
+        digests = draw(st.sampled_from([b"", bytes(range(32)) * count]))
+        blocks.append(CacheBlock(path, not blocks, bool(children), count, b"\0".join(some), data, digests))
         for name in some:
             if depth < 3 and draw(st.booleans()):
                 blocks.extend(draw(trees(path=path + b"/" + name if path else name, depth=depth + 1)))

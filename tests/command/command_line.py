@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -88,3 +89,24 @@ class CommandLine:
         return subprocess.Popen(
             self.words(*arguments), env=self.environment, cwd=self.home, **(piped | options)
         )
+
+
+def shown(staddle: CommandLine, *arguments: str, columns: int = 80, code: int = 0) -> list[str]:
+    """What a terminal of this width shows."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        staddle.words(*arguments),
+        stdout=theirs,
+        env=staddle.environment | {"COLUMNS": str(columns)},
+        cwd=staddle.home,
+    )
+    os.close(theirs)
+    data = b""
+    try:
+        while piece := os.read(ours, 65_536):
+            data += piece
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait() == code
+    return data.decode().splitlines()

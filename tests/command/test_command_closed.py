@@ -47,6 +47,7 @@ def test_with_closed_output_showing_commands_fail_and_changing_ones_do_their_wor
         "uploads": [],
         "status": [],
         "runs": [],
+        "events": [],
         "expect": [],
         "info": [],
     }

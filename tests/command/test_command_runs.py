@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
+from command_line import CommandLine, shown
 from sqlalchemy import update
 from staddle_server.catalog import schema
 from thin import back_up, wait_until
@@ -25,27 +24,6 @@ def runs(staddle: CommandLine, *more: str) -> list[dict]:
 def only(staddle: CommandLine, *more: str) -> dict:
     (run,) = runs(staddle, *more)
     return run
-
-
-def shown(staddle: CommandLine, *arguments: str, columns: int = 80, code: int = 0) -> list[str]:
-    """What a terminal of this width shows."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        staddle.words(*arguments),
-        stdout=theirs,
-        env=staddle.environment | {"COLUMNS": str(columns)},
-        cwd=staddle.home,
-    )
-    os.close(theirs)
-    data = b""
-    try:
-        while piece := os.read(ours, 65_536):
-            data += piece
-    except OSError:  # the other side is closed
-        pass
-    os.close(ours)
-    assert process.wait() == code
-    return data.decode().splitlines()
 
 
 # --- runs

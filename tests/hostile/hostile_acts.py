@@ -92,5 +92,6 @@ ACTS: dict[str, tuple[Callable[[Place], object], ...]] = {
     "DeleteExpectation": (lambda place: place.client.delete_expectation("d"),),
     "ListExpectations": (lambda place: sum(1 for _ in place.client.expectations()),),
     "GetStatus": (lambda place: place.client.status(),),
+    "ListEvents": (lambda place: sum(1 for _ in place.client.events("d", open_only=True)),),
     "GetServerInfo": (lambda place: place.client.info(),),
 }

@@ -21,6 +21,7 @@ from column_entries import BAD_COLUMNS, listed_columns
 from extent import extent
 from google.protobuf.message import Message
 from hostile_acts import ACTS, Place, put, put_much, restore, source, thin, verify
+from hostile_runs import BAD_EVENTS, BAD_RUNS, event
 from hostile_server import (
     FAILS,
     ID,
@@ -109,17 +110,6 @@ BAD_BACKUPS: dict[str, pb.Backup] = {
     "counts at their limit": backup(entry_count=2**64 - 1),
     "a time beyond all": backup(begin_time={"seconds": 2**62}),
     "a negative time beyond all": backup(commit_time={"seconds": -(2**62)}),
-}
-
-
-BAD_RUNS: dict[str, pb.Run] = {
-    "none": pb.Run(),
-    "another dataset's": run(dataset="other"),
-    "an id that is a path": run(id="/etc/passwd"),
-    "an unknown outcome": run(outcome=99),
-    "a backup that is none": run(backup_id="x"),
-    "counts at their limit": run(data_bytes=2**64 - 1),
-    "a time beyond all": run(end_time={"seconds": 2**62}),
 }
 
 
@@ -339,6 +329,9 @@ HOSTILE: dict[str, dict[str, Answer]] = {
         "no reason": lambda _: sv.GetStatusResponse(troubles=[pb.Trouble(dataset="d")]),
         "a time beyond all": lambda _: sv.GetStatusResponse(oldest_success_time={"seconds": 2**62}),
         "counts at their limit": lambda _: sv.GetStatusResponse(dataset_count=2**64 - 1),
+    },
+    "ListEvents": paged(sv.ListEventsResponse, "events", lambda number: event(text=f"{number}")) | {
+        f"an event: {name}": lambda _, found=found: sv.ListEventsResponse(events=[found]) for name, found in BAD_EVENTS.items()
     },
     "GetServerInfo": {
         "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),

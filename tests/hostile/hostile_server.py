@@ -103,6 +103,7 @@ HONEST: dict[str, Answer] = {
     "DeleteExpectation": lambda _: sv.DeleteExpectationResponse(),
     "ListExpectations": lambda _: sv.ListExpectationsResponse(),
     "GetStatus": lambda _: sv.GetStatusResponse(),
+    "ListEvents": lambda _: sv.ListEventsResponse(),
     "GetServerInfo": lambda _: sv.GetServerInfoResponse(chunker=CHUNKER),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from thin import messages, noise
 
-LEFT_S = 10.0
+LEFT_S = 60.0
 """A thread of a call that was given up may still be closing its file."""
 ALLOCATIONS = {True: 14_000, False: 4_000}
 """So many a backup makes, or a restore, and some more."""

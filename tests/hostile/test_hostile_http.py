@@ -89,10 +89,7 @@ def test_a_head_that_is_too_large_is_answered_before_its_connection_ends(place: 
     place.assert_well()
 
 
-def test_a_client_that_is_refused_and_goes_on_is_cut_off(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "REFUSED_S", 0.3)
+def test_a_client_that_is_refused_and_goes_on_is_cut_off(place: Place) -> None:
     with raw(place.port) as line:
         line.sendall(b"\0\r\n\r\n")
         assert rest_of(line).startswith(b"HTTP/1.1 400 ")
@@ -215,10 +212,11 @@ def test_a_call_ends_when_its_callers_time_is_over(place: Place) -> None:
 
 
 def test_a_silent_client_and_a_slow_head_are_cut_off(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HTTP_HEAD_S", 0.2)
-    with raw(place.port) as silent, raw(place.port) as slow:
-        slow.sendall(b"POST /x HTTP/1.1\r\nHost:")
-        assert (rest_of(silent), rest_of(slow)) == (b"", b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(connections, "HTTP_HEAD_S", 1.0)
+        with raw(place.port) as silent, raw(place.port) as slow:
+            slow.sendall(b"POST /x HTTP/1.1\r\nHost:")
+            assert (rest_of(silent), rest_of(slow)) == (b"", b"")
     monkeypatch.setattr(connections, "HTTP_SILENCE_S", 0.2)
     with raw(place.port) as line:
         line.sendall(place.head("ListDatasets", 2) + b"{}")
@@ -227,8 +225,8 @@ def test_a_silent_client_and_a_slow_head_are_cut_off(place: Place, monkeypatch: 
 
 
 def test_a_body_that_pauses_ends_its_call(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "HTTP_SILENCE_S", 0.2)
-    with raw(place.port) as line:
+    with raw(place.port) as line, monkeypatch.context() as patched:
+        patched.setattr(exchange, "HTTP_SILENCE_S", 0.2)
         line.sendall(place.head("ListDatasets", 100) + b"{")
         found = answer_of(line)
     assert found.status == 400

@@ -12,7 +12,7 @@ from http_door import answer_of, open_http, raw, rest_of
 from rest_door import RestDoor
 from servers import Running
 from staddle_server.api.http import connections, exchange
-from staddle_server.base.limits import HTTP_HEAD_BYTES_MAX
+from staddle_server.base.limits import HTTP_HEAD_BYTES_MAX, TAGS_MAX
 from thin import back_up, noise, wait_until
 
 MIB = 1 << 20
@@ -97,7 +97,8 @@ TARGETS = {
     "/v1/datasets?pageToken=%00": 400,
     "/v1/datasets?" + "a&" * 40_000: 400,
     "/v1/datasets?" + "pageSize=1&" * 5_000: 400,
-    f"{WWW}/backups?" + "tag=a&" * 99: 200,
+    f"{WWW}/backups?" + "tag=a&" * TAGS_MAX: 200,
+    f"{WWW}/backups?" + "tag=a&" * (TAGS_MAX + 1): 400,
     f"{WWW}/backups?tag=": 400,
     f"{WWW}/backups?tag==x": 400,
     f"{WWW}/backups?tag={'k' * 129}": 400,
@@ -192,7 +193,7 @@ def stalled(door: RestDoor, role: str = "reader") -> socket.socket:
 
 
 def test_a_reader_that_stops_reading_is_cut_off(door: RestDoor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 0.3)
+    monkeypatch.setattr(connections, "HTTP_SILENCE_S", 2.0)
     with stalled(door):
         wait_until(lambda: door.running.service._gate.streams.idle)
 

@@ -280,7 +280,7 @@ def test_wrong_tokens_at_a_high_rate_are_all_refused_and_delay_no_other_caller(s
                 if end.is_set():
                     return
                 with pytest.raises(grpc.RpcError) as refused:
-                    ask(b"", metadata=[("authorization", f"Bearer staddle_{seed}_{number}")], timeout=30)
+                    ask(b"", metadata=[("authorization", f"Bearer staddle_{seed}_{number}")], timeout=60)
                 codes.add(refused.value.code())
 
     with Watch(server) as watch:

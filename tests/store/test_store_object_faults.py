@@ -200,7 +200,7 @@ def test_an_endpoint_that_stays_silent_is_given_up_and_the_next_one_asked(
         return b""
 
     proxy.instead(stall)
-    monkeypatch.setattr(object_urls, "READ_S", 1)
+    monkeypatch.setattr(object_urls, "READ_S", 3)
     assert opening(proxy.endpoint, s3.endpoint).read("a", 0, 10) == DATA[:10]
     assert asked.is_set()
     ended.set()

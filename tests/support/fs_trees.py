@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,12 @@ def open_below(root: Path) -> list[str]:
         if path == str(root) or path.startswith(f"{root}/"):
             found.append(path)
     return found
+
+
+def clock_at_last_change(*paths: Path) -> Callable[[], int]:
+    """A clock that stands where these paths were last changed, however long a busy machine takes to read them."""
+    last_ns = max(path.lstat().st_ctime_ns for path in paths)
+    return lambda: last_ns
 
 
 def nodes_of(root: Path | bytes, *, holes: bool = True) -> dict[bytes, Node]:

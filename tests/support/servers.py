@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import forked
 import grpc
+import pytest
 import statements  # noqa: F401  for what it does
 from sqlalchemy import func, insert, select
 from staddle.v1 import service_pb2_grpc
@@ -185,6 +186,14 @@ class Running:
         )
         self.port = self.service.start(self.listen, None)
         self.service.join(self.address)
+
+    def only_by_hand(self, patch: pytest.MonkeyPatch) -> None:
+        """From now on only the test ends calls that are idle or whose token is invalid.
+
+        The service looks for them every few seconds: it may be first, or end a call that the test has only refused.
+        """
+        patch.setattr(self.service._wire, "_end_invalid", lambda: None)
+        patch.setattr(self.service._wire, "_slots", ())
 
     @property
     def catalog_place(self) -> str:

@@ -129,10 +129,12 @@ def test_a_backup_reuses_chunks_of_an_older_one_that_is_deleted_purged_and_colle
         garbage.assert_restores("new", FILES)
 
 
-def test_an_upload_carries_over_from_a_base_that_is_deleted_purged_and_collected_while_it_runs(garbage):
+@pytest.mark.parametrize("kind", [pb.BACKUP_KIND_INCREMENTAL, pb.BACKUP_KIND_FULL])
+def test_an_upload_carries_over_from_a_base_that_is_deleted_purged_and_collected_while_it_runs(garbage, kind):
     stub = garbage.running.stub()
     base = back_up(stub, "www", FILES)
-    source = Source(stub, "www", scope=pb.UPLOAD_SCOPE_CHANGES)
+    named = {"base_backup_id": base.id} if kind == pb.BACKUP_KIND_FULL else {}
+    source = Source(stub, "www", kind=kind, scope=pb.UPLOAD_SCOPE_CHANGES, **named)
     garbage.delete("www", base.id)
     for _ in range(2):
         garbage.collect_all()

@@ -288,3 +288,20 @@ def test_the_rate_is_kept(running: Running) -> None:
     begun_s = time.monotonic()
     drills_of(running, bytes_per_s=300_000).run(never)
     assert time.monotonic() - begun_s > 0.5
+
+
+def test_what_is_read_of_the_store_is_paced_and_not_every_file_that_refers_to_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(900_000, 1)
+    back_up(running.stub(), "d", {f"f{number}": data for number in range(30)})
+    paced: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "staddle_server.upkeep.integrity.drill.Rate",
+        lambda *_, **__: lambda size, chunks: paced.append((size, chunks)),
+    )
+    drilled = drills_of(running, bytes_per_s=1).drill(newest(running))
+    assert drilled.proof.data_bytes == 30 * len(data)
+    stored = sum(size for size, _ in paced)
+    assert len(data) <= stored < 3 * len(data)
+    assert sum(chunks for _, chunks in paced) >= 30

@@ -5,6 +5,7 @@ import os
 import grpc
 import pytest
 from blake3 import blake3
+from lost_packs import lose_packs, mark, packs
 from staddle import Client
 from staddle._backup.run import backup_directory
 from staddle._protocol.restore_reader import DamageEvent, read_restore
@@ -19,34 +20,9 @@ DATA, OTHER = noise(1_500_000, 1), noise(1_500_000, 2)
 LONG = noise(9_000_000, 3)
 
 
-def packs(running):
-    return sorted(path for path in (running.root / "store" / "packs").rglob("*") if path.is_file())
-
-
-def lose_packs(running):
-    for path in packs(running):
-        path.unlink()
-
-
 def cut_packs_in_half(running):
     for path in packs(running):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def mark(running, role, digest):
-    """Damage the segment with a chunk, and mark it as a reader that finds the damage does."""
-    from staddle_server.store.keys import chunk_id, secrets_of
-
-    name = chunk_id(secrets_of(running.keys.load(running.tenant)).id_key, role, digest)
-    places = running.catalog.chunks.find(running.tenant, [name]).get(name, [])
-    if not places:
-        return  # the segment is damaged already
-    (place,) = places
-    (path,) = (path for path in packs(running) if path.name == place.segment.pack.hex())
-    data = bytearray(path.read_bytes())
-    data[place.segment.offset + place.segment.length - 20] ^= 1
-    path.write_bytes(data)
-    running.catalog.packs.mark_damaged(running.tenant, place.segment.pack, place.segment.offset)
 
 
 def refused(commit):

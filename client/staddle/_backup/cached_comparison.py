@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from staddle._backup.cache.file import (
     ABSENT,
     CHILDREN_MAX,
+    DIGEST_BYTES,
     FILE_KIND,
     KIND,
     ROW_BYTES,
@@ -111,6 +112,9 @@ class _Old:
         """Whether exactly this block was seen."""
         return self.used == 0 and self.block.rows == seen.rows and self.block.names == seen.names
 
+    def digest(self, index: int) -> bytes:
+        return self.block.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+
     def is_absent(self, index: int) -> bool:
         return bool(self.block.rows[index * ROW_BYTES] & ABSENT)
 
@@ -155,7 +159,7 @@ class CachedScan(Walk[Difference]):
         if _is_same(self.known.root, row_of(root.stat)):
             self.unchanged += 1
             if self.observer is not None:
-                self.observer.kept()
+                self.observer.kept(self.known.root_digest)
         else:
             yield from self._told(Changed(root, in_base=True))
         self._list_root()
@@ -207,9 +211,10 @@ class CachedScan(Walk[Difference]):
                 else []
             )
         else:
-            way.steps = self._compare(old, seen, _end_of(old, level.names, names), vanished)
+            digests = bytearray(block.children * DIGEST_BYTES)
+            way.steps = self._compare(old, seen, _end_of(old, level.names, names), vanished, digests)
             if self.observer is not None and block.children:
-                level.piece = self.observer.begin_with(block)
+                level.piece = self.observer.begin_with(block._replace(digests=bytes(digests)))
         way.steps.reverse()
         way.first = way.first and not block.children
         if old is not None and old.used == old.block.children and not old.block.more:
@@ -302,10 +307,17 @@ class CachedScan(Walk[Difference]):
     def _keep(self, old: _Old, block: CacheBlock) -> ChildRows | None:
         self.unchanged += block.children
         old.used = block.children
-        return None if self.observer is None else self.observer.add_unchanged(block)
+        if self.observer is None:
+            return None
+        return self.observer.add_unchanged(block._replace(digests=old.block.digests))
 
-    def _compare(self, old: _Old | None, seen: _Seen, end: int, vanished: set[bytes]) -> list[_Step]:
-        """What to do about children, in order, where something differs; of the old ones those before `end` are dealt with."""
+    def _compare(
+        self, old: _Old | None, seen: _Seen, end: int, vanished: set[bytes], digests: bytearray
+    ) -> list[_Step]:
+        """What to do about children, in order, where something differs; of the old ones those before `end` are dealt with.
+
+        `digests` gets those of the unchanged children that are known.
+        """
         old_names = [] if old is None else old.names
         at = 0 if old is None else old.used
         steps: list[_Step] = []
@@ -319,6 +331,8 @@ class CachedScan(Walk[Difference]):
                 at += 1
                 if _is_same(old.row(at - 1), row):
                     self.unchanged += 1
+                    if old.block.digests:
+                        digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES] = old.digest(at - 1)
                     if name in seen.directories:
                         steps.append(_Enter(name, *seen.directories[name], index))
                     continue

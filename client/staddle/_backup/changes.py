@@ -20,12 +20,16 @@ class Changed:
     """The base has something there, but cannot be relied on."""
     sent: bool = False
     """A part of it was sent, whether or not the sender comes to its end."""
+    known: bytes = b""
+    """The digest of the base's entry, which need not be sent if it is the same now; empty: unknown, or to be sent whatever it is."""
     held: os.stat_result | None = None
     read_again: bool = False
+    digest: bytes = b""
+    """That of the entry that the backup has; empty: unknown."""
 
-    def holds(self, status: os.stat_result, *, read_again: bool) -> None:
-        """An entry with this stat was sent, with or without the mark for rereading."""
-        self.held, self.read_again = status, read_again
+    def holds(self, status: os.stat_result, *, read_again: bool, digest: bytes = b"") -> None:
+        """The backup has an entry with this stat and digest, with or without the mark for rereading."""
+        self.held, self.read_again, self.digest = status, read_again, digest
 
 
 class Removed(NamedTuple):

@@ -15,11 +15,12 @@ from blake3 import blake3
 from staddle._backup.capture import captures, to_send
 from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.chunk_list import ChunkList
-from staddle._backup.entries import BackupTally, Content, LinkedFiles, add_holes
+from staddle._backup.entries import BackupTally, Content, LinkedFiles, add_holes, entry_of_file
+from staddle._backup.entry_digest import digest_of
 from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
-from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, read_small
-from staddle._fs.found import Found, WallClock
+from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, open_file, read_small
+from staddle._fs.found import WallClock
 from staddle._fs.metadata import OwnerNames, entry_of, set_path, small_file_row
 from staddle._protocol.columns import CHUNKS_MAX, EntryRow, row_of
 from staddle._protocol.convert import PROFILES_TO_WIRE
@@ -33,6 +34,9 @@ BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_STEPS: Final = 4_096
 RECENT_MAX: Final = 32_768
 """So many digests at least, and at most twice as many, are remembered as known to the server, and not asked for again."""
+POINT_ENTRIES: Final = 4_096
+POINT_BYTES: Final = 1024 * 1024 * 1024
+"""After so much that was taken over from the base, one entry is sent all the same: an upload that is cut off resumes behind it."""
 PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""
 
@@ -110,11 +114,19 @@ class Batch:
     steps: list[Step] = field(default_factory=list)
     chunks: int = 0
     data_bytes: int = 0
+    taken_over: int = 0
+    """Entries that the backup takes over from the base: read, found the same, and not sent."""
+    taken_over_bytes: int = 0
+    """Bytes of files that were read and found the same."""
+    is_point: bool = False
+    """The server has to have all of it before more is read."""
 
     def is_full(self) -> bool:
-        """Whether the batch has reached its limit of chunks, bytes or steps."""
+        """Whether the batch has reached its limit of chunks, bytes, steps or entries taken over."""
         return (
-            self.chunks >= BATCH_CHUNKS_MAX
+            self.is_point
+            or self.taken_over >= BATCH_STEPS
+            or self.chunks >= BATCH_CHUNKS_MAX
             or self.data_bytes >= BATCH_BYTES
             or len(self.steps) >= BATCH_STEPS
         )
@@ -145,6 +157,8 @@ class Producer:
         self._recent: set[bytes] = set()
         self._recent_before: set[bytes] = set()
         self._batch = Batch()
+        self._since_point = self._bytes_since_point = 0
+        """What was taken over since an entry was sent for that."""
         self._pool = Threads(1, thread_name_prefix="staddle-cut")
         fixed = tally.profile is Profile.FIXED
         self._profile = PROFILES_TO_WIRE[tally.profile]
@@ -153,7 +167,7 @@ class Producer:
     def batches(self) -> Generator[Batch]:
         """All batches; the last one may be empty."""
         try:
-            for each in to_send(self._differences, self._names, self._tally):
+            for each in to_send(self._differences, self._names, self._tally, self._takes_over):
                 if isinstance(each, Removed):
                     self._batch.steps.append(removal(each.path))
                 elif isinstance(each, Changed):
@@ -174,13 +188,13 @@ class Producer:
         found = changed.found
         linked = self._linked.find(found)
         if linked is not None:
-            changed.holds(found.stat, read_again=linked[0].read_again)
-            self._add_linked(found, *linked)
+            self._add_linked(changed, *linked)
             return
         try:
             data = read_small(found, self._one_chunk_bytes)
             if data is None:
-                yield from self._file(changed)
+                if not (changed.known and (yield from self._is_as_known(changed))):
+                    yield from self._file(changed)
             else:
                 self._small(changed, data)
         except OSError as error:
@@ -189,30 +203,81 @@ class Producer:
     def _add(self, entry: pb.Entry, chunks: ChunkList) -> None:
         self._batch.steps.append(entry_step(entry, chunks))
 
-    def _add_linked(self, found: Found, known: pb.Entry, content: Content) -> None:
+    def _takes_over(self, changed: Changed, digest: bytes, size: int = 0) -> bool:
+        """Whether the backup has the base's entry, because that is the same, and it need not be sent."""
+        if not changed.known or changed.known != digest:
+            return False
+        self._since_point += 1
+        self._bytes_since_point += size
+        if self._since_point >= POINT_ENTRIES or self._bytes_since_point >= POINT_BYTES:
+            self._since_point = self._bytes_since_point = 0
+            self._batch.is_point = True
+            return False
+        self._batch.taken_over += 1
+        self._batch.taken_over_bytes += size
+        return True
+
+    def _add_linked(self, changed: Changed, known: pb.Entry, content: Content) -> None:
+        found = changed.found
         entry = pb.Entry()
         entry.CopyFrom(known)
         entry.ClearField("path")
         entry.ClearField("raw_path")
         set_path(entry, found.path)
-        self._add(entry, content.chunks)
+        digest = self._digest_of(entry)
+        changed.holds(found.stat, read_again=known.read_again, digest=digest)
+        if not self._takes_over(changed, digest):  # its bytes were counted under the first name
+            self._add(entry, content.chunks)
+
+    def _digest_of(self, entry: pb.Entry) -> bytes:
+        """The digest of a file's entry; empty if it has none."""
+        row = row_of(entry)
+        return b"" if row is None else digest_of(row, self._profile)
 
     def _small(self, changed: Changed, data: bytes) -> None:
         """Takes a small file that was read in one piece."""
         found = changed.found
         racy = is_racy(found.stat, found.seen_ns)
-        content_id = self._take_small(data)
+        content_id = self._read_id(data)
         row = small_file_row(found, self._names, content_id, read_again=racy)
         if row is not None:
-            self._batch.steps.append(row)
-        else:
-            entry = entry_of(found, self._names, self._tally)
-            if entry is None:
-                return
+            digest = digest_of(row, self._profile)
+            changed.holds(found.stat, read_again=racy, digest=digest)
+            if not self._takes_over(changed, digest, len(data)):
+                self._take_small(data, content_id)
+                self._batch.steps.append(row)
+            return
+        entry = entry_of(found, self._names, self._tally)
+        if entry is not None:
+            self._take_small(data, content_id)
             content = _one_chunk(data, content_id)
             self._set_content(entry, content, read_again=racy)
             self._add(entry, content.chunks)
-        changed.holds(found.stat, read_again=racy)
+            changed.holds(found.stat, read_again=racy)
+
+    def _is_as_known(self, changed: Changed) -> Generator[Batch, None, bool]:
+        """Reads a file that seems to be as the base has it, and sends none of it. Returns whether it is so; then it is dealt with.
+
+        Raises OSError if it cannot be opened.
+        """
+        with open_file(changed.found, self._clock) as opened:
+            entry = entry_of_file(changed.found, opened, self._names, self._tally)
+            if entry is None or opened.racy:
+                return False
+            content = yield from self._content(changed.found.path, opened, send=False)
+            if not opened.is_settled() or opened.size_is_wrong():
+                return False
+            add_holes(entry, opened.holes, content.size_bytes)
+            self._set_content(entry, content, read_again=False)
+            digest = self._digest_of(entry)
+            if digest != changed.known:
+                return False
+            changed.holds(opened.status, read_again=False, digest=digest)
+            self._linked.keep(opened, entry, content)
+            if not self._takes_over(changed, digest, content.size_bytes):
+                self._add(entry, content.chunks)  # which the base has
+                self._batch.taken_over_bytes += content.size_bytes
+            return True
 
     def _file(self, changed: Changed) -> Iterator[Batch]:
         with closing(captures(changed, self._clock, self._names, self._tally)) as readings:
@@ -224,6 +289,7 @@ class Producer:
                     self._set_content(entry, content, read_again=reading.read_again)
                     if reading.settled:
                         self._linked.keep(reading.opened, entry, content)
+                    reading.digest = self._digest_of(entry)
                     self._add(entry, content.chunks)
 
     def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
@@ -234,17 +300,28 @@ class Producer:
         own.content_id = content.content_id
         own.profile = self._profile
 
-    def _content(self, path: bytes, opened: FileReader) -> Generator[Batch, None, Content]:
+    def _content(
+        self, path: bytes, opened: FileReader, *, send: bool = True
+    ) -> Generator[Batch, None, Content]:
+        """Reads all of a file; its chunks become steps if they are to be sent."""
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
             # Without holes, all pieces are bytes.
             data = b"".join(cast("Iterator[bytes]", opened.pieces()))
-            return _one_chunk(data, self._take_small(data))
+            content_id = self._read_id(data)
+            if send:
+                self._take_small(data, content_id)
+            return _one_chunk(data, content_id)
         chunker = self._chunker(path, opened.status.st_size)
         hasher, chunks = ContentHasher(), ChunkList()
         size = 0
         for cuts in self._cut(chunker, opened):
             size += sum(len(cut.data) for cut in cuts)
-            yield from self._take_cuts(hashed(cuts), hasher, chunks)
+            done = hashed(cuts)
+            for cut in done:
+                hasher.add(len(cut.data), cut.digest)
+                chunks.append(len(cut.data), cut.digest)
+            if send:
+                yield from self._take_cuts(done)
         return Content(chunks, size, hasher.content_id())
 
     def _chunker(self, path: bytes, size_bytes: int) -> Chunker:
@@ -276,27 +353,26 @@ class Producer:
             yield cutting.result()
         yield chunker.finish()
 
-    def _take_small(self, data: bytes) -> bytes:
-        """The content id of a file so small that it is one chunk, or none, wherever cuts may fall; the chunk is a step."""
+    def _read_id(self, data: bytes) -> bytes:
+        """The content id of a file so small that it is one chunk, or none, wherever cuts may fall."""
+        self._tally.read_bytes += len(data)
+        return blake3(data).digest() if data else EMPTY_CONTENT_ID
+
+    def _take_small(self, data: bytes, digest: bytes) -> None:
+        """Make the chunk of such a file, if it has one, a step."""
         if not data:
-            return EMPTY_CONTENT_ID
-        size, digest = len(data), blake3(data).digest()
-        self._tally.read_bytes += size
+            return
         if self._is_recent(digest):
-            self._tally.reused_bytes += size
+            self._tally.reused_bytes += len(data)
         else:
             self._remember(digest)
             self._add_cut(Cut(digest, memoryview(data)))
-        return digest
 
-    def _take_cuts(self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList) -> Iterator[Batch]:
+    def _take_cuts(self, cuts: list[Cut]) -> Iterator[Batch]:
         wanted = []
         for cut in cuts:
-            length = len(cut.data)
-            hasher.add(length, cut.digest)
-            chunks.append(length, cut.digest)
             if self._is_recent(cut.digest):
-                self._tally.reused_bytes += length
+                self._tally.reused_bytes += len(cut.data)
             else:
                 self._remember(cut.digest)
                 wanted.append(cut)

@@ -32,6 +32,8 @@ class BaseEntry(NamedTuple):
     path: bytes
     row: EntryRow
     whole: bool
+    digest: bytes = b""
+    """Of the whole entry; empty: unknown."""
 
 
 class BaseDamagedError(Exception):
@@ -95,6 +97,8 @@ class Comparison:
     """Of what the base has up to `behind` nothing was removed, and not all of it is scanned."""
     only_counts: bool = False
     """The base only shows how much of it is left: all that is scanned is sent as new. What is gone is reported all the same."""
+    reads_all: bool = False
+    """What stat proves unchanged is yielded, too, with the digest that the base's entry has."""
     left_out: AbstractSet[bytes] = frozenset()
     """What this run could not read so far, also before it was cut short."""
     unsent: Unsent = field(default_factory=Unsent)
@@ -145,14 +149,16 @@ class Comparison:
                 relies_on_nothing = True
             counted, base = base, None if relies_on_nothing else base
             relied = base is not None and self._relies_on(base)
-            if base is not None and relied and is_unchanged(found, base):
+            same = base if base is not None and relied and is_unchanged(found, base) else None
+            if same is not None and not self.reads_all:
                 self._count_held(found, counted, held=True)
                 self.unchanged += 1
                 self.unchanged_bytes += found.stat.st_size if found.is_file() else 0
                 if self.record is not None:
                     self.record.kept()
                 continue
-            changed = Changed(found, in_base=relied, doubted=base is not None and not relied)
+            doubted = base is not None and not relied
+            changed = Changed(found, in_base=relied, doubted=doubted, known=same.digest if same else b"")
             yield from self._counted(changed, counted)
             if self.record is not None:
                 self.record.settle(changed)

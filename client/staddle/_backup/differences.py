@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from staddle._backup.cache.base_entries import cached_entries
+from staddle._backup.cache.file import CacheError
 from staddle._backup.cached_comparison import CachedScan
 from staddle._backup.changes import Difference, Removed
 from staddle._backup.comparison import BaseDamagedError, BaseEntry, Comparison
@@ -57,6 +59,11 @@ class Start:
     """Whether the base may be relied on at all."""
     pristine: bool = False
     """Nothing was sent to it before: what it holds will be known."""
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether everything is read, and what is the same in the base is not sent: a full backup with a base."""
+        return self.upload.kind == pb.BACKUP_KIND_FULL and self.upload.scope == pb.UPLOAD_SCOPE_CHANGES
 
 
 class SourceDifferences:
@@ -119,6 +126,9 @@ class SourceDifferences:
             yield from self._compared(start, record)
             return
         with closing(known):
+            if start.reads_all:
+                yield from self._compared(start, record, known)
+                return
             scan = CachedScan(
                 self._root,
                 self._tally.unread,
@@ -140,15 +150,17 @@ class SourceDifferences:
             self._empty = scan.empty
             self._check_removed(start, scan)
 
-    def _compared(self, start: Start, record: CacheRecorder | None) -> Iterator[Difference]:
-        """The differences from the base's entries, as the server lists them."""
+    def _compared(
+        self, start: Start, record: CacheRecorder | None, known: CacheReader | None = None
+    ) -> Iterator[Difference]:
+        """The differences from the base's entries, as the server lists them, or as `known` has them."""
         durable = start.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
         whole = start.upload.scope == pb.UPLOAD_SCOPE_WHOLE
         skips = behind is not None and self.own_work and not self._removed_any and not self._base_unlisted
         self._skipped_any = self._skipped_any or skips
         since_ns = None if behind is None or self.own_work else self._begun_ns(start.upload)
-        with self._base_of(start) as base, closing(self._scan(behind, record, skips=skips)) as scan:
+        with self._base_of(start, known) as base, closing(self._scan(behind, record, skips=skips)) as scan:
             comparison = Comparison(
                 scan,
                 base,
@@ -160,6 +172,7 @@ class SourceDifferences:
                 record=record,
                 behind_is_whole=skips,
                 only_counts=whole,
+                reads_all=start.reads_all,
                 left_out=self._tally.missing,
                 unsent=self._tally.unsent,
             )
@@ -232,11 +245,16 @@ class SourceDifferences:
             yield difference
 
     @contextmanager
-    def _base_of(self, start: Start) -> Iterator[Iterator[BaseEntry]]:
+    def _base_of(self, start: Start, known: CacheReader | None) -> Iterator[Iterator[BaseEntry]]:
         upload = start.upload
+        if start.reads_all:
+            if known is None:
+                raise CacheError("the cache of the base is gone")
+            yield cached_entries(known)
+            return
         if upload.scope != pb.UPLOAD_SCOPE_CHANGES:
-            with closing(self._before_whole()) as known:
-                yield known
+            with closing(self._before_whole()) as before:
+                yield before
             return
         if not upload.base_backup_id:
             raise ProtocolError("The server opened an upload of changes without a base.")

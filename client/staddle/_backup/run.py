@@ -30,6 +30,7 @@ from staddle._backup.selection import (
 from staddle._errors import (
     DamageError,
     MissingChunksError,
+    NoBaseError,
     StaddleError,
     TooMuchRemovedError,
     UnfinishedError,
@@ -132,6 +133,8 @@ class BackupRun:
             None if not options.cache_dir else Cache(options.cache_dir, calls.service, options.dataset)
         )
         self._cache_is_wrong = False
+        self._sends_all = options.thin or options.new_root
+        """A full backup does not take over what is the same in another one."""
         self.taken_over = False
 
     def to_end(self) -> pb.Backup:
@@ -155,12 +158,8 @@ class BackupRun:
                 start = self._begin_anew(start)
             except MissingChunksError as error:
                 start = self._begin_distrusting(start, error)
-            except DamageError:
-                if self._distrusting:
-                    raise
-                # The upload or its base relies on damaged data: a new upload asks again, and need not rely on it.
-                self._distrusting = True
-                start = self._begin_anew(start)
+            except DamageError as error:
+                start = self._begin_after_damage(start, error)
             except StaddleError as error:
                 if self._calls.closed or not may_resume(error):
                     raise
@@ -174,6 +173,39 @@ class BackupRun:
     # --- the upload
 
     def _begin(self) -> Start:
+        base = self._base_to_name()
+        try:
+            start = self._begin_from(base)
+        except NoBaseError:
+            if not base:
+                raise
+            self._sends_all = True  # it was deleted a moment ago
+            return self._begin_from("")
+        other = start.upload.base_backup_id != base  # that of an upload which is taken over
+        if start.reads_all and (other or start.distrusted or not start.rely):
+            return self._begin_sending_all(start)
+        return start
+
+    def _base_to_name(self) -> str:
+        """The backup that a full one takes over from what is the same: the newest, if the cache knows it. Empty: none."""
+        if (
+            self._kind is not BackupKind.FULL
+            or self._sends_all
+            or self._cache is None
+            or self._cache_is_wrong
+            or not os.path.isdir(self._root)
+        ):
+            return ""
+        newest = self._backups.newest()
+        return newest.id if newest is not None and self._cache.has_all(newest.id, newest.entry_count) else ""
+
+    def _begin_sending_all(self, start: Start) -> Start:
+        """Gives up what was sent: something of the base is damaged or lost, and only sending all of it is sure to heal that."""
+        self._sends_all = True
+        return self._begin_anew(start)
+
+    def _begin_from(self, base: str) -> Start:
+        """Begins, or takes over; `base` is the backup that a full one names as its base."""
         options = self._options
         response = self._calls.call(
             "BeginUpload",
@@ -181,7 +213,8 @@ class BackupRun:
                 dataset=options.dataset,
                 request_id=uuid.uuid4().hex,
                 kind=KINDS_TO_WIRE[self._kind],
-                scope=self._scope(),
+                scope=pb.UPLOAD_SCOPE_CHANGES if base else self._scope(),
+                base_backup_id=base,
                 tags=dict(options.tags),
                 host=host_of(options),
                 root=root_text(self._root),
@@ -237,7 +270,7 @@ class BackupRun:
             f"The base is damaged below {error.path!r}: this became a full backup."
         )
         self._kind = BackupKind.FULL
-        return self._begin_anew(start)
+        return self._begin_sending_all(start)
 
     def _begin_anew(self, start: Start) -> Start:
         """Gives up what was sent."""
@@ -250,6 +283,8 @@ class BackupRun:
 
     def _begin_distrusting(self, start: Start, error: MissingChunksError) -> Start:
         """The server lost chunks that were relied on: everything is read again, and asked for."""
+        if start.reads_all:
+            return self._begin_sending_all(start)
         if self._distrusting:
             raise error
         self._distrusting = True
@@ -257,6 +292,15 @@ class BackupRun:
         upload.durable.ClearField("last_entry")
         upload.durable.ClearField("open_entry")
         return Start(upload, start.distrusted, rely=False)
+
+    def _begin_after_damage(self, start: Start, error: DamageError) -> Start:
+        """The upload or its base relies on damaged data: a new upload asks again, and need not rely on it."""
+        if start.reads_all:
+            return self._begin_sending_all(start)
+        if self._distrusting:
+            raise error
+        self._distrusting = True
+        return self._begin_anew(start)
 
     def _resume(self, start: Start, attempts: Attempts, error: StaddleError) -> Start | pb.Backup:
         """After a temporary failure: waits, takes the upload over, and resumes it after what is durable."""
@@ -332,7 +376,7 @@ class BackupRun:
             or not start.rely
             or start.distrusted
             or upload.scope != pb.UPLOAD_SCOPE_CHANGES
-            or upload.durable.HasField("last_entry")
+            or (upload.durable.HasField("last_entry") and not start.reads_all)
             or not os.path.isdir(self._root)
         ):
             return None

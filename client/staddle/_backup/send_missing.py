@@ -89,6 +89,8 @@ class Sender:
 
     def take(self, batch: Batch) -> None:
         """Sends a batch, now or soon. Raises what an earlier call failed with."""
+        self._tally.entries_done += batch.taken_over
+        self._tally.reused_bytes += batch.taken_over_bytes
         digests = [step.digest for step in batch.steps if isinstance(step, Cut)]
         self._asks.append((batch, self._pool.submit(self._find_missing, digests) if digests else None))
         while self._asks and (len(self._asks) > ASKS_MAX or _is_done(self._asks[0][1])):

@@ -53,8 +53,9 @@ class SourceAttempt:
             for batch in feed:
                 if batch is not None:
                     sender.take(batch)
-                else:
+                if batch is None or batch.is_point:
                     sender.flush()
+                if batch is None:
                     self._renew(upload)
             sender.flush()
             if sender.incomplete:

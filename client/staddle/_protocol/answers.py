@@ -23,7 +23,7 @@ from staddle._protocol.convert import (
     retention_of,
     server_info_of,
 )
-from staddle._protocol.convert_runs import expectation_of, run_of, trouble_of
+from staddle._protocol.convert_runs import event_of, expectation_of, run_of, trouble_of
 from staddle._protocol.encoding import field, tag
 from staddle._protocol.entry_rules import check_entry
 from staddle.v1 import resources_pb2 as pb
@@ -284,8 +284,14 @@ def _dataset(_: sv.ListDatasetsRequest, dataset: pb.Dataset) -> None:
         check_backup(dataset.name, dataset.newest_backup)
 
 
-def _listed_backup(request: Any, backup: pb.Backup) -> None:
+def _listed_backup(request: sv.ListBackupsRequest, backup: pb.Backup) -> None:
     check_backup(request.dataset, backup)
+    if request.host:
+        _same("a backup from the host", backup.host, request.host)
+    for asked in request.tags:
+        found = backup.tags.get(asked.key)
+        if found is None or (asked.HasField("value") and found != asked.value):
+            raise ProtocolError(f"a backup without the tag {_shown(asked.key)}, which was asked for")
 
 
 def _listed_upload(request: sv.ListUploadsRequest, upload: pb.Upload) -> None:
@@ -405,6 +411,17 @@ def _trouble(_: sv.GetStatusRequest, trouble: pb.Trouble) -> None:
         )
 
 
+def _listed_event(request: sv.ListEventsRequest, event: pb.Event) -> None:
+    check_id("the event id", event.id)
+    if request.dataset:
+        _same("an event of the dataset", event.dataset, request.dataset)
+    if request.kinds and event.kind not in request.kinds:
+        raise ProtocolError(f"an event of the kind {_shown(event.kind)}, which was not asked for")
+    if request.open_only and event.HasField("over_time"):
+        raise ProtocolError("an event that is over, asked for were open ones")
+    event_of(event)
+
+
 def _info(_: sv.GetServerInfoRequest, answer: sv.GetServerInfoResponse) -> None:
     _at_most("servers", len(answer.servers), PAGE_MAX)
     _at_most("warnings", len(answer.condition.warnings), PAGE_MAX)
@@ -452,6 +469,7 @@ RULES: Final = {
         sv.ListExpectationsResponse, _page("expectations", PAGE_MAX, _listed_expectation), PAGE_MAX
     ),
     "GetStatus": Rule(sv.GetStatusResponse, _get_status, PAGE_MAX),
+    "ListEvents": Rule(sv.ListEventsResponse, _page("events", PAGE_MAX, _listed_event), PAGE_MAX),
     "GetServerInfo": Rule(sv.GetServerInfoResponse, _info, PAGE_MAX),
 }
 _TAGS: Final = {

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from staddle._errors import ProtocolError
 from staddle._protocol.convert import datetime_of, timedelta_of
-from staddle._types.runs import Expectation, Run, RunOutcome, Trouble
+from staddle._types.runs import Event, EventSeverity, Expectation, Run, RunOutcome, Trouble
 from staddle.v1 import resources_pb2 as pb
 
 OUTCOMES: Final = {
@@ -62,6 +62,25 @@ def trouble_of(message: pb.Trouble) -> Trouble:
         success_time=time_or_none(message, "success_time"),
         expectation=expectation_of(message.expectation) if message.HasField("expectation") else None,
         run=run_of(message.run) if message.HasField("run") else None,
+    )
+
+
+def event_of(message: pb.Event) -> Event:
+    """An event from the server's message."""
+    if message.severity not in set(EventSeverity):
+        raise ProtocolError(f"The server sent an event with the unknown severity {message.severity[:40]!r}.")
+    return Event(
+        id=message.id,
+        kind=message.kind,
+        severity=EventSeverity(message.severity),
+        dataset=message.dataset,
+        of_service=message.of_service,
+        server=message.server,
+        text=message.text,
+        advice=message.advice,
+        since_time=datetime_of(message.since_time),
+        begin_time=datetime_of(message.begin_time),
+        over_time=time_or_none(message, "over_time"),
     )
 
 

@@ -95,6 +95,7 @@ METHODS: Final = {
     "DeleteExpectation": Method(_QUICK_S, was_not_done),
     "ListExpectations": Method(_QUICK_S),
     "GetStatus": Method(_QUICK_S),
+    "ListEvents": Method(_QUICK_S),
     "GetServerInfo": Method(_QUICK_S),
 }
 STREAMS: Final = frozenset({"Restore"})

@@ -88,3 +88,36 @@ class Status:
     """Of these, those that are muted now."""
     oldest_success_time: datetime.datetime | None
     """Of the newest commits of all datasets the one that lies back the longest; None: there never was one."""
+
+
+class EventSeverity(enum.StrEnum):
+    """How bad an event is."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that the service found to be wrong. It is open until it is not found any more for five minutes."""
+
+    id: str
+    kind: str
+    """What is wrong, in a word, such as "late" or "damage"; later servers may know more of them."""
+    severity: EventSeverity
+    dataset: str
+    """The dataset that it is about; empty: it is not about one."""
+    of_service: bool
+    """It concerns the service as a whole, and not this tenant alone. Only administrators see these."""
+    server: str
+    """The one server that it concerns; empty: all, or this token is not an administrator's."""
+    text: str
+    """What is wrong."""
+    advice: str
+    """What to do; empty unless this token is an administrator's."""
+    since_time: datetime.datetime
+    """Since when it holds."""
+    begin_time: datetime.datetime
+    """When the service found it."""
+    over_time: datetime.datetime | None
+    """None: it is open."""

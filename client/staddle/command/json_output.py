@@ -15,6 +15,7 @@ from staddle import (
     Drill,
     Entry,
     EntryType,
+    Event,
     Expectation,
     Hold,
     PathProblem,
@@ -236,6 +237,23 @@ def of_trouble(trouble: Trouble) -> Record:
         "success_time": _time(trouble.success_time),
         "expectation": None if trouble.expectation is None else of_expectation(trouble.expectation),
         "run": None if trouble.run is None else of_run(trouble.run),
+    }
+
+
+def of_event(event: Event) -> Record:
+    """What the service found to be wrong."""
+    return {
+        "id": event.id,
+        "kind": event.kind,
+        "severity": event.severity.value,
+        "dataset": event.dataset or None,
+        "of_service": event.of_service,
+        "server": event.server or None,
+        "text": event.text,
+        "advice": event.advice or None,
+        "since_time": rfc3339_of(event.since_time),
+        "begin_time": rfc3339_of(event.begin_time),
+        "over_time": _time(event.over_time),
     }
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from staddle import Backup, BackupNotFoundError, Change, ChangeType, Dataset, Drill, PeerServer
+from staddle import (
+    Backup,
+    BackupNotFoundError,
+    Change,
+    ChangeType,
+    Dataset,
+    Drill,
+    PeerServer,
+    RetentionTag,
+)
 from staddle._base import figures
 from staddle.command import json_output, server_condition, text
-from staddle.command.options import Session, backup_argument, command, dataset_argument
+from staddle.command.options import (
+    Session,
+    backup_argument,
+    between,
+    command,
+    count,
+    dataset_argument,
+    kept_tag,
+    reading,
+)
 from staddle.command.output import Output
+from staddle.command.tables import narrowed
 
 if TYPE_CHECKING:
     from staddle import Client
@@ -29,9 +49,40 @@ LETTER_WORDS: Final = {
     ChangeType.CONTENT: "changed",
     ChangeType.METADATA: "only in metadata",
 }
+NUMBERS: Final = frozenset({"NUMBER", "BACKUPS", "ENTRIES", "SIZE", "STORED"})
+"""Columns that are flush right."""
 
 
 # --- list
+
+
+class _Asked(NamedTuple):
+    """Which backups of a dataset are listed."""
+
+    limit: int
+    since: datetime.datetime | None
+    until: datetime.datetime | None
+    tags: dict[str, str | None]
+    host: str
+    held: bool
+
+    def of(self, client: Client, dataset: str, *, deleted: bool = False) -> tuple[list[Backup], bool]:
+        """The newest of them, and whether there are more."""
+        found = client.backups(
+            dataset,
+            # Deleted ones are told from others here.
+            limit=None if deleted or not self.limit else self.limit + 1,
+            since=self.since,
+            until=self.until,
+            tags=self.tags,
+            host=self.host,
+            held=self.held,
+            show_deleted=deleted,
+        )
+        if deleted:
+            found = (each for each in found if each.delete_time is not None)
+        listed = list(itertools.islice(found, self.limit) if self.limit else found)
+        return listed, next(found, None) is not None
 
 
 @command(
@@ -39,21 +90,58 @@ LETTER_WORDS: Final = {
     "List the datasets, or the backups of one.",
     "staddle list",
     "staddle list www",
+    "staddle list www -n 5 --tag why=nightly --since 30d",
     "staddle list www --deleted",
 )
 @click.argument("dataset", required=False)
 @click.option("--deleted", is_flag=True, help="Show the deleted backups of DATASET, which can be undeleted.")
-def list_(session: Session, dataset: str | None, *, deleted: bool) -> None:
-    """List the datasets, or the backups of one, newest first; or those that are deleted and can be undeleted."""
-    if dataset is None and deleted:
-        raise click.UsageError("--deleted needs a DATASET.")
+@click.option(
+    "--tag",
+    "tags",
+    metavar="K[=V]",
+    multiple=True,
+    callback=reading(kept_tag),
+    help="Only backups with this tag, of any value without =V. Repeatable: all must agree.",
+)
+@click.option("--host", metavar="NAME", default="", help="Only backups from this host.")
+@click.option("--held", is_flag=True, help="Only backups with a legal hold of their own.")
+@between("backups that began")
+@click.option(
+    "-n",
+    "--limit",
+    metavar="N",
+    callback=reading(count),
+    default="0",
+    help="Show at most the newest N; by default all.",
+)
+def list_(
+    session: Session,
+    dataset: str | None,
+    *,
+    deleted: bool,
+    tags: tuple[RetentionTag, ...],
+    host: str,
+    held: bool,
+    since: datetime.datetime | None,
+    until: datetime.datetime | None,
+    limit: int,
+) -> None:
+    """List the datasets, or the backups of one, newest first; or those that are deleted and can be undeleted.
+
+    On a terminal, a list of backups leaves out its least important columns if they do not fit; `--json` has everything.
+    """
+    asked = _Asked(limit, since, until, {tag.key: tag.value for tag in tags}, host, held)
+    if dataset is None and (deleted or any(asked)):
+        raise click.UsageError("All options that choose backups need a DATASET: `staddle list DATASET`.")
+    if len(asked.tags) < len(tags):
+        raise click.UsageError("A key of --tag is given twice, but a backup has each key once.")
     with session.connect() as client:
         if dataset is None:
             _list_datasets(session.output, client)
         elif deleted:
-            _list_deleted(session.output, client, dataset)
+            _list_deleted(session.output, client, dataset, asked)
         else:
-            _list_backups(session.output, client, dataset)
+            _list_backups(session.output, client, dataset, asked)
 
 
 def _list_datasets(output: Output, client: Client) -> None:
@@ -63,12 +151,19 @@ def _list_datasets(output: Output, client: Client) -> None:
             output.record(json_output.of_dataset(dataset))
     elif datasets:
         heading = ("NAME", "BACKUPS", "NEWEST", "SIZE", "PROVEN", "FROM")
-        output.table(map(_dataset_row, datasets), heading=heading, right=frozenset({1, 3}))
+        rows = [heading, *map(_dataset_row, datasets)]
+        _table(output, narrowed(rows, output.width, least=("FROM", "SIZE"), cut={"NAME", "FROM"}))
     backups = sum(dataset.backup_count for dataset in datasets)
     words = f"{figures.counted(len(datasets), 'dataset')}, {figures.counted(backups, 'backup')}."
     if not datasets:
         words = "No datasets yet. `staddle backup PATH --dataset NAME` makes the first."
     output.summary("list", {"dataset_count": len(datasets), "backup_count": backups}, words)
+
+
+def _table(output: Output, rows: Sequence[Sequence[str]]) -> None:
+    heading, *others = rows
+    right = frozenset(column for column, name in enumerate(heading) if name in NUMBERS)
+    output.table(others, heading=heading, right=right)
 
 
 def _dataset_row(dataset: Dataset) -> tuple[str, ...]:
@@ -92,8 +187,8 @@ def _proven(drill: Drill | None) -> str:
     return f"#{drill.proven_number} {text.minute(drill.proven_time)[:10]}"
 
 
-def _list_backups(output: Output, client: Client, dataset: str) -> None:
-    backups = list(client.backups(dataset))
+def _list_backups(output: Output, client: Client, dataset: str, asked: _Asked) -> None:
+    backups, more = asked.of(client, dataset)
     if output.as_json:
         for backup in backups:
             output.record(json_output.of_backup(backup))
@@ -106,37 +201,48 @@ def _list_backups(output: Output, client: Client, dataset: str) -> None:
             # Most backups have none, and the line is long enough without.
             heading.insert(-1, "PROTECTED")
             rows = [(*row[:-1], word, row[-1]) for row, word in zip(rows, protections, strict=True)]
-        output.table(rows, heading=heading, right=frozenset({1, 4, 5, 6}))
+        least = ("CHANGES", "ENTRIES", "KIND", "STORED", "NUMBER", "SIZE")
+        all_rows = [tuple(heading), *rows]
+        _table(output, narrowed(all_rows, output.width, least=least, cut={"PROTECTED", "TAGS"}))
     stored_bytes = sum(backup.stored_bytes for backup in backups)
-    words = f"{figures.counted(len(backups), 'backup')} of {text.escaped(dataset)}"
-    words += f", which added {figures.size(stored_bytes)} to the store." if backups else "."
-    record = {"dataset": dataset, "backup_count": len(backups), "stored_bytes": stored_bytes}
+    words = f"{_counted(backups, more=more)} of {text.escaped(dataset)}"
+    words += f", which added {figures.size(stored_bytes)} to the store" if backups else ""
+    words += "; `-n 0` shows all." if more else "."
+    record = {"dataset": dataset, "backup_count": len(backups), "stored_bytes": stored_bytes, "more": more}
     output.summary("list", record, words)
 
 
-def _list_deleted(output: Output, client: Client, dataset: str) -> None:
-    deleted = [each for each in client.backups(dataset, show_deleted=True) if each.delete_time is not None]
+def _counted(backups: list[Backup], *, more: bool, what: str = "backup") -> str:
+    return (
+        f"The newest {figures.counted(len(backups), what)}" if more else figures.counted(len(backups), what)
+    )
+
+
+def _list_deleted(output: Output, client: Client, dataset: str, asked: _Asked) -> None:
+    deleted, more = asked.of(client, dataset, deleted=True)
     if output.as_json:
         for backup in deleted:
             output.record(json_output.of_backup(backup))
     elif deleted:
         digits = text.id_digits([backup.id for backup in deleted])
         heading = ("ID", "NUMBER", "BEGAN", "SIZE", "DELETED", "UNDELETE UNTIL", "PROTECTED")
-        rows = (_deleted_row(backup, digits) for backup in deleted)
-        output.table(rows, heading=heading, right=frozenset({1, 3}))
-    words = f"{figures.counted(len(deleted), 'deleted backup')} of {text.escaped(dataset)}"
-    words += ", which `staddle undelete` brings back." if deleted else "."
-    output.summary("list", {"dataset": dataset, "backup_count": len(deleted)}, words)
+        rows = [heading, *(_deleted_row(backup, digits) for backup in deleted)]
+        _table(output, narrowed(rows, output.width, least=("DELETED", "SIZE"), cut={"PROTECTED"}))
+    words = f"{_counted(deleted, more=more, what='deleted backup')} of {text.escaped(dataset)}"
+    words += ", which `staddle undelete` brings back" if deleted else ""
+    words += "; `-n 0` shows all." if more else "."
+    record = {"dataset": dataset, "backup_count": len(deleted), "more": more}
+    output.summary("list", record, words)
 
 
 def _deleted_row(backup: Backup, digits: int) -> tuple[str, ...]:
     return (
         backup.id[:digits],
         str(backup.number),
-        text.local(backup.begin_time),
+        text.second(backup.begin_time),
         figures.size(backup.data_bytes),
-        "" if backup.delete_time is None else text.local(backup.delete_time),
-        "" if backup.purge_time is None else text.local(backup.purge_time),
+        "" if backup.delete_time is None else text.minute(backup.delete_time),
+        "" if backup.purge_time is None else text.minute(backup.purge_time),
         text.protection(backup),
     )
 
@@ -146,7 +252,7 @@ def _backup_row(backup: Backup, digits: int) -> tuple[str, ...]:
         backup.id[:digits],
         str(backup.number),
         text.kind(backup),
-        text.local(backup.begin_time),
+        text.second(backup.begin_time),
         f"{backup.entry_count:,}",
         figures.size(backup.data_bytes),
         figures.size(backup.stored_bytes),

@@ -19,7 +19,7 @@ from staddle import BadRequestError, RetentionTag, StaddleError
 from staddle._base import figures
 from staddle._fs.excludes import all_patterns
 from staddle._protocol.convert import datetime_of, path_fault
-from staddle._protocol.selectors import HOW_TO_SAY_WHEN, selector_of
+from staddle._protocol.selectors import HOW_TO_SAY_WHEN, period_of, selector_of
 from staddle.command.output import Output
 from staddle.command.text import escaped
 from staddle.v1.resources_pb2 import BackupSelector
@@ -308,6 +308,61 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
         callback=reading(backup_named),
         help="Use this backup: its id, the first 4 or more digits of it, or `latest`, which is the default.",
     )(run)
+
+
+class _Period(NamedTuple):
+    """What a time may mean that is not written to the last digit."""
+
+    text: str
+    first: datetime.datetime
+    behind: datetime.datetime
+
+
+def _period(text: str) -> _Period:
+    try:
+        return _Period(text, *period_of(text))
+    except BadRequestError as error:
+        raise ValueError(error.message) from error
+
+
+def _require_time_between(since: _Period | None, until: _Period | None) -> None:
+    """Raises UsageError for --since and --until that nothing can lie between."""
+    if since is not None and since.first > datetime.datetime.now(datetime.UTC):
+        raise click.UsageError(
+            f"--since {escaped(since.text)} is in the future, by the clock of this machine: use a time that has passed, or an age such as 7d."
+        )
+    if since is not None and until is not None and since.first >= until.behind:
+        raise click.UsageError(
+            f"--since {escaped(since.text)} is later than --until {escaped(until.text)}: nothing lies between them."
+        )
+
+
+def between(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Adds --since and --until, as the datetimes `since` and `until`, or None. `what` says what of: "runs that began"."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def run(*args: P.args, **options: P.kwargs) -> R:
+            since = cast("_Period | None", options["since"])
+            until = cast("_Period | None", options["until"])
+            _require_time_between(since, until)
+            options["since"], options["until"] = since and since.first, until and until.behind
+            return function(*args, **options)
+
+        run = click.option(
+            "--until",
+            metavar="TIME",
+            callback=reading(_period),
+            help=f"Only {what} at TIME or before; a date is its whole day.",
+        )(run)
+        return click.option(
+            "--since",
+            metavar="TIME",
+            callback=reading(_period),
+            help=f"Only {what} at TIME or later: a time, a date, or an age such as 7d.",
+        )(run)
+
+    return decorate
 
 
 def pattern_file_option(name: str) -> Callable[[F], F]:

@@ -51,6 +51,10 @@ class Output:
             line = fitted(one_line(words), sys.stdout if self._has_stdout else sys.stderr) + "\n"
         self._write(line, flush=True)
 
+    def line(self, words: str) -> None:
+        """A printable line of a result, on a terminal broken between words."""
+        self._write((fitted(words, sys.stdout) if self._has_stdout else words) + "\n")
+
     def table(
         self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()
     ) -> None:

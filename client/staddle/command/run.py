@@ -45,6 +45,7 @@ COMMANDS: Final = {
     "retention": "retention",
     "status": "status",
     "runs": "runs",
+    "events": "events",
     "expect": "expect",
     "uploads": "uploads",
     "info": "list_diff_info",

@@ -2,28 +2,18 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
 import click
 
-from staddle import BadRequestError, Run, RunOutcome
+from staddle import Run, RunOutcome
 from staddle._base import figures
-from staddle._protocol.selectors import period_of
 from staddle.command import json_output, text
-from staddle.command.options import Session, command, count, reading
+from staddle.command.options import Session, between, command, count, reading
+from staddle.command.tables import fit_columns
 
 SHOWN: Final = 100
-WHAT_CHARS: Final = 24
-"""Room for what came of a run, in a table on a terminal; names are cut before."""
-
-
-def _period(given: str) -> tuple[datetime.datetime, datetime.datetime]:
-    try:
-        return period_of(given)
-    except BadRequestError as error:
-        raise ValueError(error.message) from error
 
 
 @command(
@@ -40,18 +30,7 @@ def _period(given: str) -> tuple[datetime.datetime, datetime.datetime]:
     multiple=True,
     help="Only runs that ended so. Repeatable.",
 )
-@click.option(
-    "--since",
-    metavar="TIME",
-    callback=reading(_period),
-    help="Only runs that began at TIME or later: a time, a date, or an age such as 7d.",
-)
-@click.option(
-    "--until",
-    metavar="TIME",
-    callback=reading(_period),
-    help="Only runs that began at TIME or before; a date is its whole day.",
-)
+@between("runs that began")
 @click.option(
     "-n",
     "--limit",
@@ -66,8 +45,8 @@ def runs(
     dataset: str | None,
     *,
     outcomes: tuple[str, ...],
-    since: tuple[datetime.datetime, datetime.datetime] | None,
-    until: tuple[datetime.datetime, datetime.datetime] | None,
+    since: datetime.datetime | None,
+    until: datetime.datetime | None,
     limit: int,
 ) -> None:
     """List attempts to back up, the latest first: of all datasets, or of one.
@@ -79,8 +58,8 @@ def runs(
     with session.connect() as client:
         found = client.runs(
             dataset or "",
-            since=None if since is None else since[0],
-            until=None if until is None else until[1],
+            since=since,
+            until=until,
             outcomes=outcomes,
         )
         listed = list(islice(found, limit) if limit else found)
@@ -112,23 +91,6 @@ def show_runs(session: Session, listed: list[Run], *, of_one: bool) -> None:
     ]
     fitting = fit_columns([heading, *rows], session.output.width, names=range(3, 4 + len(named)))
     session.output.table(fitting[1:], heading=heading, right=frozenset({1}))
-
-
-def fit_columns(rows: Sequence[tuple[str, ...]], width: int, *, names: range) -> Sequence[tuple[str, ...]]:
-    """Rows cut to a width, 0 for none: first the columns `names`, each to a fair share; the rest goes to the last column."""
-    if not width:
-        return rows
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    room = width - sum(each + 2 for column, each in enumerate(widths) if column not in names)
-    room -= 2 * len(names) + min(WHAT_CHARS, max(len(row[-1]) for row in rows))
-    for left, column in zip(range(len(names), 0, -1), sorted(names, key=widths.__getitem__), strict=True):
-        widths[column] = min(widths[column], max(room // left, 4))
-        room -= widths[column]
-    last = max(width - sum(widths) - 2 * len(widths), 4)
-    return [
-        tuple(text.shortened(cell, most) for cell, most in zip(row, [*widths, last], strict=True))
-        for row in rows
-    ]
 
 
 def origin(run: Run) -> str:

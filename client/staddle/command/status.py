@@ -9,7 +9,8 @@ from staddle.command import json_output, server_condition, text
 from staddle.command.exit_codes import DONE, NEEDED
 from staddle.command.options import Session, command
 from staddle.command.output import Output
-from staddle.command.runs import fit_columns, place, what
+from staddle.command.runs import place, what
+from staddle.command.tables import fit_columns
 
 LATE, FAILED, PROBLEMS = "late", "failed", "problems"
 

@@ -79,6 +79,11 @@ def minute(moment: datetime.datetime) -> str:
     return local(moment)[:16]
 
 
+def second(moment: datetime.datetime) -> str:
+    """The same to the second, as `--at` takes it."""
+    return local(moment)[:19]
+
+
 def shortened(words: str, width: int) -> str:
     """Words cut to a number of letters; 0: as they are."""
     return words if not width or len(words) <= width else words[: max(0, width - 1)] + "…"

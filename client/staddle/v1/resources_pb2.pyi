@@ -1404,6 +1404,73 @@ class Trouble(_message.Message):
 Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
 
 @_typing.final
+class Event(_message.Message):
+    """Something that the service found to be wrong. It is open until it is not found any more for five minutes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    OF_SERVICE_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    OVER_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    kind: _builtins.str
+    """What is wrong, in a word, such as "late" or "damage"; docs/monitoring.md lists them. Later versions have more."""
+    severity: _builtins.str
+    """"warning" or "critical"."""
+    dataset: _builtins.str
+    """The dataset that it is about. Empty: it is not about one."""
+    of_service: _builtins.bool
+    """It concerns the service as a whole, and not this tenant alone."""
+    server: _builtins.str
+    """The one server that it concerns. Empty: all; and always for tokens of other roles than admin."""
+    text: _builtins.str
+    """What is wrong, in a sentence."""
+    advice: _builtins.str
+    """What to do, in a sentence or two. Empty for tokens of other roles than admin."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it holds."""
+
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """When the service found it."""
+
+    @_builtins.property
+    def over_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was over. Unset: it is open."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        of_service: _builtins.bool = ...,
+        server: _builtins.str = ...,
+        text: _builtins.str = ...,
+        advice: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        over_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "over_time", b"over_time", "since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "begin_time", b"begin_time", "dataset", b"dataset", "id", b"id", "kind", b"kind", "of_service", b"of_service", "over_time", b"over_time", "server", b"server", "severity", b"severity", "since_time", b"since_time", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
 class Dataset(_message.Message):
     """A named thing that is protected."""
 

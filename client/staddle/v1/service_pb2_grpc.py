@@ -205,6 +205,11 @@ class StaddleServiceStub(object):
                 request_serializer=staddle_dot_v1_dot_service__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=staddle_dot_v1_dot_service__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/staddle.v1.StaddleService/ListEvents',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/staddle.v1.StaddleService/GetServerInfo',
                 request_serializer=staddle_dot_v1_dot_service__pb2.GetServerInfoRequest.SerializeToString,
@@ -479,6 +484,14 @@ class StaddleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
+        concerns the service as a whole. Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Version, limits and chunker parameters. Role: reader.
         """
@@ -658,6 +671,11 @@ def add_StaddleServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=staddle_dot_v1_dot_service__pb2.GetStatusRequest.FromString,
                     response_serializer=staddle_dot_v1_dot_service__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ListEventsRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ListEventsResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -1584,6 +1602,33 @@ class StaddleService(object):
             '/staddle.v1.StaddleService/GetStatus',
             staddle_dot_v1_dot_service__pb2.GetStatusRequest.SerializeToString,
             staddle_dot_v1_dot_service__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ListEvents',
+            staddle_dot_v1_dot_service__pb2.ListEventsRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -151,6 +151,10 @@ class StaddleServiceStub:
     """The datasets that have an expectation, by name. Role: reader."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetStatusRequest, _service_pb2.GetStatusResponse]
     """The datasets that need somebody, the worst first. Role: reader."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListEventsRequest, _service_pb2.ListEventsResponse]
+    """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
+    concerns the service as a whole. Role: reader.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]
     """Version, limits and chunker parameters. Role: reader."""
 
@@ -266,6 +270,10 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     """The datasets that have an expectation, by name. Role: reader."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_service_pb2.GetStatusRequest, _service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """The datasets that need somebody, the worst first. Role: reader."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_service_pb2.ListEventsRequest, _service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
+    concerns the service as a whole. Role: reader.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Version, limits and chunker parameters. Role: reader."""
 
@@ -582,6 +590,16 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.GetStatusResponse, _abc.Awaitable[_service_pb2.GetStatusResponse]]:
         """The datasets that need somebody, the worst first. Role: reader."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListEventsResponse, _abc.Awaitable[_service_pb2.ListEventsResponse]]:
+        """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
+        concerns the service as a whole. Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

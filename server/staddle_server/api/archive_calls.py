@@ -6,16 +6,17 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from blake3 import blake3
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import archives, convert
 from staddle_server.api.gate import Call
-from staddle_server.base.errors import NotFound, StaddleError
+from staddle_server.base.errors import AlreadyExists, NotFound, StaddleError
 from staddle_server.base.limits import RUN_REASON_BYTES_MAX
 from staddle_server.base.types import UploadState
-from staddle_server.catalog import Backup, Upload, UploadRequest
+from staddle_server.catalog import Backup, Principal, Upload, UploadRequest
 from staddle_server.manifest.entries import check_path
 from staddle_server.restore.browse import Reads, Selector
 from staddle_server.store.compressed_streams import Pieces, inflated
@@ -27,6 +28,8 @@ from staddle_server.upload.uploads import Uploads
 from staddle_server.upload.writer import UploadWriter
 
 log = logging.getLogger(__name__)
+ATTEMPTS_MAX: Final = 100
+"""Tries of one request with a key."""
 
 
 class OpenedArchive(NamedTuple):
@@ -44,6 +47,7 @@ class SentTar(NamedTuple):
         removed: Paths that the backup does not have from its base.
         compression: "", "gzip" or "zstd".
         pieces: Its bytes. The end of the iterator is the end of the complete body.
+        key: What its client calls this request in each try; "": it will not try again.
 
     """
 
@@ -51,6 +55,7 @@ class SentTar(NamedTuple):
     removed: Sequence[bytes]
     compression: str
     pieces: Iterator[bytes]
+    key: str = ""
 
 
 class ArchiveCalls:
@@ -99,9 +104,10 @@ class ArchiveCalls:
     # ------------------------------------------------------------------ in
 
     def take(self, sent: SentTar, call: Call) -> sv.CommitUploadResponse:
-        """Make a backup of a tar, all or nothing.
+        """Make a backup of a tar, all or nothing; or, for a key whose request made one before, return that.
 
         Raises:
+            AlreadyExists: REQUEST_ID_REUSED, the key was that of another request.
             TarError, and whatever an upload may raise. Then there is neither a backup nor an upload, and the run
                 has the reason.
 
@@ -109,8 +115,10 @@ class ArchiveCalls:
         call.facts["dataset"] = sent.upload.dataset
         for path in sent.removed:
             check_path(path)
-        upload = self._begun(sent.upload, call)
+        upload = self._begun_once(sent, call) if sent.key else self._begun(sent.upload, call)
         call.facts["upload"] = upload.id.hex()
+        if upload.state is UploadState.COMMITTED:
+            return self._replayed(sent, upload, call)
         try:
             backup = self._taken(sent, upload, call)
         except BaseException as error:
@@ -138,6 +146,46 @@ class ArchiveCalls:
             except StaddleError as e:
                 log.warning("an upload of a tar may be open that never began: %s", e.message)
             raise
+
+    def _begun_once(self, sent: SentTar, call: Call) -> Upload:
+        """Begin the upload of a request with a key, or return the one with which it made its backup.
+
+        An earlier try that is still open has lost its client, or its server: it is ended.
+        """
+        said = blake3(b"\0".join(sent.removed)).hexdigest(16) if sent.removed else ""
+        for attempt in range(ATTEMPTS_MAX):
+            request_id = _request_id(call.principal, sent, attempt)
+            asked = replace(sent.upload, request_id=request_id, fingerprint=said)
+            try:
+                begun = self._uploads.begin(call.principal, asked, call.check)
+            except AlreadyExists:
+                raise _reused(sent, "was used for a request with other parameters") from None
+            upload = begun.upload
+            if begun.replayed and upload.state is UploadState.OPEN:
+                upload = self._ended(upload, call)
+            if not begun.replayed or upload.state is UploadState.COMMITTED:
+                return upload
+        raise _reused(sent, f"was tried {ATTEMPTS_MAX} times")
+
+    def _ended(self, upload: Upload, call: Call) -> Upload:
+        """End an earlier try, and return its upload: it may have made its backup meanwhile."""
+        try:
+            return self._uploads.abort(call.principal, upload.id, upload.epoch)
+        except StaddleError:
+            found = self._uploads.get(call.principal, upload_id=upload.id)
+            if found.state is UploadState.OPEN:
+                raise
+            return found
+
+    def _replayed(self, sent: SentTar, upload: Upload, call: Call) -> sv.CommitUploadResponse:
+        """Return the backup that an earlier try made. The body is read to its end: an answer before it would look like
+        a failure to some clients.
+        """
+        for _ in sent.pieces:
+            call.check()
+        backup = self._uploads.backup_of(upload)
+        call.facts.update(backup=backup.id.hex(), replayed=True)
+        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
 
     def _is_made(self, upload: Upload, error: BaseException, call: Call) -> bool:
         """Return whether there is a backup all the same: the commit failed after its decision. The error says so."""
@@ -198,3 +246,16 @@ class ArchiveCalls:
             self._uploads.abort(call.principal, upload.id, upload.epoch)
         except StaddleError as e:
             log.warning("upload %s of a tar could not be ended: %s", upload.id.hex(), e.message)
+
+
+def _request_id(principal: Principal, sent: SentTar, attempt: int) -> str:
+    """Return the id of one try of a request: no other token's request, and none for another dataset, has it."""
+    about = blake3(derive_key_context="staddle.v1 idempotency key")
+    said = "\0".join((sent.upload.dataset, sent.key, str(attempt)))  # none has a NUL
+    return about.update(principal.token + said.encode()).hexdigest(16)
+
+
+def _reused(sent: SentTar, how: str) -> AlreadyExists:
+    return AlreadyExists(
+        "REQUEST_ID_REUSED", f"Idempotency-Key {sent.key!r} {how}: use a new one", field="Idempotency-Key"
+    )

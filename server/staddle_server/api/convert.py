@@ -368,6 +368,7 @@ def begin_of(m: sv.BeginUploadRequest) -> UploadRequest:
         new_root=m.new_root,
         take_over=m.take_over,
         fingerprint=words(m.fingerprint, "fingerprint", limits.FINGERPRINT_BYTES_MAX),
+        base=identifier(m.base_backup_id, "base_backup_id") if m.base_backup_id else b"",
     )
 
 

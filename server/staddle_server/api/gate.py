@@ -126,6 +126,8 @@ class Gate:
         self._lock = threading.Lock()
         self._calls: dict[Call, None] = {}
         """The calls in progress."""
+        self._used: set[bytes] = set()
+        """The tokens of calls since `take_used`."""
         self._admitted_s = -BUSY_S
         self.streams = streams
         self.decoded = decoded
@@ -187,6 +189,7 @@ class Gate:
     def _enter(self, call: Call) -> None:
         with self._lock:
             self._calls[call] = None
+            self._used.add(call.principal.token)
         try:
             lives = call.add_callback(lambda: self._leave(call))
         except BaseException:
@@ -198,6 +201,12 @@ class Gate:
     def _leave(self, call: Call) -> None:
         with self._lock:
             self._calls.pop(call, None)
+
+    def take_used(self) -> set[bytes]:
+        """Return the ids of the tokens that calls were admitted with since this was last asked."""
+        with self._lock:
+            used, self._used = self._used, set()
+        return used
 
     def end_invalid(self) -> int:
         """End the calls whose token was revoked or expired; return their number.

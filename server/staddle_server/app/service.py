@@ -13,6 +13,7 @@ import grpc
 from staddle_server import __version__
 from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.gate import Gate
+from staddle_server.api.grpc.events import EventCalls
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
@@ -51,6 +52,7 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions, Watches
 from staddle_server.upkeep.events.datasets import TroubledDatasets
+from staddle_server.upkeep.events.master_key import MasterKeyFile
 from staddle_server.upkeep.events.own import CertificateDates, OwnState
 from staddle_server.upkeep.events.sources import EndingTokens, FailingTargets, FillingDisks, Source
 from staddle_server.upkeep.events.watch import EventWatch
@@ -74,6 +76,7 @@ from staddle_server.upkeep.replication.run import ReplicationPlan, replication_t
 from staddle_server.upkeep.replication.site import SitePlace
 from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.upkeep.store_watch import StoreWatch
+from staddle_server.upkeep.token_uses import TokenUses
 from staddle_server.upload.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -86,6 +89,8 @@ GC_PATIENCE: Final = 4
 
 class Service:
     """Everything that serves one data directory. Start it once; drain it once."""
+
+    _http: HttpServer | None = None
 
     def __init__(
         self,
@@ -116,10 +121,9 @@ class Service:
         tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
-        self._id = os.urandom(16)
         self._heartbeat = Heartbeat(catalog, clock, beat_every_s)
         kept = self._kept = Kept(catalog, blobs, keys, tenants, clock)
-        self._settings, self._space = settings, space
+        self._settings, self._space, self._id = settings, space, os.urandom(16)
         self._uploads = _uploads(kept, settings, space, self._id)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
@@ -141,10 +145,11 @@ class Service:
             _retention(kept, policies),
             RunCalls(runs, tenants),
             _info(kept, conditions, settings),
+            events=EventCalls(catalog.events, tenants),
         )
         self._working = _parts(own, self._events)
         self._wire = WireServer(self._gate, self._table, threads, self._working)
-        self._http: HttpServer | None = None
+        self.token_uses = _token_uses(kept, self._gate, own, guard)
         upkeep = Upkeep(policies, self._integrity, runs, self._openers, second)
         self._schedule = _schedule(kept, settings, upkeep, self._gate.is_busy)
 
@@ -168,6 +173,7 @@ class Service:
         self.clock_watch.start()
         self._integrity.start()
         self.store_watch.start()
+        self.token_uses.start()
         port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
@@ -256,6 +262,7 @@ class Service:
         if self._http is not None:
             self._http.stop()
         self._wire.stop()
+        self.token_uses.stop()
         self._openers.shutdown()
         self._heartbeat.stop()
 
@@ -319,6 +326,11 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads,
     return gate
 
 
+def _token_uses(kept: Kept, gate: Gate, own: OwnState, guard: ClockGuard) -> TokenUses:
+    """Return what notes when tokens were used."""
+    return TokenUses(kept.catalog, gate.take_used, own.takes_backups, guard.believed_ns)
+
+
 def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
     """Return what deletes backups, and what protects them."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
@@ -350,7 +362,7 @@ def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier:
     """Return what finds events, with all that it asks."""
     catalog = kept.catalog
     targets = FailingTargets(catalog, lambda: notifier.names)
-    sources = [*own, targets, EndingTokens(catalog), FailedDrills(catalog)]
+    sources = [*own, targets, EndingTokens(catalog), FailedDrills(catalog), MasterKeyFile(kept.keys)]
     return EventWatch(catalog, guard, sources, notifier.wanting)
 
 

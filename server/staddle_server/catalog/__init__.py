@@ -15,7 +15,15 @@ from staddle_server.catalog.engine import (
     replacement,
     servers_of,
 )
-from staddle_server.catalog.events import Alarm, AlarmKey, Event, EventChanges, OpenEvents
+from staddle_server.catalog.events import (
+    Alarm,
+    AlarmKey,
+    Event,
+    EventChanges,
+    EventFilter,
+    Events,
+    OpenEvents,
+)
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.overview import BackupPoint, DatasetLine, DatasetState, DayRuns, StoredFigures
 from staddle_server.catalog.pack_values import (
@@ -107,6 +115,8 @@ __all__ = [
     "DurableUpdate",
     "Event",
     "EventChanges",
+    "EventFilter",
+    "Events",
     "Expectation",
     "ExpectedDataset",
     "ExpiredUpload",

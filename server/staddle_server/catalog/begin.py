@@ -49,8 +49,13 @@ def check_begin(spec: BeginUpload) -> None:
             raise _bad(field, f"{field} contains a NUL character: remove it")
     if spec.new_root and spec.kind is Kind.DIFFERENTIAL:
         raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: it has no comparable predecessor")
-    if _is_full(spec) and spec.scope is Scope.CHANGES:
-        raise _bad("scope", "A FULL backup must have the scope WHOLE: CHANGES needs a base")
+    if spec.base:
+        if spec.kind is not Kind.FULL or spec.scope is not Scope.CHANGES or spec.new_root:
+            raise _bad(
+                "base_backup_id", "Only a FULL backup of scope CHANGES and the same root names its base"
+            )
+    elif _is_full(spec) and spec.scope is Scope.CHANGES:
+        raise _bad("scope", "A FULL backup must have the scope WHOLE, or name its base: CHANGES needs one")
 
 
 def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
@@ -65,7 +70,7 @@ def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
             _request(tenant_row, spec) if spec.request_id else None,
             _dataset(tenant_row, spec),
             _takeable(tenant_row, spec) if spec.take_over else None,
-            None if _is_full(spec) else Query(locking(_newest(tenant_row, spec))),
+            None if _starts_from_nothing(spec) else Query(locking(_base(tenant_row, spec))),
         )
     )
     if found.requests:
@@ -143,6 +148,7 @@ def _asked(spec: BeginUpload) -> bytes:
         spec.new_root,
         spec.take_over,
         spec.fingerprint,
+        spec.base.hex(),
     ]
     return hashlib.sha256(json.dumps(said).encode()).digest()
 
@@ -271,15 +277,22 @@ def _open(connection: Connection, tenant_row: int, spec: BeginUpload, found: _Fo
 
 
 def _is_full(spec: BeginUpload) -> bool:
-    """Return whether the upload has no base, whatever the dataset holds."""
+    """Return whether the backup is FULL, whatever the dataset holds."""
     return spec.kind is Kind.FULL or (spec.kind is Kind.AUTO and spec.new_root)
 
 
-def _newest(tenant_row: int, spec: BeginUpload) -> Select[Any]:
+def _starts_from_nothing(spec: BeginUpload) -> bool:
+    """Return whether the upload has no base, whatever the dataset holds."""
+    return _is_full(spec) and not spec.base
+
+
+def _base(tenant_row: int, spec: BeginUpload) -> Select[Any]:
     """Return the query for the backup that the upload starts from."""
     newest = select(_b.id, *root_columns(_b)).where(
         _b.dataset == dataset_number(tenant_row, spec.dataset), schema.IS_SHOWN
     )
+    if spec.base:
+        return newest.where(_b.id == spec.base)
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
     return newest.order_by(_b.number.desc()).limit(1)
@@ -288,10 +301,10 @@ def _newest(tenant_row: int, spec: BeginUpload) -> Select[Any]:
 def _resolve(
     connection: Connection, tenant_row: int, spec: BeginUpload, bases: Sequence[Any]
 ) -> tuple[Kind, Any | None]:
-    """Return the resolved kind and the base's row (None for FULL). It is locked and not deleted."""
-    if _is_full(spec):
+    """Return the resolved kind and the base's row (None for nothing). It is locked and not deleted."""
+    if _starts_from_nothing(spec):
         return Kind.FULL, None
-    newest = _newest(tenant_row, spec)
+    newest = _base(tenant_row, spec)
     base = bases[0] if bases else None
     while base is None and connection.execute(newest).one_or_none() is not None:
         # The backup whose lock was awaited was deleted meanwhile: lock the one that is newest now.
@@ -300,6 +313,12 @@ def _resolve(
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:
         return Kind.FULL, None
+    if spec.base:
+        raise errors.Precondition(
+            "NO_BASE",
+            f"Dataset {spec.dataset!r} has no backup {spec.base.hex()}: begin with the scope WHOLE",
+            dataset=spec.dataset,
+        )
     what = "FULL backup" if spec.kind is Kind.DIFFERENTIAL else "backup"
     raise errors.Precondition(
         "NO_BASE",

@@ -11,7 +11,7 @@ from msgspec import structs
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from staddle_server.base.clock import NS
-from staddle_server.base.types import PackSummary
+from staddle_server.base.types import Kind, PackSummary, Scope
 from staddle_server.catalog import runs, schema
 from staddle_server.catalog.database import Query, later, locking, together
 from staddle_server.catalog.decisions import locked_chain
@@ -65,14 +65,16 @@ def insert_backup(
     """Give the backup the next number in its dataset, and return it."""
     (upload,), (dataset,), (tenant,) = found.uploads, found.datasets, found.chains
     number = dataset.last_number + 1
+    # All of a FULL was read by its client: it has no base, also if the upload started from one.
+    full = upload.kind == Kind.FULL.value
     row = {
         "id": new.id,
         "tenant": upload.tenant,
         "dataset": upload.dataset,
         "number": number,
         "kind": upload.kind,
-        "scope": upload.scope,
-        "base": upload.base,
+        "scope": Scope.WHOLE.value if full else upload.scope,
+        "base": b"" if full else upload.base,
         "upload": upload.id,
         "request_id": upload.request_id,
         "principal": upload.principal,

@@ -9,12 +9,13 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, literal, or_, select, update
 
 from staddle_server.base.clock import NS
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, later, now_ns
 from staddle_server.catalog.leases import lock, take
+from staddle_server.catalog.rows import Page, page_of
 from staddle_server.catalog.validation import ID_BYTES, batches
 
 _e, _d, _t = schema.events.c, schema.deliveries.c, schema.tasks.c
@@ -98,6 +99,32 @@ class OpenEvents(NamedTuple):
     events: Sequence[Event]
 
 
+class EventFilter(NamedTuple):
+    """Which events are listed. What is empty or None lets all pass.
+
+    Attributes:
+        tenants: Of these tenants; "" is for what concerns all of them.
+        kinds: Of these kinds.
+        subject: About this, among `subject_kinds`.
+        subject_kinds: The kinds that have such subjects.
+        since_ns: Found at this time or later.
+        until_ns: Found before this time.
+        open_only: Not over.
+
+    """
+
+    tenants: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+    subject: str = ""
+    subject_kinds: frozenset[str] = frozenset()
+    since_ns: int | None = None
+    until_ns: int | None = None
+    open_only: bool = False
+
+
+ALL_EVENTS: Final = EventFilter()
+
+
 class EventChanges(NamedTuple):
     """What changes of the events.
 
@@ -135,11 +162,18 @@ class Events:
             query = select(schema.events).where(schema.IS_HAPPENING).order_by(_e.row)
             return OpenEvents(found.fence, found.now_ns, [event_of(row) for row in connection.execute(query)])
 
-    def listed(self, most: int) -> list[Event]:
-        """Return the newest events, open or not, newest first."""
+    def listed(self, most: int, asked: EventFilter = ALL_EVENTS) -> list[Event]:
+        """Return the newest events, newest first."""
         with self._database.read() as connection:
-            query = select(schema.events).order_by(_e.row.desc()).limit(most)
-            return [event_of(row) for row in connection.execute(query)]
+            return [event_of(row) for row in connection.execute(_select(asked).limit(most))]
+
+    def list_page(self, asked: EventFilter, limit: int, before: int | None = None) -> Page[Event]:
+        """Return at most `limit` events, the newest first, after the one with this row."""
+        query = _select(asked)
+        if before is not None:
+            query = query.where(_e.row < before)
+        with self._database.read() as connection:
+            return page_of(connection, query, limit, event_of)
 
     def change(
         self,
@@ -195,6 +229,19 @@ def event_of(row: Row[Any]) -> Event:
     key = AlarmKey(row.kind, row.tenant, row.server, row.subject)
     alarm = Alarm(key, row.severity, row.text, row.advice, row.since_ns)
     return Event(row.row, row.id, alarm, row.began_ns, row.absent_ns, row.over_ns)
+
+
+def _select(asked: EventFilter) -> Select[Any]:
+    query = select(schema.events).order_by(_e.row.desc())
+    for column, among in ((_e.tenant, asked.tenants), (_e.kind, asked.kinds)):
+        query = query.where(column.in_(among)) if among else query
+    if asked.subject:
+        query = query.where(_e.subject == asked.subject, _e.kind.in_(asked.subject_kinds))
+    if asked.since_ns is not None:
+        query = query.where(_e.began_ns >= asked.since_ns)
+    if asked.until_ns is not None:
+        query = query.where(_e.began_ns < asked.until_ns)
+    return query.where(schema.IS_HAPPENING) if asked.open_only else query
 
 
 def _begin(connection: Connection, alarm: Alarm, now: int, targets: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, locking, notify, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, later, locking, notify, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.known_tokens import FoundToken, KnownTokens
 from staddle_server.catalog.rows import token_is_valid, unknown_token
@@ -149,9 +149,26 @@ class Tokens:
                     return FoundToken(Principal(tenant, id_, name, TokenRole(role)), expires_ns)
         return None
 
-    def principal(self, token: bytes, now_ns: int) -> Principal:
-        """Return the principal of the token with this id. Unauthenticated if it is unknown, revoked or expired."""
-        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns))
+    def note_used(self, tokens: Iterable[bytes], now_ns: int) -> None:
+        """Note that these tokens, given by id, were used at this time, if no later use is known."""
+        with self._database.write() as connection:
+            # In the order of their ids: another server that notes the same waits, and both end.
+            for token in sorted(tokens):
+                earlier = or_(_t.used_ns.is_(None), _t.used_ns < now_ns)
+                later(connection, update(schema.tokens).where(_t.id == token, earlier).values(used_ns=now_ns))
+
+    def end_sessions(self, token: bytes, at_ns: int) -> None:
+        """End the sessions of the token with this id that began at this time or before."""
+        with self._database.write() as connection:
+            earlier = or_(_t.logout_ns.is_(None), _t.logout_ns < at_ns)
+            later(connection, update(schema.tokens).where(_t.id == token, earlier).values(logout_ns=at_ns))
+
+    def of_session(self, token: bytes, begun_ns: int, now_ns: int) -> Principal:
+        """Return the principal of a session that the token with this id began. Unauthenticated if the token is unknown,
+        revoked or expired, or the session was ended.
+        """
+        lives = or_(_t.logout_ns.is_(None), _t.logout_ns < begun_ns)
+        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns), lives)
         with self._database.look_up() as connection:
             row = connection.execute(query).one_or_none()
             if row is None:
@@ -182,10 +199,9 @@ def _from_hex(text: str) -> bytes | None:
 
 
 def _select() -> Select[Any]:
-    return select(_t.id, _t.name, _t.role, _t.created_ns, _t.expires_ns, _t.revoked_ns)
+    return select(_t.id, _t.name, _t.role, _t.created_ns, _t.expires_ns, _t.revoked_ns, _t.used_ns)
 
 
 def _token(tenant: bytes, row: Row[Any]) -> Token:
-    return Token(
-        row.id, tenant, row.name, TokenRole(row.role), row.created_ns, row.expires_ns, row.revoked_ns
-    )
+    role = TokenRole(row.role)
+    return Token(row.id, tenant, row.name, role, row.created_ns, row.expires_ns, row.revoked_ns, row.used_ns)

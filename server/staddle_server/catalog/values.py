@@ -52,7 +52,7 @@ class Principal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A stored token: only a hash of its text is kept."""
+    """A stored token: only a hash of its text is kept. `used_ns`: its last use, to within minutes, if one is known."""
 
     id: bytes
     tenant: bytes
@@ -61,6 +61,7 @@ class Token:
     created_ns: int
     expires_ns: int | None
     revoked_ns: int | None
+    used_ns: int | None
 
 
 class Expiries(TypedDict):
@@ -95,7 +96,10 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadRequest:
-    """What a caller asks for when it begins an upload. Texts are empty if not given; `kind` may be AUTO."""
+    """What a caller asks for when it begins an upload. Texts are empty if not given; `kind` may be AUTO.
+
+    `base` names the backup that a FULL of scope CHANGES is compared with; else empty.
+    """
 
     dataset: str
     request_id: str = ""
@@ -107,6 +111,7 @@ class UploadRequest:
     new_root: bool = False
     take_over: bool = False
     fingerprint: str = ""
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

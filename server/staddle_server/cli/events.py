@@ -7,7 +7,7 @@ import click
 
 from staddle_server.app.bootstrap import open_rooms
 from staddle_server.app.data_directory import DataDirectory
-from staddle_server.catalog import Event
+from staddle_server.catalog import Event, EventFilter
 from staddle_server.catalog.validation import rfc3339, utc_minute
 from staddle_server.cli.options import data_option, json_option
 from staddle_server.cli.text import say
@@ -33,8 +33,7 @@ def events(*, only_open: bool, last: int, data: DataDirectory, as_json: bool) ->
     Past events are kept for 90 days. Runs beside a server.
     """
     with open_rooms(data, only_look=True) as rooms:
-        listed = rooms.catalog.events.listed(SHOWN_MAX if only_open else last)
-    shown = [event for event in listed if not only_open or event.over_ns is None][:last]
+        shown = rooms.catalog.events.listed(last, EventFilter(open_only=only_open))
     for event in reversed(shown):
         if as_json:
             click.echo(json.dumps(_object(event)))

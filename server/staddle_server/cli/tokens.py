@@ -22,7 +22,7 @@ from staddle_server.base.clock import NS, SystemClock
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import TenantRow, Token
-from staddle_server.catalog.validation import rfc3339
+from staddle_server.catalog.validation import rfc3339, utc_minute
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
 from staddle_server.tenancy.clock_guard import ClockGuard
 
@@ -124,22 +124,37 @@ def _revoked_unless_shown(rooms: Rooms, tenant: TenantRow, name: str) -> Iterato
 @data_option
 @json_option
 def list_(tenant: str, data: DataDirectory, as_json: bool) -> None:
-    """List the tokens of a tenant, without their secrets."""
+    """List the tokens of a tenant, without their secrets.
+
+    When each was last used is known to within minutes. --json has their ids, too.
+    """
     with open_rooms(data) as rooms:
         now_ns = _believed_ns(rooms)
         found = rooms.catalog.tokens.list_all(tenant_named(rooms, tenant).id)
-    rows = [
-        {
-            "name": each.name,
-            "role": each.role.name.lower(),
-            "state": _state(each, now_ns),
-            "id": each.id.hex(),
-            "created": rfc3339(each.created_ns),
-            "expires": "" if each.expires_ns is None else rfc3339(each.expires_ns),
-        }
-        for each in found
-    ]
+    rows = [_object(each, now_ns) if as_json else _row(each, now_ns) for each in found]
     print_rows(rows, as_json=as_json, empty=f"The tenant {tenant} has no tokens.")
+
+
+def _object(token: Token, now_ns: int) -> dict[str, str]:
+    return {
+        "name": token.name,
+        "role": token.role.name.lower(),
+        "state": _state(token, now_ns),
+        "id": token.id.hex(),
+        "created": rfc3339(token.created_ns),
+        "expires": "" if token.expires_ns is None else rfc3339(token.expires_ns),
+        "used": "" if token.used_ns is None else rfc3339(token.used_ns),
+    }
+
+
+def _row(token: Token, now_ns: int) -> dict[str, str]:
+    """Return the same for people: days, and the last use to the minute."""
+    shown = _object(token, now_ns)
+    shown["created"] = shown["created"][:10]
+    shown["expires"] = shown["expires"][:10] or "never"
+    shown["used"] = "-" if token.used_ns is None else utc_minute(token.used_ns)
+    del shown["id"]
+    return shown
 
 
 @token.command()

@@ -55,11 +55,11 @@ def prove(
     opener: Executor,
     *,
     check: Callable[[], None] = lambda: None,
-    pace: Callable[[int], None] = lambda _bytes: None,
+    pace: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Read all of a backup, and compare the content of every file with its content id; write nothing.
 
-    `check` raises to end it; `pace` is told of each entry and chunk how many bytes were read, and may wait.
+    `check` raises to end it; `pace` is called after each entry and chunk, and may wait.
     """
     proof = Proof()
     restore = Restore(tenant, catalog, root, opener, data=True, check=check)
@@ -72,7 +72,7 @@ def prove(
     return proof
 
 
-def _read(events: Iterator[Event], tenant: Tenant, proof: Proof, pace: Callable[[int], None]) -> None:
+def _read(events: Iterator[Event], tenant: Tenant, proof: Proof, pace: Callable[[], None]) -> None:
     zeros = tenant.cutter.zeros.digest
     file: _ReadFile | None = None
     for event in events:
@@ -84,13 +84,13 @@ def _read(events: Iterator[Event], tenant: Tenant, proof: Proof, pace: Callable[
             file = None if content is None else _ReadFile(event.entry)
             data = event.data or b""
             assert isinstance(data, bytes | memoryview)  # pieces are for clients that ask for them
-            pace(len(data))
+            pace()
             if file is not None and data:
                 file.add(len(data), blake3(data).digest())
         elif isinstance(event, SentData):
             assert file is not None
             file.add(len(event.data), blake3(event.data).digest())
-            pace(len(event.data))
+            pace()
         elif isinstance(event, SentZeros):
             assert file is not None
             file.add(event.length, zeros)

@@ -1,5 +1,6 @@
 """Wrappers around blobs, to count, delay, retry or cache without the backend's knowledge."""
 
+import threading
 from collections.abc import Iterator
 
 from staddle_server.store.blobs import Blobs, BlobWriter, Buffer
@@ -42,6 +43,27 @@ class WrappedBlobs:
 
     def sweep(self) -> int:
         return self.inner.sweep()
+
+
+class CountedReads(WrappedBlobs):
+    """Blobs that count what is read of them. Thread-safe."""
+
+    def __init__(self, inner: Blobs) -> None:
+        super().__init__(inner)
+        self._lock = threading.Lock()
+        self._read_bytes = 0
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        data = super().read(name, offset, length)
+        with self._lock:
+            self._read_bytes += len(data)
+        return data
+
+    def take(self) -> int:
+        """Return how many bytes were read since this was last asked."""
+        with self._lock:
+            taken, self._read_bytes = self._read_bytes, 0
+        return taken
 
 
 class WrappedWriter:

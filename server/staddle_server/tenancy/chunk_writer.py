@@ -196,6 +196,16 @@ class ChunkSink:
         if self._relies:
             self._lost(self._catalog.packs.claimed(self._tenant.id, self._upload))
 
+    def look_for_all_packs(self) -> None:
+        """Do the same for all packs of the tenant: for what the upload takes over without having looked it up.
+
+        Raises:
+            Unavailable: The store does not answer.
+
+        """
+        if self._presence.lost_of_all(self._tenant, self._since_s):
+            self.forget()
+
     def missing(self, digests: Sequence[bytes]) -> list[int]:
         """Return the positions of missing data chunks, which must be sent; the others are claimed."""
         here = self.present(Role.DATA, digests)

@@ -12,9 +12,10 @@ from staddle._base.figures import counted
 from staddle_server.base.clock import Clock
 from staddle_server.base.recent import Recent
 from staddle_server.base.threads import Threads
-from staddle_server.catalog import Catalog
+from staddle_server.catalog import WHOLE_PACK, Catalog
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name
+from staddle_server.tenancy.pack_listing import compared_with_listing
 from staddle_server.tenancy.tenant import Tenant
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ REMEMBERED_MAX: Final = 65_536
 """Packs that are remembered, at least; at most twice as many."""
 AT_ONCE: Final = 16
 """Up to this many packs are checked in sequence; more are shared among this many threads."""
+
+LOOKED_FOR_AT_ONCE: Final = 1000
+"""Packs that a listing does not show, and that are looked for together."""
 
 
 class Presence:
@@ -78,6 +82,22 @@ class Presence:
                 tenant.name,
             )
         return marked
+
+    def lost_of_all(self, tenant: Tenant, since_s: float) -> list[bytes]:
+        """Do the same for all live packs of a tenant that are not known to be damaged as a whole.
+
+        One listing of the store shows most of them; memory is bounded.
+        """
+        since_s = max(since_s, self._clock.monotonic_s() - SEEN_S)
+        unseen: list[bytes] = []
+        marked: list[bytes] = []
+        for pack, is_listed in compared_with_listing(tenant, self._catalog):
+            if not is_listed and WHOLE_PACK not in pack.marks:
+                unseen.append(pack.id)
+                if len(unseen) >= LOOKED_FOR_AT_ONCE:
+                    marked += self.lost(tenant, unseen, since_s)
+                    unseen = []
+        return marked + self.lost(tenant, unseen, since_s)
 
     def _seen_s(self, tenant: bytes, pack: bytes) -> float:
         seen_s = self._seen.get((tenant, pack))

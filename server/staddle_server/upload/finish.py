@@ -148,9 +148,11 @@ class Finishing:
         """
         merged = self._write_manifest(rewrite=rewrite)
         reader = ChunkReader(self._tenant, self._catalog)
-        if self._base.root.digest not in {b"", merged.root.digest}:
-            reader.look_up_pages([self._base.root.digest, merged.root.digest])
-        counts = _changes(self._upload, self._base.root, merged.root, reader)
+        # A FULL counts as compared with nothing, also one that takes entries over from a base.
+        base = EMPTY_ROOT if self._upload.kind is Kind.FULL else self._base.root
+        if base.digest not in {b"", merged.root.digest}:
+            reader.look_up_pages([base.digest, merged.root.digest])
+        counts = _changes(self._upload, base, merged.root, reader)
         if counts is None:
             # Pages of this backup may lie where the base was just found damaged: write them once more.
             self._accepted.chunks.forget()

@@ -34,12 +34,13 @@ STANDING_S: Final = 5.0
 
 
 class BegunUpload(NamedTuple):
-    """The answer to BeginUpload."""
+    """The answer to BeginUpload. `replayed`: the same request has begun it before."""
 
     upload: Upload
     taken_over: bool
     damaged: list[Entry]
     more_damaged: bool
+    replayed: bool
 
 
 class Uploads:
@@ -108,7 +109,7 @@ class Uploads:
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
         damaged = self.damaged(begun.upload, None, LISTED_MAX, check)
-        return BegunUpload(begun.upload, begun.taken_over, damaged.entries, damaged.more)
+        return BegunUpload(begun.upload, begun.taken_over, damaged.entries, damaged.more, begun.replayed)
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
         """Take an upload over; the returned durable point is final."""
@@ -348,8 +349,14 @@ class Uploads:
             upload = self._committed(principal, upload_id, epoch, e)
         if (entry_count, data_bytes) != (upload.entry_count, upload.data_bytes):
             raise refusals.other_counts(upload, entry_count, data_bytes)
-        backup = self._catalog.backups.get(principal.tenant, upload.backup)
-        finish_record(self._tenants.get(principal.tenant), self._catalog, backup.id)
+        return self.backup_of(upload)
+
+    def backup_of(self, upload: Upload) -> Backup:
+        """Return the backup that a committed upload made, once its record is durable. BACKUP_NOT_FOUND: it was purged
+        since.
+        """
+        backup = self._catalog.backups.get(upload.tenant, upload.backup)
+        finish_record(self._tenants.get(upload.tenant), self._catalog, backup.id)
         return backup
 
     def _committed(self, principal: Principal, upload_id: bytes, epoch: int, closed: Precondition) -> Upload:

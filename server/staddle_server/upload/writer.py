@@ -28,7 +28,7 @@ from staddle_server.base.errors import (
     Unauthenticated,
 )
 from staddle_server.base.threads import shortage
-from staddle_server.base.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
+from staddle_server.base.types import ChunkRef, Content, Entry, Kind, Profile, Role, Root, UploadState
 from staddle_server.catalog import Backup, Catalog, NewDamageError, Terms, Upload
 from staddle_server.manifest.columns import CheckedColumns
 from staddle_server.manifest.content import ContentBuilder, store_attributes
@@ -394,7 +394,7 @@ class UploadWriter:
         """Accept the entries of columns, as put_entries does."""
         with self._writing():
             self._received.open = None
-            self._received.extend(columns.rows(partial(store_attributes, sink=self._pages)))
+            self._received.extend(columns.stored(partial(store_attributes, sink=self._pages)))
             self._checkpoint_when_due()
 
     def remove(self, path: bytes) -> None:
@@ -457,7 +457,12 @@ class UploadWriter:
             check_counts(self._received, entry_count, data_bytes)
             self._accepted.note_author()
             self._accepted.reap(wait=True)
-            self._chunks.look_for_packs()
+            if self.upload.kind is Kind.FULL and self.upload.base:
+                # Whatever the upload takes over from its base lies in some of them; which ones, only reading all
+                # of the base would tell.
+                self._chunks.look_for_all_packs()
+            else:
+                self._chunks.look_for_packs()
             while (backup := self._committed((entry_count, data_bytes), problem_count)) is None:
                 self._chunks.heed_damage()
             what = f"is committed as backup {backup.id.hex()}"

@@ -1,11 +1,12 @@
 """One file of the cache: what a backup holds of each path's identity, by directory, in the order in which a scan comes to it.
 
-    header  magic and version (16), checksum (32), length of the rest (8), backup id (16), scope (32), row of the root (33)
-    blocks  path length (2), bits FIRST and MORE (1), count (2), length of the names (4); path; names, joined by NUL; rows
+    header  magic and version (16), checksum (32), length of the rest (8), backup id (16), scope (32), row (33) and digest (32) of the root
+    blocks  path length (2), bits FIRST and MORE (1), count (2), length of the names (4); path; names, joined by NUL; rows; digests
 
 A block has some or all children of one directory, sorted, and says whether it is the directory's first and whether another one follows.
 Blocks stand in the order of a scan that looks at so many children at once, and then enters the directories among them. A row is
-what stat proves a path to be: kind and flags (1), inode (8), mtime and ctime in nanoseconds (8 each), size (8). Little-endian.
+what stat proves a path to be: kind and flags (1), inode (8), mtime and ctime in nanoseconds (8 each), size (8). Little-endian. A digest
+is that of the entry that the backup has there (`staddle._backup.entry_digest`); zeros: unknown.
 
 The checksum covers all that follows it. A file is checked from end to end before anything of it is used; what is wrong with it is the same as its not
 being there. Other versions are not read: the cache is rebuilt.
@@ -23,7 +24,7 @@ from blake3 import blake3
 
 from staddle._protocol.convert import COMPONENT_BYTES_MAX, PATH_BYTES_MAX, is_below, sort_key
 
-MAGIC: Final = b"staddle cache\0\0\1"
+MAGIC: Final = b"staddle cache\0\0\2"
 """The last byte is the version."""
 CONTEXT: Final = "staddle 2026-11-26 client cache of a backup's entries 1"
 FILE_BYTES_MAX: Final = 1024 * 1024 * 1024
@@ -49,6 +50,7 @@ _CHECKED_FROM: Final = len(MAGIC) + 32
 _BLOCK: Final = struct.Struct("<HBHI")
 _ROW: Final = struct.Struct("<BQqqQ")
 pack_row: Final = _ROW.pack
+unpack_row: Final = _ROW.unpack
 ROW_BYTES: Final = _ROW.size
 SIZE_AT: Final = ROW_BYTES - 8
 """Where a row's size begins: only that of a regular file says anything."""
@@ -56,7 +58,9 @@ KIND: Final = 0xF0
 FILE_KIND: Final = 0x80
 _PRESENT_KINDS: Final = bytes(kind for kind in range(256) if not kind & ABSENT)
 NO_ROW: Final = bytes([ABSENT]) + bytes(ROW_BYTES - 1)
-_BODY_AT: Final = _HEADER.size + ROW_BYTES
+DIGEST_BYTES: Final = 32
+NO_DIGEST: Final = bytes(DIGEST_BYTES)
+_BODY_AT: Final = _HEADER.size + ROW_BYTES + DIGEST_BYTES
 
 
 class CacheError(Exception):
@@ -82,6 +86,8 @@ class CacheBlock(NamedTuple):
     children: int
     names: bytes
     rows: bytes
+    digests: bytes = b""
+    """Of their entries; empty: none is known."""
 
     def order(self) -> bytes:
         """The block's place in the order of a scan."""
@@ -94,7 +100,8 @@ class CacheBlock(NamedTuple):
         """As it stands in the file."""
         bits = self.first * _FIRST | self.more * _MORE
         head = _BLOCK.pack(len(self.path), bits, self.children, len(self.names))
-        return b"".join((head, self.path, self.names, self.rows))
+        digests = self.digests or NO_DIGEST * self.children
+        return b"".join((head, self.path, self.names, self.rows, digests))
 
 
 class CacheReader:
@@ -102,6 +109,7 @@ class CacheReader:
 
     def __init__(self, descriptor: int) -> None:
         self.root = os.pread(descriptor, ROW_BYTES, _HEADER.size)
+        self.root_digest = os.pread(descriptor, DIGEST_BYTES, _HEADER.size + ROW_BYTES)
         self._file = open(descriptor, "rb", buffering=PIECE_BYTES)  # noqa: SIM115 - closed by close
         self._file.seek(_BODY_AT)
         self._ahead: CacheBlock | None = None
@@ -165,10 +173,14 @@ class CacheReader:
         path_bytes, bits, count, names_bytes = _BLOCK.unpack(head)
         if path_bytes > PATH_BYTES_MAX or count > CHILDREN_MAX or names_bytes > NAMES_BYTES_MAX:
             raise CacheError("a block is larger than any can be")
-        data = self._data(path_bytes + names_bytes + count * ROW_BYTES)
-        if len(data) < path_bytes + names_bytes + count * ROW_BYTES:
+        rows_at = path_bytes + names_bytes
+        digests_at = rows_at + count * ROW_BYTES
+        size = digests_at + count * DIGEST_BYTES
+        data = self._data(size)
+        if len(data) < size:
             raise CacheError("it ends within a block")
-        names = data[path_bytes : path_bytes + names_bytes]
+        names = data[path_bytes:rows_at]
+        digests = data[digests_at:]
         if not count or names.count(b"\0") != count - 1:
             raise CacheError("a block has another number of names than it says")
         return CacheBlock(
@@ -177,7 +189,8 @@ class CacheReader:
             bool(bits & _MORE),
             count,
             names,
-            data[path_bytes + names_bytes :],
+            data[rows_at:digests_at],
+            digests if digests.strip(b"\0") else b"",
         )
 
     def _data(self, count: int) -> bytes:
@@ -240,9 +253,9 @@ class CacheWriter:
                 self._closed = True
                 os.close(self._descriptor)
 
-    def set_root(self, row: bytes) -> None:
-        """Set the root's row."""
-        self.replace(_HEADER.size, row)
+    def set_root(self, row: bytes, digest: bytes = NO_DIGEST) -> None:
+        """Set the root's row and digest."""
+        self.replace(_HEADER.size, row + digest)
 
     def add(self, block: CacheBlock) -> int:
         """Add a block; returns the place of its rows."""
@@ -252,10 +265,10 @@ class CacheWriter:
             self.failed = True
         if len(self._pending) >= PIECE_BYTES:
             self._flush()
-        return end - len(block.rows)
+        return end - block.children * (ROW_BYTES + DIGEST_BYTES)
 
     def replace(self, offset: int, rows: bytes | bytearray) -> None:
-        """Overwrite rows that were added."""
+        """Overwrite rows that were added, and the digests behind them."""
         start = offset - self._written
         if start >= 0:
             self._pending[start : start + len(rows)] = rows

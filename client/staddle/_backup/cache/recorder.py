@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final
 from staddle._backup.cache.file import (
     ABSENT,
     CHILDREN_MAX,
+    DIGEST_BYTES,
     KIND,
     LOOK,
+    NO_DIGEST,
     NO_ROW,
     ROW_BYTES,
     UNTOLD,
@@ -38,9 +40,11 @@ class ChildRows:
     offset: int
     """Where in the file its rows stand; _NOWHERE: the root's row."""
     rows: bytearray
+    digests: bytearray
+    """Of their entries; zeros: unknown."""
     next_index: int = 0
     known: bool = False
-    """The rows are in the file as they are."""
+    """Rows and digests are in the file as they are."""
 
     @property
     def full(self) -> bool:
@@ -62,12 +66,12 @@ class ChildRows:
         self.rows[start] = self.rows[start] & ~ABSENT | LOOK
         self.known = False
         if self.offset == _NOWHERE:
-            self.record.writer.set_root(bytes(self.rows))
+            self.record.writer.set_root(bytes(self.rows), bytes(self.digests))
 
     def end(self) -> None:
         """The walk is done with these children."""
         if not self.known:
-            self.record.writer.replace(self.offset, self.rows)
+            self.record.writer.replace(self.offset, self.rows + self.digests)
 
 
 class CacheRecorder:
@@ -79,7 +83,7 @@ class CacheRecorder:
         """`differential`: an entry that is sent may keep the metadata that the full backup has."""
         self.writer = writer
         self._differential = differential
-        self._piece = ChildRows(self, _NOWHERE, bytearray(NO_ROW))
+        self._piece = self._root()
         self._index = 0
         self._status: os.stat_result
         """What stat said of the path that the walk is at: set with the first one, the root."""
@@ -92,7 +96,10 @@ class CacheRecorder:
 
     def at_root(self, status: os.stat_result) -> None:
         """The walk is at the root."""
-        self.at(ChildRows(self, _NOWHERE, bytearray(NO_ROW)), 0, status)
+        self.at(self._root(), 0, status)
+
+    def _root(self) -> ChildRows:
+        return ChildRows(self, _NOWHERE, bytearray(NO_ROW), bytearray(NO_DIGEST))
 
     def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> ChildRows:
         """The walk begins with these children of a directory, all still unknown."""
@@ -101,11 +108,14 @@ class CacheRecorder:
 
     def begin_with(self, block: CacheBlock) -> ChildRows:
         """The same, with the rows as far as they are known."""
-        return ChildRows(self, self.writer.add(block), bytearray(block.rows))
+        digests = bytearray(block.digests or NO_DIGEST * block.children)
+        return ChildRows(self, self.writer.add(block), bytearray(block.rows), digests)
 
     def add_unchanged(self, block: CacheBlock) -> ChildRows:
         """Children that are all as the base has them."""
-        return ChildRows(self, self.writer.add(block), bytearray(block.rows), known=True)
+        piece = self.begin_with(block)
+        piece.known = True
+        return piece
 
     @property
     def place(self) -> tuple[ChildRows, int]:
@@ -118,24 +128,27 @@ class CacheRecorder:
 
     # --- outcomes
 
-    def kept(self) -> None:
-        """The backup has the current path as the base has it."""
-        self._set(row_of(self._status), 0)
+    def kept(self, digest: bytes = NO_DIGEST) -> None:
+        """The backup has the current path as the base has it; `digest` is that of its entry."""
+        self._set(row_of(self._status), 0, digest)
 
     def settle(self, changed: Changed) -> None:
         """The sender is done with the current path."""
         if self._differential and changed.in_base:
             self.abandon()
         if changed.held is None:
-            self._set(NO_ROW, LOOK if changed.doubted else ABSENT)
+            self._set(NO_ROW, LOOK if changed.doubted else ABSENT, NO_DIGEST)
             return
         # As of its reading, which may be later than the walk's stat.
         row = row_of(changed.held)
-        self._set(row, LOOK if changed.read_again or row[0] & UNTOLD else 0)
+        flags = LOOK if changed.read_again or row[0] & UNTOLD else 0
+        self._set(row, flags, changed.digest or NO_DIGEST)
 
-    def _set(self, row: bytes, flags: int) -> None:
+    def _set(self, row: bytes, flags: int, digest: bytes) -> None:
         rows, start = self._piece.rows, self._index * ROW_BYTES
         rows[start : start + ROW_BYTES] = row
         rows[start] = row[0] & KIND | flags
+        start = self._index * DIGEST_BYTES
+        self._piece.digests[start : start + DIGEST_BYTES] = digest
         if self._piece.offset == _NOWHERE:
-            self.writer.set_root(bytes(rows))
+            self.writer.set_root(bytes(rows), digest)

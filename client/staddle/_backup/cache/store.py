@@ -1,7 +1,7 @@
 """The client's cache of the content of backups: a directory with a file for each backup that may be the next base.
 
-It spares an incremental the fetching of the base's entries, and nothing else: a cache that is missing, damaged, of another version or of
-another backup is as none, and the entries are fetched. A file is used only for the very backup that the server names as the base of an upload, and is
+It spares an incremental the fetching of the base's entries, and a full backup the sending of those that it read and found the same. A
+cache that is missing, damaged, of another version or of another backup is as none: the entries are fetched, or sent. A file is used only for the very backup that the server names as the base of an upload, and is
 written only by the run that made this backup, from what it sent and what it proved unchanged. It holds the names of files: it is for its
 owner's eyes only, and is not believed where others could have written it.
 """
@@ -15,12 +15,12 @@ import secrets
 import stat
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final
 
 from blake3 import blake3
 
-from staddle._backup.cache.file import ID_BYTES, CacheReader, CacheWriter, is_cache_of
+from staddle._backup.cache.file import ABSENT, ID_BYTES, CacheError, CacheReader, CacheWriter, is_cache_of
 from staddle._backup.cache.recorder import CacheRecorder
 from staddle._fs.omissions import CACHE_TAG, CACHE_TAG_TEXT
 
@@ -68,6 +68,17 @@ class Cache:
             if reader is not None:
                 return reader
         return None
+
+    def has_all(self, backup_id: str, entry_count: int) -> bool:
+        """Whether a backup is cached, and with as many entries as it has."""
+        reader = self.find(backup_id)
+        if reader is None:
+            return False
+        with closing(reader):
+            try:
+                return reader.count_all() + (not reader.root[0] & ABSENT) == entry_count
+            except CacheError:
+                return False
 
     def _open(self, name: str, backup_id: bytes) -> CacheReader | None:
         try:

@@ -10,7 +10,7 @@ from typing import Final
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api import convert, encoding
+from staddle_server.api import convert, convert_filters, encoding
 from staddle_server.api.convert import bad
 from staddle_server.api.convert_columns import ColumnsOut, EncodedColumns
 from staddle_server.api.encoding import Pieces
@@ -144,7 +144,8 @@ class ReadCalls:
         call.facts["dataset"] = request.dataset
         dataset = convert.dataset_name(request.dataset)
         limit = convert.size(request.page_size, "page_size", PAGE, limits.SHORT_PAGE_SIZE_MAX)
-        tokens, query = self._tokens(call), ("backups", dataset, request.show_deleted)
+        among = convert_filters.backup_filter_of(request)
+        tokens, query = self._tokens(call), ("backups", dataset, request.show_deleted, *among)
         before = tokens.read(query, request.page_token, int) if request.page_token else None
         found = self._catalog.backups.list_page(
             call.principal.tenant,
@@ -152,6 +153,7 @@ class ReadCalls:
             show_deleted=request.show_deleted,
             before_number=before,
             limit=limit,
+            among=among,
         )
         page = convert.fitting(map(convert.backup_out, found), PAGE_BYTES)
         more = tokens.make(query, page[-1].number) if found.more or len(found) > len(page) else ""

@@ -20,6 +20,7 @@ from staddle._base.figures import counted
 from staddle_server.api.answering import Method
 from staddle_server.api.gate import CallerGone, Gate
 from staddle_server.api.grpc.call import handle, token_in
+from staddle_server.api.grpc.events import EventCalls
 from staddle_server.api.grpc.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.api.grpc.health import SERVICE as HEALTH
 from staddle_server.api.grpc.info import InfoCalls
@@ -109,7 +110,13 @@ def connections_max() -> int:
 
 
 def methods(
-    uploads: UploadCalls, reads: ReadCalls, retention: RetentionCalls, runs: RunCalls, info: InfoCalls
+    uploads: UploadCalls,
+    reads: ReadCalls,
+    retention: RetentionCalls,
+    runs: RunCalls,
+    info: InfoCalls,
+    *,
+    events: EventCalls,
 ) -> dict[str, Method]:
     """Return every method with its role and handler. Methods that are not listed are not served."""
     reader, writer, admin = TokenRole.READER, TokenRole.WRITER, TokenRole.ADMIN
@@ -148,6 +155,7 @@ def methods(
         "DeleteExpectation": Method(admin, runs.delete_expectation),
         "ListExpectations": Method(reader, runs.list_expectations),
         "GetStatus": Method(reader, runs.get_status),
+        "ListEvents": Method(reader, events.list_events),
         "GetServerInfo": Method(reader, info.get_server_info),
     }
 

@@ -13,6 +13,8 @@ DEFAULTS: Final = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
 }
+ONLY_TLS: Final = {**DEFAULTS, b"strict-transport-security": b"max-age=2592000"}
+"""Over TLS, browsers are asked never to use this host without it, for 30 days from the last answer."""
 
 
 class Guarded:
@@ -23,6 +25,7 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        defaults = ONLY_TLS if scope.get("scheme") == "https" else DEFAULTS
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -30,7 +33,7 @@ class Guarded:
                 names = {name.lower() for name, _ in given}
                 message["headers"] = [
                     *given,
-                    *((name, value) for name, value in DEFAULTS.items() if name not in names),
+                    *((name, value) for name, value in defaults.items() if name not in names),
                 ]
             await send(message)
 

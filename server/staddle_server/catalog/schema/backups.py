@@ -60,6 +60,10 @@ tokens = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("expires_ns", BigInteger),
     Column("revoked_ns", BigInteger),
+    # To within minutes; null: not since the catalog was made, or made again.
+    Column("used_ns", BigInteger),
+    # Sessions of the dashboard that began at this time or before are over; null: nobody has logged out.
+    Column("logout_ns", BigInteger),
 )
 _not_revoked = tokens.c.revoked_ns.is_(None)
 Index(

@@ -10,10 +10,11 @@ from random import Random
 from typing import Final, Protocol
 
 from staddle_server.base.errors import Damaged, StaddleError
-from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack, TenantRow
+from staddle_server.catalog import FOOTER, WHOLE_PACK, LivePack, TenantRow
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
 from staddle_server.tenancy.pack_check import Examined, Examiner, Pace, PackFault
+from staddle_server.tenancy.pack_listing import each_pack
 from staddle_server.tenancy.pack_presence import stored_size
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.integrity.damaged_paths import LostPaths, each_backup
@@ -279,14 +280,6 @@ class _TenantCheck:
                 summary.paths += lost.name(backup, self._check.emit)
         summary.chunks += lost.chunks
         return lost
-
-
-def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
-    """Yield all live packs of a tenant."""
-    after = b""
-    while page := catalog.verification.live_packs(tenant, after=after):
-        yield from page
-        after = page[-1].id
 
 
 def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:

@@ -14,6 +14,7 @@ from staddle_server.base.errors import Exhausted, NotFound, StaddleError, Unavai
 from staddle_server.catalog import Alarm, Backup, Catalog
 from staddle_server.catalog.drills import DrillWindow
 from staddle_server.restore.proof import Proof, prove
+from staddle_server.store.wrapped import CountedReads
 from staddle_server.tenancy.clock_guard import JUMP_S
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.events import kinds
@@ -55,7 +56,8 @@ class Drilling:
         """`bytes_per_s` 0: as fast as it can; `busy` returns whether clients are active, who are let go first."""
         self._kept = kept
         # Without the cache: what counts is what the store has.
-        self._tenants = Tenants(kept.blobs, kept.catalog, kept.keys)
+        self._blobs = CountedReads(kept.blobs)
+        self._tenants = Tenants(self._blobs, kept.catalog, kept.keys)
         self._opener = opener
         self._period_s = period_s
         self._bytes_per_s = bytes_per_s
@@ -143,11 +145,15 @@ class Drilling:
         except NotFound:
             return True
 
-    def _pace(self, stopping: Stopping) -> Callable[[int], None]:
+    def _pace(self, stopping: Stopping) -> Callable[[], None]:
+        """Return what waits after each entry and chunk, for what was read of the store: a chunk to which many files refer
+        is read once.
+        """
         if not self._bytes_per_s:
-            return lambda _size: None
+            return lambda: None
         rate = Rate(self._bytes_per_s, self._kept.clock, stopping, busy=self._busy)
-        return lambda size: rate(size, 1)
+        self._blobs.take()
+        return lambda: rate(self._blobs.take(), 1)
 
     def _window(self) -> DrillWindow:
         now_ns = self._kept.clock.now_ns()

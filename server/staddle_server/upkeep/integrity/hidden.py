@@ -14,7 +14,7 @@ from staddle_server.store.blobs import FORMAT_NAME
 from staddle_server.store.locks import ObjectLock, hidden_below, some_names
 from staddle_server.store.pack import pack_name
 from staddle_server.store.records import records_prefix, sequence_of
-from staddle_server.upkeep.integrity.check import each_pack
+from staddle_server.tenancy.pack_listing import each_pack
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.record_check import lost_records
 from staddle_server.upkeep.record_chain import Span

@@ -25,6 +25,7 @@ from staddle_server.store.pack import Segment, Unreadable
 from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.records import SPANS_MAX, ForgottenRecord
 from staddle_server.tenancy.pack_check import Examined, Examiner, check_digests
+from staddle_server.tenancy.pack_listing import each_pack
 from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.gc.collector import LEASE_S
@@ -34,7 +35,6 @@ from staddle_server.upkeep.integrity.check import (
     CheckProgress,
     chain_findings,
     cleared_findings,
-    each_pack,
     head_finding,
     keys_finding,
     pack_findings,

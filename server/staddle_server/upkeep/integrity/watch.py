@@ -8,7 +8,7 @@ marked.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from staddle._base.figures import counted
@@ -20,12 +20,11 @@ from staddle_server.catalog import Generation, KnownDamage, TenantRow
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.locks import lock_of
 from staddle_server.store.marks import GenerationMark
-from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.losses import Losses
+from staddle_server.tenancy.pack_listing import compared_with_listing
 from staddle_server.tenancy.pack_presence import stored_size
 from staddle_server.tenancy.tenant import Tenant
-from staddle_server.upkeep.integrity.check import each_pack
 from staddle_server.upkeep.integrity.damaged_paths import each_backup
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.hidden import hidden_keys, hidden_packs, hidden_records, hidden_words
@@ -102,28 +101,16 @@ def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False
             hidden.extend(hidden_packs(lock, tenant.id, [pack for pack in now if now[pack] is None]))
         suspects.clear()
 
-    listed = _listed(kept, tenant)
-    at = next(listed, None)
-    for pack in each_pack(kept.catalog, tenant.id):
+    for pack, is_listed in compared_with_listing(tenant, kept.catalog):
         if stopping():
             break
         packs += 1
-        while at is not None and at[0] < pack.id:
-            at = next(listed, None)
-        if at is None or at != (pack.id, pack.size_bytes):
+        if not is_listed:
             suspects.append(pack.id)
             if len(suspects) >= MARKED_AT_ONCE:
                 settle()
     settle()
     return Compared(packs, gone, other, tuple(hidden))
-
-
-def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
-    for name, size in kept.blobs.list(packs_prefix(tenant.id)):
-        try:
-            yield parse_pack_name(name)[1], size
-        except ValueError:
-            continue
 
 
 class Integrity:

@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from staddle_server.api import convert
+from staddle_server.api.convert_events import tenants_shown
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import DATASET_BYTES_MAX
@@ -90,5 +91,4 @@ def events_page(visit: Visit) -> Shown:
 
 def is_shown(visit: Visit, event: Event) -> bool:
     """Return whether somebody may see an event: of their tenant, and as an administrator of the service."""
-    tenant = event.alarm.key.tenant
-    return tenant == visit.call.tenant or (visit.is_admin and not tenant)
+    return event.alarm.key.tenant in tenants_shown(visit.call)

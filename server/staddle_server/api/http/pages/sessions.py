@@ -93,11 +93,25 @@ class Sessions:
         # One that ends later than any that is made now comes from a wrong clock.
         if not now_ns < end_ns <= now_ns + int(SESSION_S * NS):
             raise _none()
-        principal = self._catalog.tokens.principal(token, now_ns)
+        principal = self._catalog.tokens.of_session(token, _begun_ns(end_ns), now_ns)
         return Login(principal, tokens.make(("dashboard form", nonce), b""), end_ns)
+
+    def end(self, login: Login) -> None:
+        """End a session wherever its cookie is, with all earlier ones of its token.
+
+        Raises:
+            StaddleError: The catalog takes no writes: only the browser's own cookie can go.
+
+        """
+        at_ns = max(self._now_ns(), _begun_ns(login.end_ns))
+        self._catalog.tokens.end_sessions(login.principal.token, at_ns)
 
     def _tokens(self, tenant: bytes) -> PageTokens:
         return PageTokens(self._tenants.get(tenant).secrets.token_key)
+
+
+def _begun_ns(end_ns: int) -> int:
+    return end_ns - int(SESSION_S * NS)
 
 
 def _none() -> Unauthenticated:

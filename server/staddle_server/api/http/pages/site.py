@@ -46,6 +46,7 @@ from staddle_server.base.call_ids import CALL_KEY
 from staddle_server.base.errors import BadRequest, NotFound, StaddleError, Unauthenticated
 from staddle_server.base.limits import FORM_BYTES_MAX
 
+log = logging.getLogger(__name__)
 NAME: Final = "Page"
 """What logs and metrics call the request of a page."""
 FORM: Final = "application/x-www-form-urlencoded"
@@ -271,6 +272,11 @@ class Dashboard:
     def _log_out(self, request: Request, exchange: Exchange, _line: CallLine) -> Response:
         session = self._sessions.find(request)
         check_form(_form_of(request, exchange).get("key", ""), session.form_key)
+        try:
+            self._sessions.end(session)
+        except StaddleError as error:
+            # People can leave, too, while the catalog takes no writes.
+            log.warning("a logout ended the session in one browser only: %s", error.message)
         response = RedirectResponse("/login", 303)
         drop_cookie(request, response, SESSION)
         return response

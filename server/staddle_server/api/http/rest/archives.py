@@ -38,6 +38,7 @@ BODY_TYPES: Final = (
     "application/zstd",
     "application/octet-stream",
 )
+KEY_CHARS_MAX: Final = 255
 _KINDS: Final = {each.name.lower(): each for each in Kind}
 _SCOPES: Final = {each.name.lower(): each for each in Scope}
 _PATHS: Final = RestParameter(
@@ -109,9 +110,10 @@ def archive_operations(
             (Answer(201, "The backup.", sv.CommitUploadResponse),),
             (dataset, *_IN),
             Body(BODY_TYPES),
-            errors=("not_found", "failed_precondition"),
+            errors=("not_found", "failed_precondition", "already_exists"),
             more="`tar c . | curl -T - …` sends one. `Content-Encoding` gzip or zstd is the same as the format tar.gz "
-            "or tar.zst.",
+            "or tar.zst. A try that is repeated with the same `Idempotency-Key` gets the backup that an earlier one made, "
+            "instead of making another.",
             is_stream=True,
         ),
     ]
@@ -157,19 +159,31 @@ def _put(calls: ArchiveCalls, asked: RestRequest) -> sv.CommitUploadResponse:
     if removed and scope is not Scope.CHANGES:
         raise bad("remove", "it needs scope=changes: otherwise the backup has only what the tar has")
     tags = given.get("tag", ())
-    if len({key for key, _ in tags}) < len(tags):
+    if len({each["key"] for each in tags}) < len(tags):
         raise bad("tag", "a key is given twice")
     asked.exchange.silence_s = HTTP_TAR_SILENCE_S
     upload = UploadRequest(
         dataset=convert.dataset_name(given["dataset"]),
         kind=_KINDS[given.get("kind", "auto")],
         scope=scope,
-        tags=convert.tags_of({key: value or "" for key, value in tags}),
+        tags=convert.tags_of({each["key"]: each.get("value", "") for each in tags}),
         host=given.get("host", ""),
         root=given.get("root", ""),
         new_root=given.get("newRoot", False),
     )
-    return calls.take(SentTar(upload, removed, _compression(asked), asked.pieces), asked.call)
+    return calls.take(SentTar(upload, removed, _compression(asked), asked.pieces, _key(asked)), asked.call)
+
+
+def _key(asked: RestRequest) -> str:
+    """Return what the client calls its request; "": nothing. It may be in quotation marks."""
+    given = asked.request.headers.getlist("idempotency-key")
+    if not given:
+        return ""
+    key = given[0].strip()
+    key = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
+    if len(given) > 1 or not key.isascii() or not key.isprintable() or not 1 <= len(key) <= KEY_CHARS_MAX:
+        raise bad("Idempotency-Key", f"expected one, of 1 to {KEY_CHARS_MAX} printable ASCII characters")
+    return key
 
 
 def _compression(asked: RestRequest) -> str:

@@ -33,6 +33,7 @@ class Calls:
         parameters: tuple[RestParameter, ...] = (),
         *,
         without: tuple[str, ...] = (),
+        otherwise: Mapping[str, Any] | None = None,
         required: tuple[str, ...] = (),
         example: Mapping[str, Any] | None = None,
         errors: tuple[str, ...] = (),
@@ -42,7 +43,7 @@ class Calls:
         """Return the operation that calls the method `name`, in OpenAPI under the name `id_`.
 
         Its parameters are fields of the request. With an `example`, a body has the others, except those in
-        `without`; `required` names those that it must have.
+        `without`; `required` names those that it must have, and `otherwise` what the others are if it lacks them.
         """
         method, answer = self._table[name], _type_of(name, "output_type")
         request = _type_of(name, "input_type")
@@ -56,7 +57,7 @@ class Calls:
             name,
             method.role,
             about,
-            _handler(name, method, request, parameters, without),
+            _handler(name, method, request, parameters, without, otherwise=otherwise or {}),
             (Answer(200, about, answer),),
             parameters,
             body,
@@ -77,19 +78,25 @@ def _handler(
     type_: type[Message],
     parameters: tuple[RestParameter, ...],
     without: tuple[str, ...],
+    *,
+    otherwise: Mapping[str, Any],
 ) -> Callable[[RestRequest], Any]:
     # The limits of messages count for the encoded request, as for every caller.
     reading = reading_of(name)
     fields = {each.name: each.field or each.name for each in parameters}
 
     def handle(asked: RestRequest) -> Any:
-        return method.handler(reading.decode(_request(asked, type_, fields, without)), asked.call)
+        return method.handler(reading.decode(_request(asked, type_, fields, without, otherwise)), asked.call)
 
     return handle
 
 
 def _request(
-    asked: RestRequest, type_: type[Message], fields: Mapping[str, str], without: tuple[str, ...]
+    asked: RestRequest,
+    type_: type[Message],
+    fields: Mapping[str, str],
+    without: tuple[str, ...],
+    otherwise: Mapping[str, Any],
 ) -> bytes:
     """Return the encoded request of a method."""
     message = type_()
@@ -100,7 +107,8 @@ def _request(
                 raise BadRequest(
                     "BAD_FIELD", f"{field.json_name}: the address says it, not the body", field=field.name
                 )
-    found: dict[str, Any] = {}
+    given = {field.json_name for field, _ in message.ListFields()}
+    found = {field: value for field, value in otherwise.items() if field not in given}
     for name, value in asked.given.items():
         found.update(_as_field(fields[name], value))
     json_format.ParseDict(found, message)  # each value has been checked

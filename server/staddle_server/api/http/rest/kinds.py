@@ -129,13 +129,14 @@ def _path(given: bytes) -> bytes:
     return given
 
 
-def _tag(given: bytes) -> tuple[str, str | None]:
+def _tag(given: bytes) -> dict[str, str]:
     key, equals, value = given.partition(b"=")
     if not 1 <= len(key) <= TAG_KEY_BYTES_MAX or len(value) > TAG_VALUE_BYTES_MAX:
         raise ValueError(
             f"expected KEY or KEY=VALUE, with 1 to {TAG_KEY_BYTES_MAX} and at most {TAG_VALUE_BYTES_MAX} bytes"
         )
-    return _printable(_utf8(key)), _printable(_utf8(value)) if equals else None
+    found = {"key": _printable(_utf8(key)), "value": _printable(_utf8(value))}
+    return found if equals else {"key": found["key"]}
 
 
 DATASET: Final = text(DATASET_BYTES_MAX, empty=False)
@@ -161,6 +162,6 @@ TAG: Final = ParameterKind(
     },
     _tag,
 )
-"""KEY or KEY=VALUE; its value is both, None for a value that does not matter."""
+"""KEY or KEY=VALUE; its value is a TagFilter in JSON."""
 HOST: Final = text(HOST_BYTES_MAX)
 PAGE_TOKEN: Final = ParameterKind({"type": "string"}, text(PAGE_TOKEN_BYTES_MAX).read)

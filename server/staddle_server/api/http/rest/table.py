@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api.archive_calls import ArchiveCalls
 from staddle_server.api.http.connect import JSON
 from staddle_server.api.http.rest import kinds
 from staddle_server.api.http.rest.archives import archive_operations
 from staddle_server.api.http.rest.calls import Calls
-from staddle_server.api.http.rest.datasets import DatasetAddresses
+from staddle_server.api.http.rest.datasets import dataset_of
 from staddle_server.api.http.rest.files import FileDownloads
 from staddle_server.api.http.rest.operations import PATH, Answer, Operation, RestParameter
 from staddle_server.base.limits import PAGE_SIZE_MAX, SHORT_PAGE_SIZE_MAX
@@ -20,6 +19,7 @@ from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
 from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.events.kinds import KINDS
 
 ANY_TYPE: Final = "*/*"
 ONE: Final = "/v1/datasets/{dataset}"
@@ -72,40 +72,42 @@ def operations(calls: Calls, parts: RestParts) -> list[Operation]:
         "Archives": archive_operations(parts.archives, BACKUPS, BACKUP, DATASET, READ),
         "Deletion and holds": [*_deletion(calls), *_holds(calls)],
         "Retention": _retention(calls),
-        "Runs and expectations": [*_runs(calls), *_expectations(calls)],
+        "Runs, expectations and events": [*_runs(calls), *_expectations(calls), *_events(calls)],
         "The server": _server(calls),
     }
     return [each._replace(tag=tag) for tag, rows in sections.items() for each in rows]
 
 
 def _datasets(calls: Calls, parts: RestParts) -> list[Operation]:
-    datasets = DatasetAddresses(parts.catalog, parts.tenants)
     dataset = Operation(
         "GET",
         ONE,
         "GetDataset",
         TokenRole.READER,
         "One dataset.",
-        datasets.get,
+        dataset_of(parts.catalog),
         (Answer(200, "The dataset.", pb.Dataset),),
         (DATASET,),
         errors=NOT_FOUND,
     )
-    backups = Operation(
+    backups = calls.operation(
         "GET",
         BACKUPS,
         "ListBackups",
-        TokenRole.READER,
         "The backups of a dataset, newest first.",
-        datasets.backups,
-        (Answer(200, "The backups.", sv.ListBackupsResponse),),
         (
             DATASET,
-            RestParameter("tag", kinds.TAG, "With this tag: `KEY=VALUE`, or `KEY` for any value.", many=True),
+            RestParameter(
+                "tag",
+                kinds.TAG,
+                "With this tag: `KEY=VALUE`, or `KEY` for any value.",
+                "tags",
+                many=True,
+            ),
             RestParameter("host", kinds.HOST, "From this host."),
-            RestParameter("from", kinds.TIME, "Begun at this time or later."),
-            RestParameter("to", kinds.TIME, "Begun before this time."),
-            RestParameter("held", kinds.FLAG, "Only those with a legal hold of their own."),
+            RestParameter("from", kinds.TIME, "Begun at this time or later.", "sinceTime"),
+            RestParameter("to", kinds.TIME, "Begun before this time.", "untilTime"),
+            RestParameter("held", kinds.FLAG, "Only those with a legal hold of their own.", "heldOnly"),
             RestParameter("showDeleted", kinds.FLAG, "Also those that can be undeleted."),
             *PAGES,
         ),
@@ -273,15 +275,7 @@ def _retention(calls: Calls) -> list[Operation]:
             (DATASET,),
             errors=NOT_FOUND,
         ),
-        calls.operation(
-            "PATCH",
-            f"{ONE}/retention",
-            "SetRetention",
-            "Sets the policy of a dataset, its minimum retention, or both; what is not given stays.",
-            (DATASET,),
-            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
-            errors=NOT_FOUND,
-        ),
+        *_set_retention(calls),
         calls.operation(
             "GET",
             f"{ONE}/retention/plan",
@@ -305,6 +299,31 @@ def _retention(calls: Calls) -> list[Operation]:
             required=("planToken",),
             example={"planToken": "from the plan"},
             errors=(*CHANGES, "aborted"),
+        ),
+    ]
+
+
+def _set_retention(calls: Calls) -> list[Operation]:
+    return [
+        calls.operation(
+            "PATCH",
+            f"{ONE}/retention",
+            "SetRetention",
+            "Sets the policy of a dataset, its minimum retention, or both; what is not given stays.",
+            (DATASET,),
+            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
+            errors=NOT_FOUND,
+        ),
+        calls.operation(
+            "PUT",
+            f"{ONE}/retention",
+            "SetRetention",
+            "Sets the policy of a dataset and its minimum retention; what is not given is none from now on.",
+            (DATASET,),
+            otherwise={"policy": {}, "minimum": "0s"},
+            example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
+            errors=NOT_FOUND,
+            id_="ReplaceRetention",
         ),
     ]
 
@@ -371,6 +390,22 @@ def _expectations(calls: Calls) -> list[Operation]:
             (DATASET,),
             errors=NOT_FOUND,
         ),
+    ]
+
+
+def _events(calls: Calls) -> list[Operation]:
+    events = (
+        RestParameter("dataset", kinds.DATASET, "Only those about this dataset."),
+        RestParameter("kind", kinds.one_of(*KINDS), "Of this kind.", "kinds", many=True),
+        RestParameter("from", kinds.TIME, "Found at this time or later.", "sinceTime"),
+        RestParameter("to", kinds.TIME, "Found before this time.", "untilTime"),
+        RestParameter("open", kinds.FLAG, "Only those that are not over.", "openOnly"),
+        *PAGES,
+    )
+    return [
+        calls.operation(
+            "GET", "/v1/events", "ListEvents", "What the service found to be wrong, the newest first.", events
+        )
     ]
 
 

@@ -107,6 +107,8 @@ def upgrade() -> None:
         sa.Column("created_ns", sa.BigInteger(), nullable=False),
         sa.Column("expires_ns", sa.BigInteger(), nullable=True),
         sa.Column("revoked_ns", sa.BigInteger(), nullable=True),
+        sa.Column("used_ns", sa.BigInteger(), nullable=True),
+        sa.Column("logout_ns", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
             ["tenant"],
             ["tenants.row"],
