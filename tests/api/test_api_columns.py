@@ -27,9 +27,11 @@ from staddle_server.api.convert_columns import changes_of, columns_of
 from staddle_server.api.messages import decoder, put_entries
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import CHUNKS_INLINE_MAX, ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
-from staddle_server.manifest.columns import CheckedColumns, check_columns, entry_at
+from staddle_server.manifest.column_checks import check_columns
+from staddle_server.manifest.columns import CheckedColumns, entry_at
 from staddle_server.manifest.content import store_attributes
-from staddle_server.manifest.pages import encoder
+from staddle_server.manifest.leaves import leaf_of
+from staddle_server.manifest.pages import encode_leaf, leaf_page
 from thin import Source, info, noise, reason, restore
 
 
@@ -41,14 +43,16 @@ def checked(columns: pb.EntryColumns) -> CheckedColumns:
 def test_columns_are_stored_as_the_same_entries_one_by_one(sent):
     kept = Kept()
     found = checked(as_columns(sent))
-    rows = found.rows(partial(store_attributes, sink=kept))
+    stored = found.stored(partial(store_attributes, sink=kept))
     alone = Kept()
-    assert list(rows.packed) == [as_stored(entry, alone) for entry in sent]
+    expected = [as_stored(entry, alone) for entry in sent]
+    assert list(stored) == expected
     assert kept == alone
-    assert list(rows.sizes) == [entry.content.size_bytes for entry in sent]
+    assert stored.data_bytes == sum(entry.content.size_bytes for entry in sent)
+    assert leaf_page(leaf_of(stored.columns)) == encode_leaf(expected)
     assert found.refs == [(ref.length_bytes, ref.digest) for entry in sent for ref in entry.content.chunks]
-    for at, entry in enumerate(rows.packed):
-        assert encoder.encode(store_attributes(entry_at(found.columns, at), kept)) == entry
+    for at, entry in enumerate(expected):
+        assert store_attributes(found[at], kept) == entry
 
 
 @given(entries())

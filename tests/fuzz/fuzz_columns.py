@@ -19,10 +19,11 @@ from staddle.chunking import EMPTY_CONTENT_ID, content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle_server.api.convert_columns import columns_of
 from staddle_server.base.errors import BadRequest
-from staddle_server.manifest.columns import check_columns, entry_at
+from staddle_server.manifest.column_checks import check_columns
 from staddle_server.manifest.content import store_attributes
 from staddle_server.manifest.entries import check_whole
-from staddle_server.manifest.pages import encoder
+from staddle_server.manifest.leaves import leaf_of
+from staddle_server.manifest.pages import encode_leaf, leaf_page
 
 
 class _Sink:
@@ -42,19 +43,18 @@ def _columns() -> Iterator[Check]:
             return "no message"
         try:
             found = check_columns(columns_of(message, "columns"))
-            rows = found.rows(store)
+            stored = found.stored(store)
         except BadRequest as error:
             return documented(error, "BAD_FIELD", "DIGEST_MISMATCH")
-        assert list(rows.keys) == sorted(set(rows.keys))
+        assert list(found.keys) == sorted(set(found.keys))
         refs = []
-        for at, (key, packed, size) in enumerate(zip(rows.keys, rows.packed, rows.sizes, strict=True)):
-            entry = entry_at(found.columns, at)
+        for key, entry, kept in zip(found.keys, found, stored, strict=True):
             check_whole(entry)
             assert key == entry.path.replace(b"/", b"\0")
-            assert packed == encoder.encode(store(entry))
-            assert size == (entry.content.size if entry.content else 0)
+            assert kept == store(entry)
             refs.extend(entry.content.chunks if entry.content else ())
         assert refs == found.refs
+        assert leaf_page(leaf_of(stored.columns)) == encode_leaf(list(stored))
         return f"{len(found)} entries"
 
     yield check

@@ -170,14 +170,16 @@ def check_page(data: bytes) -> str:
 
 
 def _leaf(data: bytes, *, run: bool) -> str:
-    found = decode_leaf(data, run=run)
+    leaf = decode_leaf(data, run=run)
+    found = list(leaf)
     for entry in found:
         check_whole(entry)
         assert run or entry.type is not EntryType.REMOVED
     keys = [sort_key(entry.path) for entry in found]
     assert keys == sorted(keys)
     assert run or len(set(keys)) == len(keys)
-    assert decode_leaf(encode_leaf(found), run=run) == found
+    assert [leaf[at] for at in range(len(leaf))] == found
+    assert encode_leaf(found) == data
     return f"a leaf of {len(found)}"
 
 

@@ -3,13 +3,16 @@
 import random
 from collections.abc import Iterable, Sequence
 
+import msgspec
 from blake3 import blake3
 from hypothesis import strategies as st
 from staddle.chunking import content_id
 from staddle_server.base import errors
 from staddle_server.base.types import ChunkRef, Content, Entry, EntryType, Root, sort_key
+from staddle_server.manifest.columns import columns_of
 from staddle_server.manifest.entries import implied_directory, removal
-from staddle_server.manifest.pages import PageRules
+from staddle_server.manifest.leaves import leaf_of
+from staddle_server.manifest.pages import PageRules, leaf_page
 from staddle_server.manifest.tree import TreeBuilder
 
 PAGE_KEY = bytes(range(32))
@@ -56,6 +59,11 @@ def small_content(number: int) -> Content:
 
 def file(path: bytes, number: int = 1, **more: object) -> Entry:
     return Entry(path, EntryType.FILE, content=small_content(number), **more)  # type: ignore[arg-type] # any field
+
+
+def forged_leaf(entries: Sequence[Entry], **said: object) -> bytes:
+    """A leaf that says what no writer says."""
+    return leaf_page(msgspec.structs.replace(leaf_of(columns_of(entries)), **said))
 
 
 def directory(path: bytes, mode: int | None = 0o755, *, flags: int = 0) -> Entry:

@@ -69,6 +69,14 @@ def test_compare_and_count_agree_with_the_lists(
     assert list(compare(root_a, root_b, pages, after=after)) == behind
 
 
+@pytest.mark.parametrize("rare", [{"link_group": b"g"}, {"file_digest": bytes(32)}])
+def test_entries_that_differ_only_in_what_few_have_differ(rare: dict[str, bytes]) -> None:
+    pages = Pages()
+    before, now = [file(b"a"), file(b"b")], [file(b"a"), file(b"b", **rare)]
+    found = list(compare(build(before, pages), build(now, pages), pages))
+    assert found == [Changed(ChangeType.METADATA, before[1], now[1])]
+
+
 @pytest.mark.parametrize("seed", range(extent(3, 8)))
 def test_large_trees_compare_as_their_lists_do(seed: int) -> None:
     pages = Pages()

@@ -6,7 +6,18 @@ from itertools import pairwise
 import msgspec
 import pytest
 from blake3 import blake3
-from manifest_model import PAGE_KEY, TINY, Pages, build, digest_of, directory, file, grown_tree, in_order
+from manifest_model import (
+    PAGE_KEY,
+    TINY,
+    Pages,
+    build,
+    digest_of,
+    directory,
+    file,
+    forged_leaf,
+    grown_tree,
+    in_order,
+)
 from staddle_server.base import errors
 from staddle_server.base.limits import TREE_HEIGHT_MAX
 from staddle_server.base.types import (
@@ -117,7 +128,7 @@ FORGED: dict[str, Callable[[Pages], Root]] = {
     "a page has other bytes": lambda pages: as_said(pages, data_bytes=3),
     "more entries than a number can say": lambda pages: as_said(pages, entries=2**63 - 1),
     "more bytes than a number can say": lambda pages: as_said(pages, data_bytes=2**63 - 1),
-    "an empty leaf": in_place_of_a_leaf(b"\1\x90"),
+    "an empty leaf": in_place_of_a_leaf(forged_leaf([file(b"a")], paths=b"", types=b"")),
     "an empty index page": in_place_of_a_leaf(encode_index(1, [])),
     "a list of chunks as a page": in_place_of_a_leaf(bytes([PageKind.LIST, 0]) + ITEM.pack(1, bytes(32))),
     "attributes as a page": in_place_of_a_leaf(encode_attributes(Attributes((), ()))),

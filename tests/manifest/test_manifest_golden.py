@@ -24,10 +24,10 @@ def test_every_golden_file_is_tested() -> None:
 
 
 def test_the_golden_pages_are_read_correctly() -> None:
-    assert decode_leaf(stored("leaf.bin")) == golden.LEAF
+    assert list(decode_leaf(stored("leaf.bin"))) == golden.LEAF
     assert decode_index(stored("index.bin")) == (1, golden.CHILDREN)
     assert decode_attributes(stored("attributes.bin")) == golden.ATTRIBUTES
-    assert decode_leaf(stored("run.bin"), run=True) == golden.RUN
+    assert list(decode_leaf(stored("run.bin"), run=True)) == golden.RUN
 
 
 def test_the_golden_run_is_one_leaf() -> None:

@@ -1,6 +1,7 @@
 """Joining consecutive trees gives the same digests as building all their entries, and reads few pages."""
 
 import itertools
+import random
 
 import pytest
 from extent import examples
@@ -10,6 +11,7 @@ from manifest_model import PAGE_KEY, SMALL, TINY, Pages, build, entries, full_li
 from staddle_server.base.errors import Damaged
 from staddle_server.base.types import EMPTY_ROOT, Entry, Root
 from staddle_server.manifest.merge import join
+from staddle_server.manifest.pages import decode_leaf, encode_leaf
 from staddle_server.manifest.runs import Gathered
 
 
@@ -34,10 +36,40 @@ def test_a_joined_tree_equals_one_built_from_all_entries(said: list[Entry], cuts
     trees = [build(part, pages) for part in before]
     rest = gathered(last)
     assert rest.in_order
-    joined = join(trees, rest.packed(), pages, pages, PAGE_KEY, rules=TINY)
+    joined = join(trees, rest.parts(), pages, pages, PAGE_KEY, rules=TINY)
     assert joined == build(whole, Pages())
     assert joined.entries == len(whole)
     assert joined.data_bytes == sum(entry.content.size for entry in whole if entry.content is not None)
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(
+    st.lists(entries, max_size=40),
+    st.lists(st.integers(0, 40), max_size=6),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_entries_gathered_as_columns_and_one_by_one_are_the_same_run(
+    said: list[Entry], cuts: list[int], chance: random.Random, shuffled: bool
+) -> None:
+    whole = full_list(said)
+    parts = [part for part in cut(whole, cuts) if part]
+    if shuffled:
+        chance.shuffle(parts)
+    made = Gathered()
+    for part in parts:
+        if chance.random() < 0.5:
+            made.extend(decode_leaf(encode_leaf(part)))
+        else:
+            for entry in part:
+                made.append(entry)
+    one_by_one = gathered([entry for part in parts for entry in part])
+    assert len(made) == len(one_by_one) == len(whole)
+    assert made.in_order == one_by_one.in_order
+    assert list(made.sorted()) == list(one_by_one.sorted())
+    if made.in_order:
+        pages = Pages()
+        assert join((), made.parts(), pages, pages, PAGE_KEY, rules=TINY) == build(whole, Pages())
 
 
 @pytest.mark.parametrize("rules", [SMALL, TINY])
@@ -66,7 +98,7 @@ def test_trees_and_entries_out_of_order_are_refused() -> None:
     first, second = (build(part, pages) for part in cut(whole, [150]))
 
     def joined(trees: list[Root], rest: list[Entry]) -> None:
-        join(trees, gathered(rest).packed(), pages, pages, PAGE_KEY, rules=TINY)
+        join(trees, gathered(rest).parts(), pages, pages, PAGE_KEY, rules=TINY)
 
     for trees, rest in (
         ([second, first], []),

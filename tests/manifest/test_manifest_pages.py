@@ -18,6 +18,7 @@ from manifest_model import (
     directory,
     entries,
     file,
+    forged_leaf,
     full_list,
     grown_tree,
 )
@@ -28,13 +29,16 @@ from staddle_server.base.types import (
     ChunkRef,
     Entry,
     EntryType,
+    ListRoot,
     Profile,
     Root,
     Xattr,
     sort_key,
 )
+from staddle_server.manifest.columns import Rare, columns_of, digests_of
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import removal
+from staddle_server.manifest.leaves import LEAF_ENTRIES_MAX, LeafWriter, leaf_of, weight_of
 from staddle_server.manifest.pages import (
     FORMAT,
     Child,
@@ -44,6 +48,7 @@ from staddle_server.manifest.pages import (
     encode_index,
     encode_leaf,
     is_boundary,
+    leaf_page,
 )
 from staddle_server.manifest.references import references
 from staddle_server.manifest.tree import TreeBuilder
@@ -53,15 +58,138 @@ from staddle_server.manifest.tree import TreeBuilder
 @given(st.lists(entries, min_size=1, max_size=30))
 def test_a_leaf_reads_back_as_written(said: list[Entry]) -> None:
     tree = full_list(said)
-    assert decode_leaf(encode_leaf(tree)) == tree
+    assert list(decode_leaf(encode_leaf(tree))) == tree
 
 
-def test_missing_fields_have_their_default_and_new_ones_are_ignored() -> None:
-    short = b"\1\x91\x93\xc4\1f\2\xcd\1\xed"
-    assert decode_leaf(short) == [Entry(b"f", EntryType.DIRECTORY, 0o755)]
-    longer = msgspec.msgpack.decode(msgspec.msgpack.encode(directory(b"d")))
-    longer.append({"later": [1, 2]})
-    assert decode_leaf(b"\1" + msgspec.msgpack.encode([longer])) == [directory(b"d")]
+@settings(max_examples=examples(200), deadline=None)
+@given(st.lists(entries, min_size=2, max_size=30), st.data())
+def test_entries_are_the_same_leaf_however_they_were_gathered(said: list[Entry], data: st.DataObject) -> None:
+    tree = full_list(said)
+    whole = decode_leaf(encode_leaf(tree))
+    start = data.draw(st.integers(0, len(tree)))
+    stop = data.draw(st.integers(start, len(tree)))
+    assert whole[start:stop] == tree[start:stop]
+    writer = LeafWriter()
+    for entry in tree[:start]:
+        writer.add(entry)
+    part = whole.columns.part(start, stop)
+    if part:
+        writer.extend(part, weight_of(part))
+    for entry in tree[stop:]:
+        writer.add(entry)
+    assert writer.weight == weight_of(whole.columns)
+    assert leaf_page(writer.take()) == encode_leaf(tree)
+    for at, entry in enumerate(tree):
+        assert whole[at] == entry
+        assert whole[at - len(tree)] == entry
+    assert whole.refs == [ref for entry in tree if entry.content for ref in entry.content.chunks]
+    assert digests_of(whole.columns) == [ref.digest for ref in whole.refs]
+
+
+def some() -> list[Entry]:
+    """A few entries whose columns have all forms: none, one number, each value, some values."""
+    return [
+        directory(b"", mode=None),
+        file(b"a", 3, mode=0o644, uid=0, owner="ana", group="users", mtime_ns=-(2**63), inode=2**64 - 1),
+        file(b"b", 0, mode=0o600, uid=0, owner="ana", group="users", mtime_ns=2**63 - 1, inode=1),
+        file(b"c", 2, mode=0o600, uid=0, owner="zoe", group="users", flags=1),
+        Entry(b"l", EntryType.SYMLINK, link_target=b"a", link_group=b"g"),
+    ]
+
+
+def test_a_column_has_the_shortest_of_its_forms() -> None:
+    leaf = leaf_of(columns_of(some()))
+    assert list(decode_leaf(leaf_page(leaf))) == some()
+    assert leaf.ctimes_ns is None
+    assert leaf.uids == (b"\0\1\1\1\0", 0)
+    assert leaf.modes == (b"\0\1\1\1\0", b"\xa4\x80\x80\1\1\1")
+    assert leaf.inodes == (b"\0\1\1\0\0", b"\xff\1" + b"\xff\0" * 7)
+    assert (leaf.names, leaf.owners) == (["", "ana", "users", "zoe"], b"\0\1\1\3\0" + bytes(5))
+    assert leaf.profiles == 1
+    assert len(encode_leaf([file(b"%04d" % n, 3, mode=0o644) for n in range(1000)])) < 39_000
+
+
+FORMS: dict[str, dict[str, object]] = {
+    "a path too few": {"paths": b"\0a\0b\0c"},
+    "a path too many": {"paths": b"\0a\0b\0c\0l\0m"},
+    "paths out of order": {"paths": b"\0a\0c\0b\0l"},
+    "a path twice": {"paths": b"\0a\0a\0c\0l"},
+    "a type too many": {"types": b"\2\1\1\1\3\2"},
+    "an unknown type": {"types": b"\2\1\1\1\x08"},
+    "another type": {"types": b"\2\1\1\1\1"},
+    "a device without a number": {"types": b"\5\1\1\1\3"},
+    "a removal": {"types": b"\0\1\1\1\3"},
+    "flags too few": {"flags": b"\0\0\0\1"},
+    "flags that are all the same": {"flags": bytes(5)},
+    "flags over a byte": {"flags": 256},
+    "flags below zero": {"flags": -1},
+    "an incomplete file": {"flags": b"\0\x08\0\0\0"},
+    "modes over 07777": {"modes": 0o10000},
+    "modes of half the entries": {"modes": bytes(5)},
+    "a mask of nothing": {"modes": (bytes(5), b"")},
+    "a mask of all": {"modes": (b"\1" * 5, 0o644)},
+    "a mask too long": {"modes": (b"\0\1\1\1\0\0", 0o644)},
+    "a mask that is no mask": {"modes": (b"\0\2\1\1\0", 0o644)},
+    "values of other entries than the mask": {"uids": (b"\0\1\1\1\0", bytes(8) + b"\1" + bytes(7))},
+    "a value of each where one says all": {"uids": (b"\0\1\1\1\0", bytes(12))},
+    "a uid over its range": {"uids": 2**32},
+    "a time over its range": {"mtimes_ns": 2**63},
+    "a time under its range": {"ctimes_ns": bytes(39)},
+    "names out of order": {"names": ["", "users", "ana", "zoe"]},
+    "a name twice": {"names": ["", "ana", "ana", "users", "zoe"]},
+    "a name that nothing has": {"names": ["", "ana", "users", "zoe", "zoo"]},
+    "an owner without a name": {"owners": b"\0\1\1\4\0" + bytes(5)},
+    "a name too long": {"names": ["", "ana", "users", "z" * 257]},
+    "no sizes": {"sizes": None},
+    "sizes of more files": {"sizes": bytes(32)},
+    "a size below zero": {"sizes": -1},
+    "a size of no chunk": {"sizes": 2**20 + 1},
+    "a digest too few": {"content_ids": bytes(64)},
+    "half a digest more": {"content_ids": bytes(112)},
+    "no profiles": {"profiles": None},
+    "an unknown profile": {"profiles": 3},
+    "profiles as a column of one value": {"profiles": b"\1\1\1"},
+    "a target too many": {"link_targets": b"a\0b"},
+    "an empty target": {"link_targets": b""},
+    "rare fields of no entry": {"rare": [(5, Rare(link_group=b"g"))]},
+    "rare fields before all entries": {"rare": [(-1, Rare(link_group=b"g"))]},
+    "rare fields out of order": {"rare": [(4, Rare(link_group=b"g")), (0, Rare(link_group=b"g"))]},
+    "rare fields twice": {"rare": [(4, Rare(link_group=b"g"))] * 2},
+    "rare fields that are none": {"rare": [(0, Rare())]},
+    "a device number of what is none": {"rare": [(0, Rare(device=(1, 1)))]},
+    "one chunk in a list": {"rare": [(1, Rare(chunks=(ChunkRef(1003, digest_of("chunk 3 0")),)))]},
+    "chunks that are not the size": {"rare": [(3, Rare(chunks=(ChunkRef(1, bytes(32)), ChunkRef(1, bytes(32)))))]},
+    "chunks of a directory": {"rare": [(0, Rare(chunks=(ChunkRef(1, bytes(32)), ChunkRef(1, bytes(32)))))]},
+    "a list of a directory": {"rare": [(0, Rare(root=ListRoot(0, bytes(32))))]},
+    "a list and chunks": {"rare": [(3, Rare(chunks=(ChunkRef(1, bytes(32)),) * 2, root=ListRoot(0, bytes(32))))]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_leaf_with_columns_that_do_not_fit_is_damage(name: str) -> None:
+    with pytest.raises(errors.Damaged):
+        decode_leaf(forged_leaf(some(), **FORMS[name]))
+
+
+def test_a_leaf_has_at_most_as_many_entries_as_it_has_weight() -> None:
+    made = [directory(b"%04d" % n) for n in range(LEAF_ENTRIES_MAX)]
+    assert len(decode_leaf(encode_leaf(made))) == LEAF_ENTRIES_MAX
+
+
+def test_a_leaf_has_one_form() -> None:
+    page = encode_leaf(some())
+    values = msgspec.msgpack.decode(page[1:])
+    assert page[1:4] == b"\xdc\0\x11"
+    for other in (
+        b"\1\xdd\0\0\0\x11" + page[4:],  # the head of a longer array
+        page + b"\0",
+        b"\1" + msgspec.msgpack.encode([*values, None]),
+        b"\1" + msgspec.msgpack.encode([*values[:7], b"", *values[8:]]),
+        b"\1" + msgspec.msgpack.encode([*values[:-1], [[4, [None, b"g"]]]]),
+        b"\1" + msgspec.msgpack.encode([*values[:3], [values[3][0], values[3][1] + b"\0"], *values[4:]]),
+    ):
+        with pytest.raises(errors.Damaged):
+            decode_leaf(other)
 
 
 def test_pages_end_where_the_hash_of_the_path_says() -> None:
@@ -81,10 +209,22 @@ def test_the_pages_of_a_tree_end_by_the_rules_of_the_format() -> None:
     leaves = _leaves(root, pages)
     assert [entry for leaf in leaves for entry in leaf] == tree
     for leaf in leaves[:-1]:
-        size = sum(len(msgspec.msgpack.encode(entry)) for entry in leaf)
-        assert is_boundary(PAGE_KEY, leaf[-1].path, 0) or size >= limits.PAGE_BYTES_MAX
+        weight = weight_of(columns_of(leaf))
+        assert is_boundary(PAGE_KEY, leaf[-1].path, 0) or weight >= limits.PAGE_BYTES_MAX
         assert not any(is_boundary(PAGE_KEY, entry.path, 0) for entry in leaf[:-1])
-        assert size - len(msgspec.msgpack.encode(leaf[-1])) < limits.PAGE_BYTES_MAX
+        assert weight - weight_of(columns_of(leaf[-1:])) < limits.PAGE_BYTES_MAX
+        assert len(encode_leaf(leaf)) <= weight
+
+
+def test_no_entry_takes_more_of_a_leaf_than_it_weighs() -> None:
+    attributes = Attributes((Xattr(b"user.a", bytes(1900)),))
+    heavy = [
+        file(b"%d/" % n + b"x" * 900, n, mode=n, uid=n, gid=2 * n, mtime_ns=n, ctime_ns=-n, inode=n,
+             owner=f"{n}" * 99, group=f"g{n}" * 44, link_group=b"g", attributes=attributes, file_digest=bytes(32))
+        for n in range(1, 9)
+    ]  # fmt: skip
+    for count in (1, 8):
+        assert len(encode_leaf(heavy[:count])) <= weight_of(columns_of(heavy[:count])) + 16
 
 
 def test_a_page_ends_by_its_size_if_no_path_ends_it() -> None:
@@ -99,7 +239,7 @@ def _leaves(root: Root, pages: Pages) -> list[list[Entry]]:
     level = [root.digest]
     for _ in range(root.level):
         level = [child.digest for digest in level for child in decode_index(pages.stored[digest])[1]]
-    return [decode_leaf(pages.stored[digest]) for digest in level]
+    return [list(decode_leaf(pages.stored[digest])) for digest in level]
 
 
 def test_an_index_page_with_one_child_is_never_a_root() -> None:
@@ -147,7 +287,8 @@ def test_removals_are_allowed_only_in_runs() -> None:
         TreeBuilder(Pages(), PAGE_KEY).add(removal(b"a"))
     with pytest.raises(errors.Damaged):
         decode_leaf(encode_leaf([removal(b"a")]))
-    assert decode_leaf(encode_leaf([removal(b"a"), file(b"a")]), run=True) == [removal(b"a"), file(b"a")]
+    run = [removal(b"a"), file(b"a")]
+    assert list(decode_leaf(encode_leaf(run), run=True)) == run
     for wrong in ([file(b"a"), removal(b"a")], [removal(b"a"), removal(b"a")], [file(b"a"), file(b"a")]):
         with pytest.raises(errors.Damaged):
             decode_leaf(encode_leaf(wrong), run=True)
@@ -180,10 +321,11 @@ def test_hostile_pages_are_reported_as_damage(data: st.DataObject) -> None:
 @settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from([1, 2, 4]), st.binary(max_size=60))
 @example(1, b"\xdd\xff\xff\xff\xff")
+@example(1, encode_leaf([file(b"a")])[1:40] + b"\xdd\xff\xff\xff\xff")
 @example(1, b"\x91" * 5000)
 @example(4, b"\x92" * 5000)
 @example(2, b"\x92\1\xdd\xff\xff\xff\xff")
-@example(1, b"\x91\xdc\xff\xff\xc4\1a" + b"\xc0" * 17 + b"\x91" * 60_000)
+@example(1, b"\xdc\0\x11" + b"\xc4\1a" * 16 + b"\x91" * 60_000)
 def test_random_bytes_are_reported_as_damage(kind: int, body: bytes) -> None:
     decode = {1: decode_leaf, 2: decode_index, 4: decode_attributes}[kind]
     try:
@@ -204,8 +346,11 @@ def test_random_bytes_are_reported_as_damage(kind: int, body: bytes) -> None:
         encode_leaf([file(b"a!"), file(b"a/b"), file(b"a")]),
         encode_leaf([file(b"a"), file(b"a")]),
         encode_leaf([file(b"../a")]),
-        encode_leaf([Entry(b"f")]),
         encode_leaf([file(b"a", mode=0o10000)]),
+        forged_leaf([removal(b"a")], modes=1),
+        forged_leaf([file(b"a", 3)], sizes=limits.CHUNK_BYTES_MAX + 1),
+        forged_leaf([file(b"a", 3)], sizes=limits.FILE_BYTES_MAX + 1),
+        encode_leaf([directory(b"%04d" % n) for n in range(LEAF_ENTRIES_MAX + 1)]),
         encode_leaf([file(b"%07d" % n + b"x" * 90) for n in range(3000)]),
     ],
 )

@@ -53,11 +53,18 @@ def a_leaf(running, backup, path):
 
 
 def a_leaf_over_two_directories(running, backup):
-    """The digest of a leaf that begins in one directory and ends in the next one: where leaves end depends on the tenant's keys."""
+    """The digest of a leaf that begins in one directory and ends in the next one: where leaves end depends on the tenant's keys.
+
+    Its segment holds neither the root nor the first leaf.
+    """
+    others = (bytes.fromhex(backup.manifest_digest), a_leaf(running, backup, b""))
+    places = [place_of(running, Role.MANIFEST, other) for other in others]
     for before, after in pairwise(sorted(MANY)):
         if before[:2] != after[:2]:
             leaf = a_leaf(running, backup, before.encode())
-            if leaf == a_leaf(running, backup, after.encode()):
+            if leaf != a_leaf(running, backup, after.encode()):
+                continue
+            if place_of(running, Role.MANIFEST, leaf) not in places:
                 return leaf
     raise AssertionError("each directory begins with a leaf")
 

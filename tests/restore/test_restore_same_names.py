@@ -64,7 +64,9 @@ def test_with_names_of_one_byte_nothing_wrong_is_restored_and_what_is_lost_is_na
             reasons.add(reason(error))
             continue
         assert found.files.items() <= files.items()
-        assert {damage.path for damage in found.damages} == set(files) - set(found.files)
+        named = {damage.path for damage in found.damages}
+        # The list of entries may be what is lost: it is named by the directory.
+        assert named == set(files) - set(found.files) or (named == {""} and not found.files)
         lost += len(found.damages)
     assert lost or reasons
     assert reasons <= {"DAMAGED", "BAD_FIELD"}

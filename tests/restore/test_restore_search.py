@@ -230,7 +230,7 @@ def test_versions_span_all_backups_and_say_where_each_begins_and_ends(searcher: 
 
 
 def test_what_is_damaged_is_named_and_the_rest_is_searched(searcher: Searcher) -> None:
-    names = [f"d{each:02}/f{number:03}" for each in range(30) for number in range(100)]
+    names = [f"d{each:02}/f{number:03}" for each in range(30) for number in range(250)]
     made = back_up(searcher.running.stub(), "one", dict.fromkeys(names, b"x"))
     damage(searcher.running, Role.MANIFEST, a_leaf(searcher.running, made, b"d15/f050"))
     found = searcher.search("f0?0", most=1000)

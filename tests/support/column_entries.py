@@ -15,7 +15,6 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api import convert
 from staddle_server.base.types import Content, Entry, EntryType, sort_key
 from staddle_server.manifest.content import store_attributes
-from staddle_server.manifest.pages import encoder
 from thin import Source, noise
 
 CDC = pb.CHUNKER_PROFILE_CONTENT_DEFINED
@@ -94,7 +93,7 @@ def as_columns(sent: Iterable[pb.Entry]) -> pb.EntryColumns:
     return columns_of(rows, CDC)
 
 
-def as_stored(message: pb.Entry, kept: Kept) -> bytes:
+def as_stored(message: pb.Entry, kept: Kept) -> Entry:
     """What a page holds of an entry that was sent as a message."""
     sent = convert.sent_of(message)
     entry: Entry = sent.entry
@@ -103,7 +102,7 @@ def as_stored(message: pb.Entry, kept: Kept) -> bytes:
         size = sum(ref.length for ref in refs)
         content = Content(size, content_id(refs), sent.profile, refs)
         entry = msgspec.structs.replace(entry, content=content)
-    return encoder.encode(store_attributes(entry, kept))
+    return store_attributes(entry, kept)
 
 
 def one_column(entry: pb.Entry) -> pb.EntryColumns:

@@ -87,7 +87,7 @@ def columns_of(m: pb.EntryColumns, at: str) -> Columns:
         sizes=column("sizes", files, optional=False),
         content_ids=_digests(m.content_ids, files, f"{at}.content_ids"),
         link_targets=_split(m.link_targets, types.count(_SYMLINK), f"{at}.link_targets"),
-        profile=profile_of(m.profile, f"{at}.profile"),
+        profiles=bytes([profile_of(m.profile, f"{at}.profile")]) * files,
         rare=_rare(m, count, at),
     )
 

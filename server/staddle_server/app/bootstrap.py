@@ -79,7 +79,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
     directory.require()
     blobs = directory.place.open()
     check_format(blobs)
-    keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
+    keys = KeyStore.from_file(blobs, str(directory.master_key))
     catalog = open_catalog(directory.catalog_place.place)
     try:
         _refuse_emptied(directory, blobs, catalog)
@@ -241,7 +241,7 @@ def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool)
     """
     blobs = directory.place.open()
     check_format(blobs)
-    keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
+    keys = KeyStore.from_file(blobs, str(directory.master_key))
     place = directory.catalog_place
     place.prepare_new()
     try:

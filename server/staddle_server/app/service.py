@@ -52,6 +52,7 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.clock_watch import ClockWatch
 from staddle_server.upkeep.condition import Conditions, Watches
 from staddle_server.upkeep.events.datasets import TroubledDatasets
+from staddle_server.upkeep.events.master_key import MasterKeyFile
 from staddle_server.upkeep.events.own import CertificateDates, OwnState
 from staddle_server.upkeep.events.sources import EndingTokens, FailingTargets, FillingDisks, Source
 from staddle_server.upkeep.events.watch import EventWatch
@@ -361,7 +362,7 @@ def _event_watch(kept: Kept, guard: ClockGuard, own: Sequence[Source], notifier:
     """Return what finds events, with all that it asks."""
     catalog = kept.catalog
     targets = FailingTargets(catalog, lambda: notifier.names)
-    sources = [*own, targets, EndingTokens(catalog), FailedDrills(catalog)]
+    sources = [*own, targets, EndingTokens(catalog), FailedDrills(catalog), MasterKeyFile(kept.keys)]
     return EventWatch(catalog, guard, sources, notifier.wanting)
 
 

@@ -1,7 +1,7 @@
 """Values passed between packages: frozen, typed, checked where they arrive from outside.
 
-Manifest pages also hold Entry and its parts (docs/format.md, "Entries"): array-like, so a field keeps its
-position forever and new ones go to the end, with a default.
+The stored state of an upload also holds Entry and its parts (docs/format.md, "Entries"): array-like, so a field
+keeps its position forever and new ones go to the end, with a default. Leaves hold its fields as columns.
 """
 
 import enum

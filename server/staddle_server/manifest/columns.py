@@ -1,286 +1,331 @@
-"""Many entries as columns: checked as a whole, and encoded as pages hold them, with no object for each entry.
+"""Many entries as columns: as they travel, and as leaves hold them, with no object for each entry.
 
-What is accepted, and what becomes of it, equals that of so many entries (entries.py). An object exists only
-for an entry that has more than the columns say.
+An object is made only for an entry that somebody looks at, or that has more than the columns say.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, compress, islice, repeat
-from operator import lt
-from typing import Any, Final, NamedTuple, Never
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, compress, repeat
+from typing import Any, Final, cast, overload
 
 import msgspec
-from staddle.chunking import EMPTY_CONTENT_ID, content_id
 
-from staddle_server.base import errors, limits
-from staddle_server.base.types import Attributes, ChunkRef, Content, Entry, EntryType, Flag, Profile, sort_key
-from staddle_server.manifest.entries import check_path, check_whole, shown
-from staddle_server.manifest.pages import encoder
+from staddle_server.base.types import (
+    Attributes,
+    ChunkRef,
+    Content,
+    Entry,
+    EntryType,
+    ListRoot,
+    Profile,
+    sort_key,
+)
 
 _FILE: Final = EntryType.FILE.value
 _SYMLINK: Final = EntryType.SYMLINK.value
-_DEVICES: Final = bytes([EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE])
-_INCOMPLETE: Final = Flag.INCOMPLETE.value
-_PLAIN_FLAGS: Final = bytes(flags for flags in range(256) if not flags & _INCOMPLETE)
+_TYPES: Final = tuple(EntryType)
+_PROFILES: Final = {each.value: each for each in Profile}
 
 
-class Rare(msgspec.Struct, frozen=True, gc=False):
-    """What one entry has beside its columns. `chunks`: of a file with several."""
+class Rare(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one entry has beside its columns. `chunks`: of a file with several; else `root`, if any."""
 
     device: tuple[int, int] | None = None
     link_group: bytes = b""
     attributes: Attributes | None = None
+    attributes_ref: ChunkRef | None = None
     file_digest: bytes = b""
     chunks: tuple[ChunkRef, ...] = ()
+    root: ListRoot | None = None
+
+
+NOTHING_RARE: Final = Rare()
 
 
 class Columns(msgspec.Struct, frozen=True, gc=False):
     """Entries in order: for each a path and a type; a column has as many values as that, or none.
 
-    `sizes` and `content_ids` have a value for each file, `link_targets` for each symlink. `flags` are those
-    of Entry. Lengths are the caller's to check, values are not: see `check_columns`.
+    `sizes`, `content_ids` and `profiles` have a value for each file, `link_targets` for each symlink. `flags`
+    are those of Entry. Lengths are the caller's to check, values are not: see `check_columns`.
     """
 
-    paths: list[bytes]
+    paths: Sequence[bytes]
     types: bytes
     flags: bytes = b""
-    modes: list[int] = []
-    uids: list[int] = []
-    gids: list[int] = []
-    mtimes_ns: list[int] = []
-    ctimes_ns: list[int] = []
-    inodes: list[int] = []
-    owners: list[str] = []
-    groups: list[str] = []
-    sizes: list[int] = []
-    content_ids: list[bytes] = []
-    link_targets: list[bytes] = []
-    profile: Profile = Profile.CONTENT_DEFINED
+    modes: Sequence[int | None] = ()
+    uids: Sequence[int | None] = ()
+    gids: Sequence[int | None] = ()
+    mtimes_ns: Sequence[int | None] = ()
+    ctimes_ns: Sequence[int | None] = ()
+    inodes: Sequence[int | None] = ()
+    owners: Sequence[str] = ()
+    groups: Sequence[str] = ()
+    sizes: Sequence[int] = ()
+    content_ids: Sequence[bytes] = ()
+    profiles: bytes = b""
+    link_targets: Sequence[bytes] = ()
     rare: dict[int, Rare] = {}
 
     def __len__(self) -> int:
         return len(self.types)
 
+    def files_before(self, at: int) -> int:
+        """Return how many files come before a position: the place of a file in the columns of files."""
+        return self.types.count(_FILE, 0, at)
 
-class Rows(NamedTuple):
-    """Entries in path order, encoded as in pages."""
+    def part(self, start: int, stop: int) -> "Columns":
+        """Return the entries from one position up to another."""
+        if start == 0 and stop == len(self):
+            return self
+        files = slice(self.files_before(start), self.files_before(stop))
+        links = slice(self.types.count(_SYMLINK, 0, start), self.types.count(_SYMLINK, 0, stop))
+        parts: dict[str, Any] = {
+            **{name: getattr(self, name)[start:stop] for name in _OF_ALL},
+            **{name: getattr(self, name)[files] for name in _OF_FILES},
+        }
+        rare = {at - start: each for at, each in self.rare.items() if start <= at < stop}
+        return Columns(**parts, link_targets=self.link_targets[links], rare=rare)
 
-    keys: Sequence[bytes]
-    types: bytes
-    packed: Sequence[bytes]
-    sizes: Sequence[int]
-    """Of the content of each; 0 for other types."""
+
+_OF_ALL: Final = Columns.__struct_fields__[:11]
+_OF_FILES: Final = Columns.__struct_fields__[11:14]
+_DEFAULTS: Final[dict[str, Any]] = {"flags": 0, "owners": "", "groups": ""}
 
 
-class CheckedColumns:
-    """Columns that would be accepted as entries.
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Return the entries of all parts, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    whole: dict[str, Any] = {
+        **{name: _joined(parts, name) for name in _OF_ALL},
+        **{name: _chain(parts, name) for name in (*_OF_FILES, "link_targets")},
+    }
+    firsts = accumulate(map(len, parts), initial=0)
+    rare = {
+        first + at: each for first, part in zip(firsts, parts, strict=False) for at, each in part.rare.items()
+    }
+    return Columns(**whole, rare=rare)
+
+
+def _joined(parts: Sequence[Columns], name: str) -> Any:
+    if not any(getattr(part, name) for part in parts):
+        return getattr(parts[0], name)[:0]
+    values = [getattr(part, name) or [_DEFAULTS.get(name)] * len(part) for part in parts]
+    return (
+        bytes(chain.from_iterable(values))
+        if name in {"types", "flags"}
+        else list(chain.from_iterable(values))
+    )
+
+
+def _chain(parts: Sequence[Columns], name: str) -> Any:
+    values = chain.from_iterable(getattr(part, name) for part in parts)
+    return bytes(values) if name == "profiles" else list(values)
+
+
+class CheckedColumns(Sequence[Entry]):
+    """Columns that would be accepted as entries: a sequence of these, each made when it is looked at.
 
     Attributes:
         columns: What was checked.
         keys: The sort key of each entry.
-        refs: All chunks that files refer to, in order.
 
     """
 
-    def __init__(self, columns: Columns, keys: Sequence[bytes], rare: Mapping[int, Entry]) -> None:
+    def __init__(self, columns: Columns, keys: Sequence[bytes]) -> None:
         self.columns = columns
         self.keys = keys
-        self._rare = rare
-        self.refs = list(chain.from_iterable(self._refs()))
+        self._rows: list[tuple[Any, ...]] = []
 
     def __len__(self) -> int:
-        return len(self.columns)
+        return len(self.keys)
 
-    def _refs(self) -> Iterator[Sequence[ChunkRef]]:
-        """Yield the chunks of each file."""
-        columns = self.columns
-        refs: list[Sequence[ChunkRef]] = [
-            (ref,) if ref.length else ()
-            for ref in map(ChunkRef._make, zip(columns.sizes, columns.content_ids, strict=True))
-        ]
-        for at, rare in columns.rare.items():
-            if rare.chunks:
-                refs[columns.types.count(_FILE, 0, at)] = rare.chunks
-        yield from refs
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Entry]: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | list[Entry]:
+        if isinstance(at, slice):
+            start, stop, _ = at.indices(len(self))
+            return entries_in(self.columns.part(start, stop)) if start < stop else []
+        return entry_at(self.columns, at if at >= 0 else at + len(self))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(entries_in(self.columns))
+
+    def row(self, at: int) -> tuple[Any, ...]:
+        """Return all that an entry has beside its path, to compare it with that of another."""
+        if not self._rows:
+            columns = self.columns
+            contents = zip(columns.sizes, columns.content_ids, columns.profiles, strict=True)
+            self._rows = list(zip(*_fields(columns, contents), strict=False))
+        return *self._rows[at], self.columns.rare.get(at)
+
+    @property
+    def data_bytes(self) -> int:
+        """The bytes of all files."""
+        return sum(self.columns.sizes)
+
+    @property
+    def refs(self) -> list[ChunkRef]:
+        """All chunks that files refer to by themselves, in order."""
+        return list(chain.from_iterable(refs_of(self.columns)))
 
     def lacking(self, absent: Collection[bytes]) -> list[int]:
         """Return the positions of files with a chunk among these."""
-        files = compress(range(len(self)), map(_FILE.__eq__, self.columns.types))
+        files = (at for at, kind in enumerate(self.columns.types) if kind == _FILE)
         return [
             at
-            for at, refs in zip(files, self._refs(), strict=True)
+            for at, refs in zip(files, refs_of(self.columns), strict=True)
             if any(ref.digest in absent for ref in refs)
         ]
 
-    def rows(self, store: Callable[[Entry], Entry]) -> Rows:
-        """Return the entries encoded; `store` returns an entry whose large attributes are stored."""
-        columns = self.columns
-        is_file = [each == _FILE for each in columns.types]
-        packed = list(map(encoder.encode, _rows(columns, is_file)))
-        for at, entry in self._rare.items():
-            packed[at] = encoder.encode(store(entry))
-        return Rows(self.keys, columns.types, packed, _spread(columns.sizes, is_file, 0))
+    def stored(self, store: Callable[[Entry], Entry]) -> "CheckedColumns":
+        """Return the entries as a manifest holds them; `store` returns an entry whose large attributes are
+        stored.
+        """
+        rare = self.columns.rare
+        if all(each.attributes is None for each in rare.values()):
+            return self
+        kept = dict(rare)
+        for at, each in rare.items():
+            entry = store(entry_at(self.columns, at))
+            kept[at] = msgspec.structs.replace(
+                each, attributes=entry.attributes, attributes_ref=entry.attributes_ref
+            )
+        return CheckedColumns(msgspec.structs.replace(self.columns, rare=kept), self.keys)
 
 
-def _rows(columns: Columns, is_file: Sequence[bool]) -> Iterator[tuple[Any, ...]]:
-    """Yield each entry as the tuple of its fields, which is encoded as an Entry is."""
-    profile = columns.profile.value
-    contents = [
-        (size, digest, profile, ((size, digest),) if size else (), None)
-        for size, digest in zip(columns.sizes, columns.content_ids, strict=True)
+def refs_of(columns: Columns) -> list[Sequence[ChunkRef]]:
+    """Return the chunks that each file names itself."""
+    refs: list[Sequence[ChunkRef]] = [
+        (ref,) if ref.length else ()
+        for ref in map(ChunkRef._make, zip(columns.sizes, columns.content_ids, strict=True))
     ]
-    nothing: Iterable[None] = repeat(None)
-    targets: Iterable[bytes | None] = nothing
-    if columns.link_targets:
-        targets = _spread(columns.link_targets, [each == _SYMLINK for each in columns.types], None)
-    return zip(
-        columns.paths,
-        columns.types,
+    for at, rare in columns.rare.items():
+        if rare.chunks or rare.root is not None:
+            refs[columns.files_before(at)] = rare.chunks
+    return refs
+
+
+def digests_of(columns: Columns) -> list[bytes]:
+    """Return the digests of all chunks that files name themselves."""
+    if any(rare.chunks or rare.root is not None for rare in columns.rare.values()):
+        return [ref.digest for refs in refs_of(columns) for ref in refs]
+    return list(compress(columns.content_ids, columns.sizes))
+
+
+def columns_of(entries: Sequence[Entry], rare: dict[int, Rare] | None = None) -> Columns:
+    """Return valid entries as columns; `rare` has what `rare_of` says of each, if that is known.
+
+    Raises:
+        ValueError: An entry does not have what its type demands.
+
+    """
+    (
+        paths, types, modes, uids, gids, mtimes_ns, ctimes_ns, inodes, contents, targets, owners, groups,
+        *_, flags,
+    ) = cast(Any, zip(*map(msgspec.structs.astuple, entries), strict=True))  # fmt: skip
+    files: list[Content] = [content for content in contents if content is not None]
+    links = [target for target in targets if target is not None]
+    kinds = bytes(types)
+    if (len(files), len(links)) != (kinds.count(_FILE), kinds.count(_SYMLINK)):
+        raise ValueError("each file has a content, each symlink a target, and nothing else has")
+    if rare is None:
+        rare = {at: each for at, each in enumerate(map(rare_of, entries)) if each is not NOTHING_RARE}
+    return Columns(
+        paths, kinds, bytes(flags), modes, uids, gids, mtimes_ns, ctimes_ns, inodes, owners, groups,
+        [content.size for content in files],
+        [content.content_id for content in files],
+        bytes([content.profile for content in files]),
+        links,
+        rare,
+    )  # fmt: skip
+
+
+def rare_of(entry: Entry) -> Rare:
+    """Return what an entry has beside its columns; NOTHING_RARE itself, if that is nothing."""
+    content = entry.content
+    # Of an empty file, and of one chunk, size and id say all.
+    listed = content is not None and (
+        content.root is not None or len(content.chunks) != (1 if content.size else 0)
+    )
+    if not (
+        listed
+        or entry.device is not None
+        or entry.link_group
+        or entry.attributes is not None
+        or entry.attributes_ref is not None
+        or entry.file_digest
+    ):
+        return NOTHING_RARE
+    return Rare(
+        entry.device,
+        entry.link_group,
+        entry.attributes,
+        entry.attributes_ref,
+        entry.file_digest,
+        content.chunks if listed and content is not None else (),
+        content.root if listed and content is not None else None,
+    )
+
+
+def _fields(columns: Columns, contents: Iterable[Any]) -> Sequence[Iterable[Any]]:
+    """Return the fields of all entries that are columns, from the type to the group, and flags; `contents` are
+    those of the files.
+    """
+    types, nothing = columns.types, repeat(None)
+    return (
+        types,
         columns.modes or nothing,
         columns.uids or nothing,
         columns.gids or nothing,
         columns.mtimes_ns or nothing,
         columns.ctimes_ns or nothing,
         columns.inodes or nothing,
-        _spread(contents, is_file, None),
-        targets,
+        _spread(contents, types, _FILE) if columns.sizes else nothing,
+        _spread(columns.link_targets, types, _SYMLINK) if columns.link_targets else nothing,
         columns.owners or repeat(""),
         columns.groups or repeat(""),
-        nothing,  # device
-        repeat(b""),  # link_group
-        nothing,  # attributes
-        nothing,  # attributes_ref
-        repeat(b""),  # file_digest
         columns.flags or repeat(0),
-    )  # fmt: skip
+    )
 
 
-def _spread(values: Sequence[Any], has: Sequence[bool], default: Any) -> Sequence[Any]:
-    """Return the values at the positions that have one, and the default elsewhere."""
-    if len(values) == len(has):
-        return values
+def _spread(values: Iterable[Any], types: bytes, kind: int) -> Iterable[Any]:
+    """Return the values for entries of a type, and None for each other."""
     following = iter(values)
-    return [next(following) if each else default for each in has]
+    return (
+        following
+        if types.count(kind) == len(types)
+        else [next(following) if each == kind else None for each in types]
+    )
 
 
-def check_columns(columns: Columns) -> CheckedColumns:
-    """Check all that columns say, as check_whole does entry by entry, and that paths are in order.
-
-    Raises:
-        BadRequest: BAD_FIELD with the facts field and path; DIGEST_MISMATCH, a content id is not that of the
-            chunks.
-
-    """
-    keys = _checked_paths(columns)
-    _check_numbers(columns)
-    _check_contents(columns)
-    _check_links(columns)
-    rare = {at: entry_at(columns, at) for at in columns.rare}
-    for entry in rare.values():
-        check_whole(entry)
-    return CheckedColumns(columns, keys, rare)
-
-
-def _checked_paths(columns: Columns) -> list[bytes]:
-    """Return the sort keys of valid paths in order."""
-    paths = columns.paths
-    joined = b"\0".join(paths)
-    # Most batches skip the check of each path.
-    if (
-        b"//" in joined
-        or b"/." in joined
-        or b"\0." in joined
-        or b"/\0" in joined
-        or b"\0/" in joined
-        or joined[:1] in {b"/", b"."}
-        or joined[-1:] == b"/"
-        or max(map(len, paths)) > limits.COMPONENT_BYTES_MAX
-    ):
-        for path in paths:
-            check_path(path)
-    keys = [sort_key(path) for path in paths]
-    if not all(map(lt, keys, islice(keys, 1, None))):
-        at = next(at for at in range(1, len(keys)) if keys[at - 1] >= keys[at])
-        _bad(columns, "paths", at, f"it must come after {shown(paths[at - 1])!r}, in the order of entries")
-    if not paths[0] and columns.types[0] != EntryType.DIRECTORY:
-        _bad(columns, "types", 0, "the root (the empty path) is not a directory")
-    return keys
-
-
-def _check_numbers(columns: Columns) -> None:
-    if columns.modes and max(columns.modes) > 0o7777:
-        _bad(columns, "modes", _over(columns.modes, 0o7777), "the mode is over 07777")
-    for name in {*columns.owners, *columns.groups}:
-        if len(name.encode()) > limits.OWNER_BYTES_MAX:
-            field = "owners" if name in columns.owners else "groups"
-            at = (columns.owners if name in columns.owners else columns.groups).index(name)
-            _bad(columns, field, at, f"the name is over {limits.OWNER_BYTES_MAX} bytes")
-    if columns.flags.translate(None, _PLAIN_FLAGS):
-        for at, (flags, kind) in enumerate(zip(columns.flags, columns.types, strict=True)):
-            if flags & _INCOMPLETE and kind != EntryType.DIRECTORY:
-                _bad(columns, "flags", at, "only a directory can be incomplete")
-    for at in _of_types(columns, _DEVICES):
-        rare = columns.rare.get(at)
-        if rare is None or rare.device is None:
-            _bad(columns, "rare", at, "the device has no number")
-
-
-def _check_contents(columns: Columns) -> None:
-    """Check sizes and content ids, and the chunks of files with several."""
-    sizes, ids = columns.sizes, columns.content_ids
-    files: Sequence[int] | None = None
-    several = {at: rare.chunks for at, rare in columns.rare.items() if rare.chunks}
-    if sizes and max(sizes) > limits.CHUNK_BYTES_MAX:
-        files = _of_types(columns, bytes([_FILE]))
-        for at, size in zip(files, sizes, strict=True):
-            if size > limits.FILE_BYTES_MAX:
-                _bad(columns, "sizes", at, "the size is out of range")
-            if size > limits.CHUNK_BYTES_MAX and at not in several:
-                _bad(columns, "rare", at, f"a file of {size} bytes needs a list of its chunks")
-    if 0 in sizes:
-        files = files or _of_types(columns, bytes([_FILE]))
-        for at, size, digest in zip(files, sizes, ids, strict=True):
-            if not size and digest != EMPTY_CONTENT_ID:
-                _bad(columns, "content_ids", at, "the content id is not that of an empty file")
-    for at, chunks in several.items():
-        if columns.types[at] != _FILE:
-            _bad(columns, "rare", at, "only a file has content")
-        place = columns.types.count(_FILE, 0, at)
-        _check_list(columns, at, chunks, (sizes[place], ids[place]))
-
-
-def _check_list(columns: Columns, at: int, chunks: Sequence[ChunkRef], stated: tuple[int, bytes]) -> None:
-    size, identity = stated
-    if not 2 <= len(chunks) <= limits.CHUNKS_INLINE_MAX:
-        _bad(columns, "rare", at, f"a list in columns has 2 to {limits.CHUNKS_INLINE_MAX} chunks")
-    for ref in chunks:
-        if len(ref.digest) != len(EMPTY_CONTENT_ID) or not 1 <= ref.length <= limits.CHUNK_BYTES_MAX:
-            _bad(
-                columns,
-                "rare",
-                at,
-                f"a chunk has a digest of 32 bytes and 1 to {limits.CHUNK_BYTES_MAX} bytes",
-            )
-    total = sum(ref.length for ref in chunks)
-    if (total, content_id(chunks)) != (size, identity):
-        path = shown(columns.paths[at])
-        raise errors.BadRequest(
-            "DIGEST_MISMATCH",
-            f"{path!r}: its chunks have {total} bytes and another content id than columns.content_ids states "
-            f"for {size} bytes",
-            path=path,
+def entries_in(columns: Columns) -> list[Entry]:
+    """Return all entries as objects."""
+    contents = [
+        Content(size, identity, _PROFILES[profile], (ChunkRef(size, identity),) if size else ())
+        for size, identity, profile in zip(columns.sizes, columns.content_ids, columns.profiles, strict=True)
+    ]
+    kinds, *others, flags = _fields(columns, contents)
+    made = list(
+        map(
+            Entry,
+            columns.paths,
+            map(_TYPES.__getitem__, kinds),
+            *others,
+            repeat(None),  # device
+            repeat(b""),  # link_group
+            repeat(None),  # attributes
+            repeat(None),  # attributes_ref
+            repeat(b""),  # file_digest
+            flags,
         )
-
-
-def _check_links(columns: Columns) -> None:
-    targets = columns.link_targets
-    if targets and not (all(targets) and max(map(len, targets)) <= limits.LINK_TARGET_BYTES_MAX):
-        for at, target in zip(_of_types(columns, bytes([_SYMLINK])), targets, strict=True):
-            if not target:
-                _bad(columns, "link_targets", at, "the symlink has no target")
-            if len(target) > limits.LINK_TARGET_BYTES_MAX:
-                what = f"the target is over {limits.LINK_TARGET_BYTES_MAX} bytes"
-                _bad(columns, "link_targets", at, what)
+    )
+    for at in columns.rare:
+        made[at] = entry_at(columns, at)
+    return made
 
 
 def entry_at(columns: Columns, at: int) -> Entry:
@@ -289,14 +334,14 @@ def entry_at(columns: Columns, at: int) -> Entry:
     def of(values: Sequence[Any], default: Any = None) -> Any:
         return values[at] if values else default
 
-    kind = EntryType(columns.types[at])
+    kind = _TYPES[columns.types[at]]
     content, target = None, None
-    rare = columns.rare.get(at, Rare())
+    rare = columns.rare.get(at, NOTHING_RARE)
     if kind is EntryType.FILE:
-        place = columns.types.count(_FILE, 0, at)
+        place = columns.files_before(at)
         size, identity = columns.sizes[place], columns.content_ids[place]
-        chunks = rare.chunks or ((ChunkRef(size, identity),) if size else ())
-        content = Content(size, identity, columns.profile, chunks)
+        chunks = rare.chunks or ((ChunkRef(size, identity),) if size and rare.root is None else ())
+        content = Content(size, identity, _PROFILES[columns.profiles[place]], chunks, rare.root)
     elif kind is EntryType.SYMLINK:
         target = columns.link_targets[columns.types.count(_SYMLINK, 0, at)]
     return Entry(
@@ -315,22 +360,12 @@ def entry_at(columns: Columns, at: int) -> Entry:
         rare.device,
         rare.link_group,
         rare.attributes,
-        file_digest=rare.file_digest,
-        flags=of(columns.flags, 0),
+        rare.attributes_ref,
+        rare.file_digest,
+        of(columns.flags, 0),
     )
 
 
-def _of_types(columns: Columns, types: bytes) -> list[int]:
-    """Return the positions of entries of these types."""
-    return [at for at, kind in enumerate(columns.types) if kind in types]
-
-
-def _over(values: Sequence[int], limit: int) -> int:
-    return next(at for at, value in enumerate(values) if value > limit)
-
-
-def _bad(columns: Columns, field: str, at: int, what: str) -> Never:
-    path = shown(columns.paths[at])
-    raise errors.BadRequest(
-        "BAD_FIELD", f"{path!r}: {what} (columns.{field})", field=f"columns.{field}", path=path
-    )
+def keys_of(paths: Iterable[bytes]) -> list[bytes]:
+    """Return the sort keys of paths."""
+    return list(map(sort_key, paths))

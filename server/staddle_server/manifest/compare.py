@@ -160,7 +160,7 @@ class _Pair:
             cursor.open_root()
 
     def next(self, *, whole: bool) -> tuple[_Item, _Item] | None:
-        """Return the next two entries of one path, one of which may be None; they may be equal.
+        """Return the next two entries of one path that differ, one of which may be None.
 
         With `whole`, a page that only one side has comes as a Child beside None.
         """
@@ -180,8 +180,8 @@ class _Pair:
                 if whole and _is_before(b, a):
                     return None, _skipped(b)
                 b.open()
-            else:
-                return self._entries(left, right)
+            elif (entries := self._entries(left, right)) is not None:
+                return entries
 
     def _both_closed(self, left: PageFrame, right: PageFrame) -> None:
         """Pass two equal pages, or open the page that may lead to equal ones: the higher, else the one that
@@ -197,17 +197,24 @@ class _Pair:
         else:
             (a if sort_key(mine.last) >= sort_key(other.last) else b).open()
 
-    def _entries(self, left: PageFrame | None, right: PageFrame | None) -> tuple[_Item, _Item]:
-        before = None if left is None else left.page.entries[left.index]
-        now = None if right is None else right.page.entries[right.index]
-        if before is not None and now is not None and before.path != now.path:
-            if sort_key(before.path) < sort_key(now.path):
-                now = None
-            else:
-                before = None
-        if before is not None:
+    def _entries(self, left: PageFrame | None, right: PageFrame | None) -> tuple[_Item, _Item] | None:
+        """Pass the next entries of open leaves; return them, unless they are equal."""
+        if left is not None and right is not None:
+            mine, other = left.page.keys[left.index], right.page.keys[right.index]
+            if mine == other and left.page.entries.row(left.index) == right.page.entries.row(right.index):
+                self._a.skip()
+                self._b.skip()
+                return None
+            if mine < other:
+                right = None
+            elif mine > other:
+                left = None
+        before = now = None
+        if left is not None:
+            before = left.page.entries[left.index]
             self._a.skip()
-        if now is not None:
+        if right is not None:
+            now = right.page.entries[right.index]
             self._b.skip()
         return before, now
 
@@ -217,7 +224,7 @@ def _is_before(cursor: Cursor, other: Cursor) -> bool:
     frame = other.frame()
     if frame is None:
         return True
-    return sort_key(cursor.child().last) < sort_key(frame.page.entries[frame.index].path)
+    return sort_key(cursor.child().last) < frame.page.keys[frame.index]
 
 
 def _skipped(cursor: Cursor) -> Child:

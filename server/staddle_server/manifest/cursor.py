@@ -8,8 +8,8 @@ from typing import Final
 from blake3 import blake3
 
 from staddle_server.base import errors
-from staddle_server.base.types import Entry, Root, sort_key
-from staddle_server.manifest.pages import Child, Page, PageSource, check_stored, encoder, load_page
+from staddle_server.base.types import Entry, EntryType, Root, sort_key
+from staddle_server.manifest.pages import Child, Page, PageSource, encoder, load_page
 
 PAGES_KEPT: Final = 6
 """Decoded pages in a PageCache: a path down from the root, and a few leaves."""
@@ -24,25 +24,14 @@ class PageCache:
         self._source = source
         self._run = run
         self._kept = kept
-        self._pages: OrderedDict[tuple[bytes, int], tuple[Page, bool]] = OrderedDict()
-        """Each with whether its entries were checked."""
+        self._pages: OrderedDict[tuple[bytes, int], Page] = OrderedDict()
 
     def load(self, digest: bytes, level: int) -> Page:
         """Return the page with this digest. Raises Damaged."""
-        return self._page(digest, level, checked=True)
-
-    def load_unchecked(self, digest: bytes, level: int) -> Page:
-        """Return the same page, whose entries the caller must check before use; see decode_leaf."""
-        return self._page(digest, level, checked=False)
-
-    def _page(self, digest: bytes, level: int, *, checked: bool) -> Page:
-        page, was_checked = self._pages.pop((digest, level), (None, checked))
+        page = self._pages.pop((digest, level), None)
         if page is None:
-            page = load_page(self._source, digest, level, run=self._run, checked=checked)
-        elif checked and not was_checked:
-            for entry in page.entries:
-                check_stored(entry)
-        self._pages[digest, level] = page, checked or was_checked
+            page = load_page(self._source, digest, level, run=self._run)
+        self._pages[digest, level] = page
         if len(self._pages) > self._kept:
             self._pages.popitem(last=False)
         return page
@@ -70,7 +59,7 @@ class PageFrame:
 class Cursor:
     """Walks a tree. The next item is an entry of an open leaf, or an unopened child of an open index page.
 
-    `past` is the last path passed (None: none yet), `past_entry` the entry itself if its leaf was open.
+    `past` is the last path passed (None: none yet), `past_type` its type if its leaf was open.
     `straddles`: the next item, a child, may hold paths that a seek has passed.
 
     A page must fit to be opened: it begins after the previous page, ends where its index page says, and has
@@ -87,7 +76,7 @@ class Cursor:
         self._floor: bytes | None = None
         self._above_floor = False
         self.past: bytes | None = None
-        self.past_entry: Entry | None = None
+        self.past_type: EntryType | None = None
         self.straddles = False
         self._unopened: Root | None = root if root.entries else None
 
@@ -119,6 +108,11 @@ class Cursor:
         self._pass(frame, frame.index + 1)
         self.straddles = False
 
+    def skip_to(self, index: int) -> None:
+        """Pass the items of the open page up to this index."""
+        self._pass(self._frames[-1], index)
+        self.straddles = False
+
     def skip_page(self) -> None:
         """Pass the rest of the open page."""
         frame = self._frames[-1]
@@ -130,12 +124,8 @@ class Cursor:
             return
         frame.index = index
         page = frame.page
-        if page.level:
-            self.past = page.children[index - 1].last
-            self.past_entry = None
-        else:
-            self.past_entry = page.entries[index - 1]
-            self.past = self.past_entry.path
+        self.past = page.last(index - 1)
+        self.past_type = None if page.level else EntryType(page.entries.columns.types[index - 1])
 
     def child(self) -> Child:
         """Return the next item, which must be a child; its level is one below its page's."""
@@ -154,7 +144,7 @@ class Cursor:
     def _before_next(self) -> bytes | None:
         """Return the sort key of the last path before the next item, a child."""
         frame = self._frames[-1]
-        return sort_key(frame.page.children[frame.index - 1].last) if frame.index else frame.before
+        return frame.page.keys[frame.index - 1] if frame.index else frame.before
 
     def open(self) -> None:
         """Open the next item, a child. On Damaged the cursor stays before it."""
@@ -170,7 +160,7 @@ class Cursor:
             child.data_bytes,
         ):
             raise errors.Damaged("A manifest is damaged: the entries of a page do not match its index page.")
-        first = sort_key(page.last(0))
+        first = page.keys[0]
         if before is not None and (first < before or (first == before and not self._run)):
             raise errors.Damaged("A manifest is damaged: a page does not begin after the previous page.")
         # If the item before is the last of its page, the way back up leads past this child.
@@ -203,23 +193,13 @@ class Cursor:
         """Return where the floor is in a page, from `start` on."""
         floor = self._floor
         assert floor is not None
+        keys = page.keys
         # Lookups come in order: usually it is the next item or the one after it.
-        for index in range(start, min(start + 2, len(page))):
-            key = sort_key(page.last(index))
+        for index in range(start, min(start + 2, len(keys))):
+            key = keys[index]
             if key > floor or (key == floor and not self._above_floor):
                 return index
-        find = bisect_right if self._above_floor else bisect_left
-        if page.level:
-            return find(page.children, floor, lo=start, key=_child_key)
-        return find(page.entries, floor, lo=start, key=_entry_key)
-
-
-def _child_key(child: Child) -> bytes:
-    return sort_key(child.last)
-
-
-def _entry_key(entry: Entry) -> bytes:
-    return sort_key(entry.path)
+        return (bisect_right if self._above_floor else bisect_left)(keys, floor, lo=start)
 
 
 def entry_at(cursor: Cursor, key: bytes) -> Entry | None:
@@ -227,8 +207,8 @@ def entry_at(cursor: Cursor, key: bytes) -> Entry | None:
     cursor.seek(key)
     while (frame := cursor.frame()) is not None:
         if frame.page.level == 0:
-            entry = frame.page.entries[frame.index]
-            return entry if sort_key(entry.path) == key else None
+            page = frame.page
+            return page.entries[frame.index] if page.keys[frame.index] == key else None
         cursor.open()
     return None
 

@@ -13,6 +13,7 @@ from staddle_server.base.types import Attributes, ChunkRef, Content, Entry, Entr
 DIGEST_BYTES: Final = 32
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
+FLAGS_MAX: Final = 255
 I64_MIN: Final = -(2**63)
 I64_MAX: Final = 2**63 - 1
 
@@ -117,7 +118,7 @@ def _check_numbers(entry: Entry) -> None:
         _bad("ctime_ns", path, "the time is out of range")
     if entry.inode is not None and not 0 <= entry.inode <= U64_MAX:
         _bad("inode", path, "the inode is out of range")
-    if not 0 <= entry.flags <= U32_MAX:
+    if not 0 <= entry.flags <= FLAGS_MAX:
         _bad("flags", path, "the flags are out of range")
     if entry.flags & _INCOMPLETE and entry.type != EntryType.DIRECTORY:
         _bad("incomplete", path, "only a directory can be incomplete")

@@ -10,6 +10,7 @@ The result equals, digest for digest, the manifest built from the resulting list
 - A remaining entry below one that is not a directory is a PATH_CONFLICT.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -17,10 +18,11 @@ import msgspec
 
 from staddle_server.base import errors
 from staddle_server.base.types import Entry, EntryType, Flag, Root, sort_key
+from staddle_server.manifest.columns import CheckedColumns
 from staddle_server.manifest.cursor import Cursor, Load, PageCache, entry_at, find_entry, subtree_end
 from staddle_server.manifest.entries import implied_directory, same, same_content, shown
 from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSource
-from staddle_server.manifest.runs import Change, Packed, beginning, fold, merge_runs
+from staddle_server.manifest.runs import Change, beginning, fold, merge_runs
 from staddle_server.manifest.tree import TreeBuilder
 
 _READ_AGAIN: Final = Flag.READ_AGAIN.value
@@ -67,7 +69,7 @@ def copy_until(cursor: Cursor, builder: TreeBuilder, key: bytes | None) -> None:
             child = page.children[frame.index]
             level = page.level - 1
             if (
-                (key is None or sort_key(child.last) < key)
+                (key is None or page.keys[frame.index] < key)
                 and not cursor.straddles
                 and builder.takes(child, level, at_end=frame.rightmost and frame.index == len(page) - 1)
             ):
@@ -76,17 +78,16 @@ def copy_until(cursor: Cursor, builder: TreeBuilder, key: bytes | None) -> None:
             else:
                 cursor.open()
             continue
-        entry = page.entries[frame.index]
-        entry_key = sort_key(entry.path)
-        if key is not None and entry_key >= key:
+        stop = len(page) if key is None else bisect_left(page.keys, key, lo=frame.index)
+        builder.extend(page.entries, frame.index, stop)
+        cursor.skip_to(stop)
+        if stop < len(page):
             return
-        builder.add_checked(entry, entry_key)
-        cursor.skip()
 
 
 def join(
     trees: Sequence[Root],
-    rest: Iterable[Packed],
+    rest: Iterable[CheckedColumns],
     source: PageSource,
     sink: PageSink,
     page_key: bytes,
@@ -104,8 +105,8 @@ def join(
         cursor = Cursor(root, load)
         cursor.open_root()
         copy_until(cursor, builder, None)
-    for key, packed, data_bytes in rest:
-        builder.add_packed(key, packed, data_bytes)
+    for entries in rest:
+        builder.extend(entries)
     return builder.finish(source)
 
 
@@ -168,7 +169,7 @@ class _Merge:
         if cut or (entry is not None and entry.type != EntryType.DIRECTORY):
             gone = True
             self._leave_out(path)
-        elif (at := self._base_entry()) is not None and at.path == path:
+        elif (frame := self._base.frame()) is not None and frame.page.keys[frame.index] == key:
             self._base.skip()
         if entry is not None:
             self._add(entry, key)
@@ -181,10 +182,6 @@ class _Merge:
             self._base.skip_page()
         if end is not None:
             self._base.seek(end)
-
-    def _base_entry(self) -> Entry | None:
-        frame = self._base.frame()
-        return None if frame is None else frame.page.entries[frame.index]
 
     def _find_parents(self, path: bytes) -> None:
         """Ensure that every path above `path` is a directory of the result, adding missing ones."""
@@ -237,7 +234,9 @@ class _Merge:
         if past is None:
             return None
         if past == path:
-            entry = self._base.past_entry or find_entry(self._base_root, past, self._load)
+            if self._base.past_type is not None:
+                return self._base.past_type
+            entry = find_entry(self._base_root, past, self._load)
             return None if entry is None else entry.type
         return EntryType.DIRECTORY if past.startswith(path + b"/") else None
 

@@ -3,6 +3,7 @@
 Decoding checks everything as untrusted input: types, limits, order. Any violation raises errors.Damaged.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Never, Protocol
@@ -11,8 +12,10 @@ import msgspec
 from blake3 import blake3
 
 from staddle_server.base import errors, limits
-from staddle_server.base.types import Attributes, Entry, EntryType, sort_key
-from staddle_server.manifest.entries import DIGEST_BYTES, I64_MAX, check_path, check_whole, shown
+from staddle_server.base.types import Attributes, Entry, sort_key
+from staddle_server.manifest.columns import CheckedColumns, Columns, columns_of
+from staddle_server.manifest.entries import DIGEST_BYTES, I64_MAX, check_path, shown
+from staddle_server.manifest.leaves import Leaf, checked_columns, leaf_of
 
 
 class PageSource(Protocol):
@@ -72,19 +75,24 @@ class Page:
     """A decoded page: `entries` at level 0, `children` above."""
 
     level: int
-    entries: list[Entry]
+    entries: CheckedColumns
     children: list[Child]
+    keys: Sequence[bytes]
+    """The sort key of each item: of its last path."""
     entries_below: int
     """The number of its entries."""
     data_bytes: int
     """The file bytes of its entries."""
 
     def __len__(self) -> int:
-        return len(self.children) if self.level else len(self.entries)
+        return len(self.keys)
 
     def last(self, index: int) -> bytes:
         """Return the last path of the item at `index`."""
-        return self.children[index].last if self.level else self.entries[index].path
+        return self.children[index].last if self.level else self.entries.columns.paths[index]
+
+
+_NO_ENTRIES: Final = CheckedColumns(Columns([], b""), [])
 
 
 def path_hash(page_key: bytes, path: bytes) -> int:
@@ -98,7 +106,7 @@ def is_boundary(page_key: bytes, path: bytes, level: int, rules: PageRules = FOR
 
 
 encoder: Final = msgspec.msgpack.Encoder()
-_leaf_decoder: Final = msgspec.msgpack.Decoder(list[Entry])
+_leaf_decoder: Final = msgspec.msgpack.Decoder(Leaf)
 _index_decoder: Final = msgspec.msgpack.Decoder(tuple[int, list[Child]])
 _attributes_decoder: Final = msgspec.msgpack.Decoder(Attributes)
 
@@ -119,9 +127,9 @@ def _array(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
-def leaf_of(encoded: bytes | bytearray, count: int) -> bytes:
-    """Return the leaf of `count` consecutive encoded entries."""
-    return b"".join((_LEAF, _array(count), encoded))
+def leaf_page(leaf: Leaf) -> bytes:
+    """Return the page of a leaf."""
+    return _LEAF + encoder.encode(leaf)
 
 
 def index_of(level: int, encoded: bytes | bytearray, count: int) -> bytes:
@@ -129,9 +137,9 @@ def index_of(level: int, encoded: bytes | bytearray, count: int) -> bytes:
     return b"".join((_INDEX_PAIR, encoder.encode(level), _array(count), encoded))
 
 
-def encode_leaf(entries: list[Entry]) -> bytes:
-    """Return a leaf of these entries, which must be in order."""
-    return leaf_of(b"".join(map(encoder.encode, entries)), len(entries))
+def encode_leaf(entries: Sequence[Entry]) -> bytes:
+    """Return a leaf of these entries, which must be valid and in order."""
+    return leaf_page(leaf_of(columns_of(entries)))
 
 
 def encode_index(level: int, children: list[Child]) -> bytes:
@@ -144,36 +152,10 @@ def encode_attributes(attributes: Attributes) -> bytes:
     return _ATTRIBUTES + encoder.encode(attributes)
 
 
-def decode_leaf(data: bytes, *, run: bool = False, checked: bool = True) -> list[Entry]:
-    """Decode the entries of a leaf. In a run, a removal may precede the entry of its path. Raises Damaged.
-
-    Without `checked`, only their order is checked: use `check_stored` on every entry taken out. For a leaf
-    with one required entry, that saves most of the work.
-    """
-    entries: list[Entry] = _decode(_leaf_decoder, data, PageKind.LEAF)
-    if not entries:
-        _damaged("a leaf is empty")
-    before: bytes | None = None
-    removed = False
-    for entry in entries:
-        key = sort_key(entry.path)
-        removal = entry.type == EntryType.REMOVED
-        if removal and not run:
-            _damaged("a manifest contains a removal")
-        if before is not None and key <= before and (key < before or removal or not removed):
-            _damaged("the entries of a leaf are not in order")
-        before, removed = key, removal
-        if checked:
-            check_stored(entry)
-    return entries
-
-
-def check_stored(entry: Entry) -> None:
-    """Check an entry of a leaf. Raises Damaged."""
-    try:
-        check_whole(entry)
-    except errors.BadRequest as error:
-        raise errors.Damaged(f"a page of a manifest has an invalid value: {error.message}") from error
+def decode_leaf(data: bytes, *, run: bool = False) -> CheckedColumns:
+    """Decode the entries of a leaf. In a run, a removal may precede the entry of its path. Raises Damaged."""
+    leaf: Leaf = _decode(_leaf_decoder, data, PageKind.LEAF)
+    return checked_columns(leaf, data[1:], run=run)
 
 
 def decode_index(data: bytes, *, run: bool = False) -> tuple[int, list[Child]]:
@@ -236,19 +218,17 @@ def _need_memory() -> None:
     bytearray(_DECODED_BYTES_MAX)
 
 
-def load_page(
-    source: PageSource, digest: bytes, level: int, *, run: bool = False, checked: bool = True
-) -> Page:
-    """Read the page that should have this level; see decode_leaf for `run` and `checked`. Raises Damaged."""
+def load_page(source: PageSource, digest: bytes, level: int, *, run: bool = False) -> Page:
+    """Read the page that should have this level; see decode_leaf for `run`. Raises Damaged."""
     data = source.read(digest)
     if level == 0:
-        entries = decode_leaf(data, run=run, checked=checked)
-        data_bytes = sum(entry.content.size for entry in entries if entry.content is not None)
-        return Page(0, entries, [], len(entries), data_bytes)
+        entries = decode_leaf(data, run=run)
+        return Page(0, entries, [], entries.keys, len(entries), entries.data_bytes)
     found, children = decode_index(data, run=run)
     if found != level:
         _damaged(f"a page has level {found} instead of {level}")
-    return Page(level, [], children, *_sums(children))
+    keys = [sort_key(child.last) for child in children]
+    return Page(level, _NO_ENTRIES, children, keys, *_sums(children))
 
 
 def _sums(children: list[Child]) -> tuple[int, int]:

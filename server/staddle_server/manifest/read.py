@@ -10,7 +10,7 @@ from typing import NamedTuple
 from staddle_server.base import errors
 from staddle_server.base.types import Entry, EntryType, Root, sort_key
 from staddle_server.manifest.cursor import Cursor, PageCache, find_entry, subtree_end
-from staddle_server.manifest.pages import PageSource, check_stored
+from staddle_server.manifest.pages import PageSource
 
 
 class Gap(NamedTuple):
@@ -40,7 +40,6 @@ class Manifest:
         self.root = root
         pages = PageCache(source)
         self._load = pages.load
-        self._load_unchecked = pages.load_unchecked
 
     def beside(self, root: Root) -> Manifest:
         """Return another manifest that shares the decoded pages with this one."""
@@ -51,13 +50,9 @@ class Manifest:
     def find(self, path: bytes) -> Entry | None:
         """Return the entry at exactly this path.
 
-        Raises Damaged if the entry, or a page on the way to it, is unreadable. The other entries of its leaf
-        are not checked.
+        Raises Damaged if a page on the way to it is unreadable.
         """
-        entry = find_entry(self.root, path, self._load_unchecked)
-        if entry is not None:
-            check_stored(entry)
-        return entry
+        return find_entry(self.root, path, self._load)
 
     def walk(self, below: bytes = b"", *, after: bytes | None = None) -> Iterator[Entry | Gap]:
         """Yield everything at or below a path in order, with `after` only what comes after that path.
@@ -83,10 +78,11 @@ class Manifest:
                         return  # nothing after the gap is requested
                 continue
             first, last = frame.index, len(page)
-            if end is not None and sort_key(page.last(last - 1)) >= end:
-                last = bisect_left(page.entries, end, lo=first, key=_entry_key)
-            yield from page.entries[first:last]
-            if last < len(page) or _is_all(page.entries[first:last], below):
+            if end is not None and page.keys[last - 1] >= end:
+                last = bisect_left(page.keys, end, lo=first)
+            entries = page.entries[first:last]
+            yield from entries
+            if last < len(page) or _is_all(entries, below):
                 return
             cursor.skip_page()
 
@@ -146,14 +142,15 @@ class Manifest:
                 if gap is not None:
                     yield gap
                 continue
-            entry = frame.page.entries[frame.index]
-            key = sort_key(entry.path)
+            entries, at = frame.page.entries, frame.index
+            key = entries.keys[at]
             if end is not None and key >= end:
                 return
             # A deeper entry: its parent was in a gap, already yielded.
-            if b"\0" not in key[len(prefix) :]:
-                yield entry
-            if entry.type == EntryType.DIRECTORY or b"\0" in key[len(prefix) :]:
+            deeper = b"\0" in key[len(prefix) :]
+            if not deeper:
+                yield entries[at]
+            if deeper or entries.columns.types[at] == EntryType.DIRECTORY:
                 _pass_component(cursor, key, prefix)
             else:
                 cursor.skip()
@@ -178,10 +175,6 @@ def entries_of(root: Root, source: PageSource) -> Iterator[Entry]:
         before = entries[-1]
         yield from entries
         cursor.skip_page()
-
-
-def _entry_key(entry: Entry) -> bytes:
-    return sort_key(entry.path)
 
 
 def _is_all(entries: list[Entry], below: bytes) -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from staddle_server.base.types import Entry, Root
+from staddle_server.base.types import Root
+from staddle_server.manifest.columns import Columns, digests_of, entry_at
 from staddle_server.manifest.content import lists_of
 from staddle_server.manifest.entries import DIGEST_BYTES
 from staddle_server.manifest.pages import PageSource, load_page
@@ -43,21 +44,16 @@ def references(
             yield References([digest], [])
             waiting.extend((child.digest, level - 1) for child in reversed(page.children))
         else:
-            yield from _of_leaf(digest, page.entries, source, skip)
+            yield from _of_leaf(digest, page.entries.columns, source, skip)
 
 
 def _of_leaf(
-    digest: bytes, entries: list[Entry], source: PageSource, skip: Callable[[bytes], bool]
+    digest: bytes, columns: Columns, source: PageSource, skip: Callable[[bytes], bool]
 ) -> Iterator[References]:
-    own = References([digest], [])
-    for entry in entries:
-        if entry.attributes_ref is not None:
-            own.manifest.append(entry.attributes_ref.digest)
-        if entry.content is not None:
-            own.data.extend(ref.digest for ref in entry.content.chunks)
-    yield own
-    for entry in entries:
-        if entry.content is not None:
-            lists = lists_of(entry.content, source, lambda place: skip(place[:DIGEST_BYTES]))
-            for place, refs in lists:
+    attributes = [rare.attributes_ref.digest for rare in columns.rare.values() if rare.attributes_ref]
+    yield References([digest, *attributes], digests_of(columns))
+    for at, rare in columns.rare.items():
+        content = entry_at(columns, at).content if rare.root is not None else None
+        if content is not None:
+            for place, refs in lists_of(content, source, lambda place: skip(place[:DIGEST_BYTES])):
                 yield References([place[:DIGEST_BYTES]], [ref.digest for ref in refs])

@@ -6,21 +6,22 @@ twice.
 """
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-import msgspec
-
 from staddle_server.base.types import Entry, EntryType, sort_key
-from staddle_server.manifest.columns import Rows
+from staddle_server.manifest.columns import NOTHING_RARE, CheckedColumns, Rare, columns_of, keys_of, rare_of
 from staddle_server.manifest.entries import removal, shown
 from staddle_server.manifest.pages import encoder
 
-_OVERHEAD_BYTES: Final = 200
-"""Two bytes objects and a number in a list, beside the bytes."""
-_decoder: Final = msgspec.msgpack.Decoder(Entry)
+_OVERHEAD_BYTES: Final = 480
+"""What columns take in memory for an entry, beside the bytes of its path and its sort key."""
+_RARE_BYTES: Final = 300
+_OBJECTS_MAX: Final = 256
+"""Entries that are objects until they become columns."""
 
 _Record = tuple[bytes, int, Entry]
 """Sort key, age (higher is newer), entry or removal."""
@@ -48,24 +49,17 @@ def merge_runs(runs: Sequence[Iterable[Entry]]) -> Iterator[Entry]:
     return _entries(fold(runs))
 
 
-class Packed(NamedTuple):
-    """An entry or a removal, encoded as in pages."""
-
-    key: bytes
-    """Its sort key."""
-    packed: bytes
-    data_bytes: int
-    """The size of its content."""
-
-
 class Gathered:
     """Entries and removals in order of arrival, for a run.
 
-    Encoded: as objects they would take three times the memory, and every upload holds thousands.
+    As columns: as objects they would take three times the memory, and every upload holds thousands.
     """
 
     def __init__(self) -> None:
-        self._packed: list[Packed] = []
+        self._parts: list[CheckedColumns] = []
+        self._last: list[Entry] = []
+        """What came after the parts."""
+        self._count = 0
         self._last_key: bytes | None = None
         self.size_bytes = 0
         """Their approximate memory."""
@@ -73,39 +67,73 @@ class Gathered:
         """They arrived in path order, each path once, without removals: already a run."""
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return self._count
 
     def append(self, entry: Entry) -> None:
-        """Add an entry or a removal; it counts as newer than those before it."""
-        key, packed, content = sort_key(entry.path), encoder.encode(entry), entry.content
-        self._packed.append(Packed(key, packed, 0 if content is None else content.size))
-        self.size_bytes += len(key) + len(packed) + _OVERHEAD_BYTES
+        """Add an entry or a removal, which is valid; it counts as newer than those before it."""
+        key = sort_key(entry.path)
+        self._last.append(entry)
+        self._count += 1
+        self.size_bytes += _OVERHEAD_BYTES + 2 * len(key) + _rare_bytes(rare_of(entry))
+        self.size_bytes += len(entry.link_target or b"") + len(entry.owner) + len(entry.group)
         last, self._last_key = self._last_key, key
         if (last is not None and key <= last) or entry.type == EntryType.REMOVED:
             self.in_order = False
+        if len(self._last) >= _OBJECTS_MAX:
+            self._gather()
 
-    def extend(self, rows: Rows) -> None:
+    def extend(self, entries: CheckedColumns) -> None:
         """Add entries in path order."""
-        keys, packed = rows.keys, rows.packed
-        self._packed.extend(map(Packed, keys, packed, rows.sizes))
-        self.size_bytes += sum(map(len, keys)) + sum(map(len, packed)) + _OVERHEAD_BYTES * len(keys)
+        self._gather()
+        keys = entries.keys
+        self._parts.append(entries)
+        self._count += len(keys)
+        self.size_bytes += _OVERHEAD_BYTES * len(keys) + 2 * sum(map(len, keys))
+        self.size_bytes += sum(map(len, entries.columns.link_targets))
+        self.size_bytes += sum(map(_rare_bytes, entries.columns.rare.values()))
         if self._last_key is not None and keys[0] <= self._last_key:
             self.in_order = False
         self._last_key = keys[-1]
 
-    def packed(self) -> Sequence[Packed]:
-        """Return all of them in order of arrival."""
-        return self._packed
+    def _gather(self) -> None:
+        if self._last:
+            columns = columns_of(self._last)
+            self._parts.append(CheckedColumns(columns, keys_of(columns.paths)))
+            self._last = []
+
+    def parts(self) -> Sequence[CheckedColumns]:
+        """Return all of them, which must be `in_order`; else raises ValueError."""
+        if not self.in_order:
+            raise ValueError("what was gathered is out of order")
+        self._gather()
+        return self._parts
 
     def sorted(self) -> Iterator[Entry]:
         """Yield all of them as one run. Streams."""
+        self._gather()
+        keys = [key for part in self._parts for key in part.keys]
         # The sort is stable: of one path the newer comes last.
-        order = sorted(range(len(self._packed)), key=lambda number: self._packed[number].key)
-        return _entries(_fold(map(self._record, order)))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        return _entries(_fold(zip(map(keys.__getitem__, order), order, self._at(order), strict=True)))
 
-    def _record(self, number: int) -> _Record:
-        key, packed, _ = self._packed[number]
-        return key, number, _decoder.decode(packed)
+    def _at(self, order: Sequence[int]) -> Iterator[Entry]:
+        """Yield what has these numbers, by stretches that arrived in this order."""
+        firsts = list(accumulate(map(len, self._parts), initial=0))
+        at = 0
+        while at < len(order):
+            number = order[at]
+            place = bisect_right(firsts, number) - 1
+            length = 1
+            most = min(firsts[place + 1] - number, len(order) - at, _OBJECTS_MAX)
+            while length < most and order[at + length] == number + length:
+                length += 1
+            part, start = self._parts[place], number - firsts[place]
+            yield from part[start : start + length] if length > 1 else (part[start],)
+            at += length
+
+
+def _rare_bytes(rare: Rare) -> int:
+    return 0 if rare is NOTHING_RARE else _RARE_BYTES + len(encoder.encode(rare))
 
 
 def _entries(changes: Iterable[Change]) -> Iterator[Entry]:

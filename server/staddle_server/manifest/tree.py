@@ -3,10 +3,13 @@ they fit.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import EMPTY_ROOT, Entry, EntryType, Root, sort_key
+from staddle_server.manifest.columns import CheckedColumns, Columns
 from staddle_server.manifest.entries import check_whole, shown
+from staddle_server.manifest.leaves import LeafWriter, weight_of
 from staddle_server.manifest.pages import (
     FORMAT,
     Child,
@@ -15,10 +18,13 @@ from staddle_server.manifest.pages import (
     PageSource,
     encoder,
     index_of,
-    leaf_of,
+    leaf_page,
     load_page,
     path_hash,
 )
+
+_STRETCH: Final = 4
+"""Fewer entries than this are added as objects: a stretch of columns takes longer."""
 
 
 class _Level:
@@ -39,6 +45,7 @@ class _Level:
     def __init__(self, mask: int) -> None:
         self.mask = mask
         self.encoded = bytearray()
+        """Of an index page: its children."""
         self.count = 0
         self.entries = 0
         self.data_bytes = 0
@@ -73,6 +80,7 @@ class TreeBuilder:
         self._page_key = page_key
         self._rules = rules
         self._run = run
+        self._leaf = LeafWriter()
         self._levels = [_Level(rules.mask(0))]
         self._last_key: bytes | None = None
         self._last_removed = False
@@ -80,42 +88,58 @@ class TreeBuilder:
     def add(self, entry: Entry) -> None:
         """Add the next entry. Raises BadRequest if it breaks a rule, ValueError if it is out of order."""
         check_whole(entry)
-        self.add_checked(entry, sort_key(entry.path))
+        self._add(entry, sort_key(entry.path))
 
-    def add_checked(self, entry: Entry, key: bytes) -> None:
-        """Add the next entry, decoded from a page or known to be valid; `key` is its sort_key."""
+    def _add(self, entry: Entry, key: bytes) -> None:
         self._follow(entry, key)
-        encoded = self._levels[0].encoded
-        before = len(encoded)
-        encoder.encode_into(entry, encoded, -1)
+        self._leaf.add(entry)
         content = entry.content
-        self._added(entry.path, len(encoded) - before, 0 if content is None else content.size)
+        self._added(entry.path, 1, 0 if content is None else content.size, self._hash(entry.path))
 
-    def add_packed(self, key: bytes, packed: bytes, data_bytes: int) -> None:
-        """Add as add_checked does, an encoded entry that is not a removal; `data_bytes` is the size of its
-        content.
+    def extend(self, entries: CheckedColumns, start: int = 0, stop: int | None = None) -> None:
+        """Add the entries from one position up to another, which have no removals.
+
+        Raises ValueError if they are out of order.
         """
-        last = self._last_key
-        if last is not None and key <= last:
-            raise ValueError(f"{shown(key)!r} is out of order")
-        self._last_key = key
+        stop = len(entries) if stop is None else stop
+        if stop - start < _STRETCH:
+            for at in range(start, stop):
+                self._add(entries[at], entries.keys[at])
+            return
+        last, keys, paths = self._last_key, entries.keys, entries.columns.paths
+        if last is not None and keys[start] <= last:
+            raise ValueError(f"{shown(paths[start])!r} is out of order")
+        self._last_key = keys[stop - 1]
         self._last_removed = False
-        self._levels[0].encoded += packed
-        self._added(key.replace(b"\0", b"/"), len(packed), data_bytes)
+        mask = self._levels[0].mask
+        begin = start
+        for at in range(start, stop):
+            hash_of_path = self._hash(paths[at])
+            if hash_of_path & mask == 0 or at == stop - 1:
+                self._extend(entries.columns.part(begin, at + 1), hash_of_path)
+                begin = at + 1
 
-    def _added(self, path: bytes, size: int, data_bytes: int) -> None:
-        """Count the entry that was written into the leaf, and end the leaf if the rules say so."""
-        if size > limits.ENTRY_BYTES_MAX:
-            raise ValueError(
-                f"{shown(path)!r} is too large for a page: its attributes were not stored separately"
-            )
+    def _extend(self, columns: Columns, hash_of_path: int) -> None:
+        """Add entries of which at most the last ends a leaf by its path, which has this hash."""
+        weight = weight_of(columns)
+        if self._leaf.weight + weight < self._rules.page_bytes or len(columns) == 1:
+            self._leaf.extend(columns, weight)
+            self._added(columns.paths[-1], len(columns), sum(columns.sizes), hash_of_path)
+            return
+        for at in range(len(columns)):
+            self._extend(columns.part(at, at + 1), self._hash(columns.paths[at]))
+
+    def _hash(self, path: bytes) -> int:
+        return path_hash(self._page_key, path)
+
+    def _added(self, path: bytes, count: int, data_bytes: int, hash_of_path: int) -> None:
+        """Count entries that were added to the leaf, and end it if the rules say so of the last one."""
         leaf = self._levels[0]
-        leaf.count += 1
-        leaf.entries += 1
+        leaf.count += count
+        leaf.entries += count
         leaf.data_bytes += data_bytes
         leaf.last = path
-        hash_of_path = path_hash(self._page_key, path)
-        if hash_of_path & leaf.mask == 0 or len(leaf.encoded) >= self._rules.page_bytes:
+        if hash_of_path & leaf.mask == 0 or self._leaf.weight >= self._rules.page_bytes:
             self._rise(self._end(0), 0, hash_of_path)
 
     def _follow(self, entry: Entry, key: bytes) -> None:
@@ -141,7 +165,7 @@ class TreeBuilder:
         """
         if not self.aligned(level):
             return False
-        return not at_end or path_hash(self._page_key, child.last) & self._rules.mask(level) == 0
+        return not at_end or self._hash(child.last) & self._rules.mask(level) == 0
 
     def add_subtree(self, child: Child, level: int) -> None:
         """Add a whole page of this level, unread.
@@ -159,7 +183,7 @@ class TreeBuilder:
         for below in range(level):
             self._level(below).pages += 2
         self._level(level).ended(child, reused=True)
-        self._rise(child, level, path_hash(self._page_key, child.last))
+        self._rise(child, level, self._hash(child.last))
 
     def finish(self, source: PageSource | None = None) -> Root:
         """End all pages and return the root: the lowest page that has everything below it.
@@ -209,7 +233,7 @@ class TreeBuilder:
     def _end(self, level: int) -> Child:
         """Write the page of a level."""
         ended = self._levels[level]
-        page = index_of(level, ended.encoded, ended.count) if level else leaf_of(ended.encoded, ended.count)
+        page = index_of(level, ended.encoded, ended.count) if level else leaf_page(self._leaf.take())
         child = Child(ended.last, self._sink.write(page), ended.entries, ended.data_bytes)
         ended.clear()
         ended.ended(child, reused=False)

@@ -4,12 +4,13 @@ secrets").
 
 import codecs
 import contextlib
+import hmac
 import os
 import stat
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, Self
 
 import msgspec
 from blake3 import blake3
@@ -281,16 +282,31 @@ def _wrap_key(master: bytes, tenant: bytes) -> bytes:
 
 
 class KeyStore:
-    """Tenants' secrets in the store, wrapped with the master key."""
+    """Tenants' secrets in the store, wrapped with the master key.
 
-    def __init__(self, blobs: Blobs, master: bytes, random: Random = os.urandom) -> None:
+    Attributes:
+        file: The file that the master key came from; "": from none.
+
+    """
+
+    def __init__(self, blobs: Blobs, master: bytes, random: Random = os.urandom, *, file: str = "") -> None:
         if len(master) != KEY_BYTES:
             raise ValueError(f"a master key has {KEY_BYTES} bytes")
+        self.file = file
         self._blobs = blobs
         self._master = master
         self._random = random
         self.copies = Copies(blobs, self._parse, KEYS_BYTES_MAX)
         """The keys objects with their second copies."""
+
+    @classmethod
+    def from_file(cls, blobs: Blobs, path: str) -> Self:
+        """Return the secrets that the master key in this file opens. Raises MasterKeyError with the reason."""
+        return cls(blobs, load_master_key(path), file=path)
+
+    def is_master(self, key: bytes) -> bool:
+        """Return whether this is the master key."""
+        return hmac.compare_digest(key, self._master)
 
     def create(self, name: str, now_ns: int) -> TenantKeys:
         """Create secrets for a new tenant, durable on return.

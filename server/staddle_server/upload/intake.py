@@ -12,7 +12,8 @@ from staddle.chunking import Chunker, Cut, content_id
 from staddle_server.base.errors import BadRequest, Precondition
 from staddle_server.base.limits import CHUNKS_INLINE_MAX, ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
 from staddle_server.base.types import ChunkRef, Content, Entry, EntryType, Flag, Profile
-from staddle_server.manifest.columns import CheckedColumns, Columns, check_columns
+from staddle_server.manifest.column_checks import check_columns
+from staddle_server.manifest.columns import CheckedColumns, Columns
 from staddle_server.manifest.entries import check_entry, check_path, shown
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upload.frames import check_ref, is_ref

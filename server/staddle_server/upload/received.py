@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import CHECKPOINT_ENTRIES, CHECKPOINT_ENTRY_BYTES, RUNS_MERGE
 from staddle_server.base.types import Entry, EntryType, Root, sort_key
-from staddle_server.manifest.columns import Rows
+from staddle_server.manifest.columns import CheckedColumns
 from staddle_server.manifest.content import ContentBuilder
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import join, merge_runs
@@ -47,14 +47,14 @@ class _Way:
             return False
         return self._reaches(key, is_directory=entry.type == EntryType.DIRECTORY)
 
-    def goes_on_over(self, rows: Rows) -> bool:
+    def goes_on_over(self, entries: CheckedColumns) -> bool:
         """Return the same of entries in order."""
-        keys, last = rows.keys, self._last_key
+        keys, last = entries.keys, self._last_key
         self._last_key = keys[-1]
         if last is not None and keys[0] <= last:
             return False
         above = None
-        for key, kind in zip(keys, rows.types, strict=True):
+        for key, kind in zip(keys, entries.columns.types, strict=True):
             is_directory = kind == EntryType.DIRECTORY
             parent = key.rpartition(b"\0")[0]
             # Most entries lie beside the one before, of which this is known.
@@ -150,14 +150,14 @@ class Received:
         if self._way is not None and not self._way.goes_on(entry):
             self._way = None
 
-    def extend(self, rows: Rows) -> None:
+    def extend(self, entries: CheckedColumns) -> None:
         """Accept and count entries in path order."""
-        self.position += len(rows.keys)
-        self.last_path = rows.keys[-1].replace(b"\0", b"/")
-        self.entry_count += len(rows.keys)
-        self.data_bytes += sum(rows.sizes)
-        self._gathered.extend(rows)
-        if self._way is not None and not self._way.goes_on_over(rows):
+        self.position += len(entries)
+        self.last_path = entries.columns.paths[-1]
+        self.entry_count += len(entries)
+        self.data_bytes += entries.data_bytes
+        self._gathered.extend(entries)
+        if self._way is not None and not self._way.goes_on_over(entries):
             self._way = None
 
     def count(self, entry: Entry) -> None:
@@ -196,7 +196,7 @@ class Received:
 
     def _gathered_run(self) -> Root:
         if self._gathered.in_order:
-            return join((), self._gathered.packed(), self._source, self._pages, self._page_key)
+            return join((), self._gathered.parts(), self._source, self._pages, self._page_key)
         return write_run(self._gathered.sorted(), self._pages, self._page_key)
 
     def whole(self) -> Root | None:
@@ -208,7 +208,7 @@ class Received:
         if self._way is None:
             return None
         runs = [run.root for run in self._runs]
-        return join(runs, self._gathered.packed(), self._source, self._pages, self._page_key)
+        return join(runs, self._gathered.parts(), self._source, self._pages, self._page_key)
 
     def runs(self) -> list[Iterator[Entry]]:
         """Return everything received as sorted streams, oldest first.

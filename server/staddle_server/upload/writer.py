@@ -394,7 +394,7 @@ class UploadWriter:
         """Accept the entries of columns, as put_entries does."""
         with self._writing():
             self._received.open = None
-            self._received.extend(columns.rows(partial(store_attributes, sink=self._pages)))
+            self._received.extend(columns.stored(partial(store_attributes, sink=self._pages)))
             self._checkpoint_when_due()
 
     def remove(self, path: bytes) -> None:

@@ -46,6 +46,11 @@ LOCK: Final = AlarmKind("lock", "The object lock is late", "The object lock is e
 SECOND_SITE: Final = AlarmKind("second-site", "The second site is behind", "The second site has caught up")
 CLOCK: Final = AlarmKind("clock", "The clock of a server jumped", "The clock of a server is trusted again")
 CERTIFICATE: Final = AlarmKind("certificate", "A certificate ends", "A certificate was renewed")
+MASTER_KEY: Final = AlarmKind(
+    "master-key",
+    "The file of the master key is not as it must be",
+    "The file of the master key is right again",
+)
 TOKEN: Final = AlarmKind("token", "A token ends", "A token no longer ends soon")
 TARGET: Final = AlarmKind("target", "A notification target fails", "A notification target works again")
 KINDS: Final = {
@@ -63,6 +68,7 @@ KINDS: Final = {
         SECOND_SITE,
         CLOCK,
         CERTIFICATE,
+        MASTER_KEY,
         TOKEN,
         TARGET,
     )
