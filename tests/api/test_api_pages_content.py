@@ -404,7 +404,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     made = Seen(running)
     back_up(made.stub, "plain", {"a": b"1"}, tags={"k": "v"}, host="plain")
     made.fail("plain", "plain", "plain")
-    # An event that it finds meanwhile would tell the pages apart.
+    # Two pages are compared: no task and no event may come between them.
+    running.service._schedule.stop()
     running.service._events.stop()
     yield made
     running.stop()
