@@ -272,29 +272,37 @@ def failed(error: StaddleError) -> Response:
     return Response(compact_json(body), STATUSES[code], headers, JSON)
 
 
-def ended(answer: Callable[[], Response], name: str, exchange: Exchange, line: CallLine) -> Response:
+def refused(refusal: Refusal) -> Response:
+    """Return the response for the end of a call that is not an error of the service."""
+    return Response(compact_json(refusal._asdict()), STATUSES[refusal.code], media_type=JSON)
+
+
+def ended(
+    answer: Callable[[], Response],
+    name: str,
+    exchange: Exchange,
+    line: CallLine,
+    *,
+    of_error: Callable[[StaddleError], Response] = failed,
+    of_refusal: Callable[[Refusal], Response] = refused,
+) -> Response:
     """End a call with its answer, or with the response for what that raised; write its line."""
     try:
         response = answer()
     except CallerGone:
         line.end("DEADLINE_EXCEEDED" if exchange.expired else "CANCELLED")
-        return refused(EXPIRED if exchange.expired else CANCELED)
+        return of_refusal(EXPIRED if exchange.expired else CANCELED)
     except BodyTooLong:
         line.end("RESOURCE_EXHAUSTED")
-        return refused(TOO_LONG)
+        return of_refusal(TOO_LONG)
     except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
         refusal = refusal_of(e, name)
         line.end(code_of(refusal).name, refusal)
-        response = failed(refusal)
+        response = of_error(refusal)
         free_frames(refusal)
         return response
     line.end("OK")
     return response
-
-
-def refused(refusal: Refusal) -> Response:
-    """Return the response for the end of a call that is not an error of the service."""
-    return Response(compact_json(refusal._asdict()), STATUSES[refusal.code], media_type=JSON)
 
 
 def _detail(packed: Any) -> dict[str, Any]:

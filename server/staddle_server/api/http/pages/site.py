@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, quote
@@ -17,11 +18,11 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from staddle_server.api.answering import Method
-from staddle_server.api.call_line import CallLine, free_frames, refusal_of
+from staddle_server.api.call_line import CallLine
 from staddle_server.api.error_table import code_of
-from staddle_server.api.gate import Call, CallerGone, Gate
-from staddle_server.api.http.connect import STATUSES, peer_of
-from staddle_server.api.http.exchange import BodyTooLong, Exchange
+from staddle_server.api.gate import Call, Gate
+from staddle_server.api.http.connect import STATUSES, TOO_LONG, Refusal, ended, peer_of
+from staddle_server.api.http.exchange import Exchange
 from staddle_server.api.http.pages.attempts import Attempts
 from staddle_server.api.http.pages.rendering import NavLink, Renderer
 from staddle_server.api.http.pages.sessions import (
@@ -146,33 +147,30 @@ class Dashboard:
             self._gate.observer,
         )
         try:
-            response = self._ended(request, exchange, answer, line)
+            response = ended(
+                partial(answer, request, exchange, line),
+                NAME,
+                exchange,
+                line,
+                of_error=partial(self._failed, request),
+                of_refusal=partial(self._refused, request),
+            )
         finally:
             line.leave()
         response.headers[CALL_KEY] = line.id
         return response
 
-    def _ended(self, request: Request, exchange: Exchange, answer: Answer, line: CallLine) -> Response:
-        try:
-            response = answer(request, exchange, line)
-        except CallerGone:
-            line.end("CANCELLED")
-            return Response(status_code=GONE)
-        except Unauthenticated as error:
-            line.end(code_of(error).name, error)
-            return self._to_login(request)
-        except BodyTooLong:
-            too_long = BadRequest("BAD_FIELD", "The form is too long", field="form")
-            line.end("INVALID_ARGUMENT", too_long)
-            return self._error_page(request, too_long)
-        except Exception as e:  # noqa: BLE001 - nothing but a response leaves a handler
-            refusal = refusal_of(e, NAME)
-            line.end(code_of(refusal).name, refusal)
-            response = self._error_page(request, refusal)
-            free_frames(refusal)
-            return response
-        line.end("OK")
-        return response
+    def _failed(self, request: Request, error: StaddleError) -> Response:
+        return (
+            self._to_login(request)
+            if isinstance(error, Unauthenticated)
+            else self._error_page(request, error)
+        )
+
+    def _refused(self, request: Request, refusal: Refusal) -> Response:
+        if refusal is TOO_LONG:
+            return self._error_page(request, BadRequest("BAD_FIELD", "The form is too long", field="form"))
+        return Response(status_code=GONE)
 
     # ------------------------------------------------------------------ pages
 
