@@ -194,6 +194,10 @@ OF_THE_CLIENT: Final = {
         frozenset({"app", "store"}),
         "certificates and keys are read alike on both sides; only TLS needs them, also that of an object store",
     ),
+    "staddle._base.printable": (
+        frozenset({"api"}),
+        "an odd name looks the same in a terminal and on a page",
+    ),
     "staddle._base.standard_streams": (
         frozenset({"app", "cli"}),
         "standard streams are opened before anything else, on both sides",

@@ -91,8 +91,8 @@ def test_events_of_the_service_are_for_administrators_and_of_other_tenants_for_n
     seen.alarm("The disk is nearly full.", tenant="")
     seen.alarm("Secret things of another.", tenant="other")
     admin, reader = seen.says(), seen.says(visitor=seen.reader)
-    assert "2 other things need you." in admin
-    assert "1 other thing needs you." in reader
+    assert "2 things need you." in admin
+    assert "1 thing needs you." in reader
     for said in (admin, reader):
         assert "The lock of this tenant is late." in said
         assert "Secret" not in said
@@ -135,18 +135,18 @@ def test_nothing_is_safe_while_a_tile_or_the_watch_for_events_says_otherwise(see
     service = seen.running.service
     service._events._failing = True
     said = seen.says()
-    assert "1 other thing needs you." in said
+    assert "1 thing needs you." in said
     assert "This server cannot tell whether something new is wrong" in said
     service._events._failing = False
     service._conditions._takes_backups = lambda: False
     for visitor in (seen.admin, seen.reader):
         page = visitor.page("/")
-        assert "1 other thing needs you." in text_of(page)
+        assert "1 thing needs you." in text_of(page)
         assert '<section class="headline bad">' in page
         assert "Service: Restore-only" in page
     seen.alarm("The disk is nearly full.", tenant="", kind="restore-only")
     said = seen.says()
-    assert "1 other thing needs you." in said  # the alarm says the same as the tile, and more
+    assert "1 thing needs you." in said  # the alarm says the same as the tile, and more
     assert "The disk is nearly full." in said
 
 

@@ -6,13 +6,13 @@ from typing import Final
 
 from staddle import Backup, BackupKind, ChangeCounts, Entry, EntryType
 from staddle._base.figures import duration
+from staddle._base.printable import escaped_letter, printable
 from staddle._types.entries import path_to_str
 
 ID_DIGITS: Final = 8
 REASON_CHARS: Final = 50
 
 _NS: Final = 1_000_000_000
-_SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 _TYPE_LETTERS: Final = {
     EntryType.FILE: "-",
     EntryType.DIRECTORY: "d",
@@ -31,10 +31,7 @@ UNCERTAIN: Final = " (uncertain: its directory is incomplete)"
 
 def escaped(name: str | bytes) -> str:
     r"""A name as printable text that stands for it alone: `\n`, `\x1b`, `\xff` (a byte that is not UTF-8), `\u202e`, and `\\` for a backslash."""
-    text = path_to_str(name) if isinstance(name, bytes) else name
-    if "\\" not in text and text.isprintable():
-        return text
-    return "".join(map(_escaped_letter, text))
+    return printable(path_to_str(name) if isinstance(name, bytes) else name)
 
 
 def one_line(message: str) -> str:
@@ -42,21 +39,8 @@ def one_line(message: str) -> str:
     if message.isprintable():
         return message
     return "".join(
-        letter if letter == "\\" else _escaped_letter(letter) for letter in message.replace("\n", " ")
+        letter if letter == "\\" else escaped_letter(letter) for letter in message.replace("\n", " ")
     )
-
-
-def _escaped_letter(letter: str) -> str:
-    if letter in _SHORT_ESCAPES:
-        return _SHORT_ESCAPES[letter]
-    if letter.isprintable():
-        return letter
-    number = ord(letter)
-    if 0xDC80 <= number <= 0xDCFF:
-        return f"\\x{number - 0xDC00:02x}"
-    if number < 0x80:
-        return f"\\x{number:02x}"
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def is_utf8(name: bytes) -> bool:

@@ -81,7 +81,8 @@ class HttpServer:
             *reference_routes(addresses),
         ]
         calls = connect.routes(gate, table, self._threads)
-        app = Starlette(routes=[*rest, *calls, page.route(), *site.routes()])
+        routes = [*rest, *calls, page.route(), *site.routes()]
+        app = Starlette(routes=routes, exception_handlers=dict.fromkeys((404, 405), site.unknown))
         self._config = Config(
             Guarded(app),
             loop="asyncio",

@@ -200,7 +200,14 @@ def _of(damage: KnownDamage) -> str:
     """Return in words how much is damaged."""
     parts = (
         (damage.packs, "pack", ""),
-        (damage.segments, "part of another pack", "parts of other packs"),
+        (
+            damage.segments,
+            *(
+                ("part of another pack", "parts of other packs")
+                if damage.packs
+                else ("part of a pack", "parts of packs")
+            ),
+        ),
         (damage.footers, "header or footer", "headers or footers"),
     )
     return listed([counted(number, one, many) for number, one, many in parts if number])

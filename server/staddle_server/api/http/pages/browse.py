@@ -11,12 +11,12 @@ from staddle_server.api import convert
 from staddle_server.api.http.pages.dataset import line_of
 from staddle_server.api.http.pages.versions import history_of
 from staddle_server.api.http.pages.visit import Shown, Visit
+from staddle_server.api.http.pages.words import path_words
 from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition
 from staddle_server.base.limits import KIB, MIB
 from staddle_server.base.types import Entry, EntryType
 from staddle_server.catalog import Backup, BackupPoint
 from staddle_server.manifest.compare import Changed, ChangeType
-from staddle_server.manifest.entries import shown
 from staddle_server.restore.browse import Selector
 
 ENTRIES: Final = 200
@@ -55,14 +55,14 @@ class BrowsedPath(NamedTuple):
         """Return the directories above, each with its address."""
         parts = self.path.split(b"/") if self.path else []
         return [
-            (shown(part), self.link("browse", b"/".join(parts[: number + 1])))
+            (path_words(part), self.link("browse", b"/".join(parts[: number + 1])))
             for number, part in enumerate(parts[:-1])
         ]
 
     @property
     def name(self) -> str:
         """Return the path for people."""
-        return shown(self.path) or "/"
+        return path_words(self.path) or "/"
 
     @property
     def download(self) -> str:
@@ -113,7 +113,6 @@ def values_of(looked: BrowsedPath) -> dict[str, Any]:
         "older": looked.points[place + 1] if place + 1 < len(looked.points) else None,
         "place": place,
         "kept": {},
-        "shown": shown,
         "kinds": EntryType,
     }
 
@@ -142,7 +141,7 @@ def browse_page(visit: Visit) -> Shown:
         values["damage"] = error.message
     following = looked.link("browse", more={"after": entries[-1].path.hex()}) if more else ""
     base = posixpath.basename
-    rows = [(each, shown(base(each.path)), entry_link(looked, each)) for each in entries]
+    rows = [(each, path_words(base(each.path)), entry_link(looked, each)) for each in entries]
     return Shown("browse.html", values | {"rows": rows, "following": following})
 
 
@@ -190,7 +189,7 @@ def _find(visit: Visit, backup: Backup, path: bytes) -> Entry:
         if each.entry.path == path and each.entry.type is EntryType.FILE:
             return each.entry
         break
-    raise Precondition("NOT_A_FILE", f"'{shown(path)}' is not a file", path=shown(path))
+    raise Precondition("NOT_A_FILE", f"'{path_words(path)}' is not a file", path=path_words(path))
 
 
 def _preview(visit: Visit, looked: BrowsedPath, entry: Entry) -> dict[str, str]:

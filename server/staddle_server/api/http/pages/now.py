@@ -15,9 +15,12 @@ from staddle_server.api.http.pages.words import span
 from staddle_server.base.clock import DAY_NS, NS
 from staddle_server.base.types import RunOutcome
 from staddle_server.catalog import BackupRun, Concern, DatasetTotals, Event, RunFilter, Troubled
+from staddle_server.catalog.replicas import ReplicaState
 from staddle_server.catalog.servers import ServerState
+from staddle_server.upkeep.condition import Condition
 from staddle_server.upkeep.events import kinds
 from staddle_server.upkeep.events.forecast import WINDOW_S, days_left
+from staddle_server.upkeep.replication.lag import SiteLag
 
 BAD_MAX: Final = 50
 """What is wrong beyond these is counted, and listed by `staddle status`."""
@@ -29,6 +32,8 @@ SCRUBS_MAX: Final = 2
 """The scrub reads everything within its period: after so many, it does not keep up."""
 OF_DATASETS: Final = frozenset({kinds.LATE.name, kinds.FAILED.name, kinds.PROBLEMS.name})
 """Kinds of alarms that `status` knows first, and in more detail."""
+COPY_FAILED: Final = "failed: "
+"""How the outcome of a copy to the second site begins that did not work."""
 RANKS: Final = {"critical": 0, "late": 1, "failed": 2, "problems": 3, "warning": 4}
 
 
@@ -102,7 +107,12 @@ def now_page(visit: Visit) -> Shown:
     tiles = [_store(visit), _service(visit), _damage(visit), _unread(visit), _keys(visit)]
     events = list(_of_events(visit))
     bad = sorted(
-        [*map(_of_dataset, status.troubled), *events, *_of_tiles(tiles, events, visit.now_ns)],
+        [
+            *map(_of_dataset, status.troubled),
+            *events,
+            *_of_far_places(visit, events),
+            *_of_tiles(tiles, events, visit.now_ns),
+        ],
         key=lambda each: (RANKS[each.rank], each.since_ns),
     )
     running = list(_running(visit))
@@ -129,7 +139,7 @@ def headline(totals: DatasetTotals, troubled: Sequence[Troubled], bad: Sequence[
     if troubled:
         parts.append(f"{len(troubled):,} of {counted(totals.datasets, 'dataset')}")
     if others:
-        parts.append(counted(others, "other thing"))
+        parts.append(counted(others, "other thing" if troubled else "thing"))
     if parts:
         need = "needs" if len(troubled) + others == 1 else "need"
         return f"{listed(parts)} {need} you."
@@ -192,6 +202,32 @@ def _of_events(visit: Visit) -> Iterator[Bad]:
         )
 
 
+def _of_far_places(visit: Visit, events: Sequence[Bad]) -> Iterator[Bad]:
+    """Yield, for an administrator, what does not reach another place now and is no alarm yet: these wait a while."""
+    if not visit.is_admin:
+        return
+    known = {each.kind for each in events}
+    catalog = visit.sources.catalog
+    place = failed_copy(visit) if kinds.SECOND_SITE.name not in known else None
+    if place is not None:
+        yield Bad(
+            "warning",
+            f"The second site {place.place} cannot be copied to",
+            place.whole_ns or place.begun_ns or visit.now_ns,
+            ["What is decided from now on is not there; backups and restores work."],
+            place.outcome.removeprefix(COPY_FAILED),
+            commands=[("staddle-server", "replicate", "--status", "--data", "DIR")],
+        )
+    states = catalog.deliveries.states() if kinds.TARGET.name not in known else {}
+    for name in sorted(visit.sources.targets() & states.keys()):
+        state = states[name]
+        if state.failing_ns is not None:
+            facts = [f"{counted(state.pending, 'message waits', 'messages wait')} for it."]
+            commands = [("staddle-server", "notify", "test", name, "--data", "DIR")]
+            title = f"The notification target {name} cannot be reached"
+            yield Bad("warning", title, state.failing_ns, facts, state.error, commands=commands)
+
+
 def _of_tiles(tiles: Sequence[Tile], events: Sequence[Bad], now_ns: int) -> Iterator[Bad]:
     """Yield what a tile says is bad and no event does: it may be newer than the last look for events, or one that
     only administrators see.
@@ -250,9 +286,7 @@ def _service(visit: Visit) -> Tile:
             "the object lock is late" if condition.lock.warnings else "the object lock is extended in time"
         )
     if condition.site is not None:
-        notes.append(
-            "the second site is behind" if condition.site.warning else "the second site is up to date"
-        )
+        notes.append(_site_words(visit, condition.site))
     notes += _servers(visit)
     if not condition.takes_backups:
         return Tile(
@@ -273,6 +307,23 @@ def _service(visit: Visit) -> Tile:
     )
 
 
+def _site_words(visit: Visit, site: SiteLag) -> str:
+    if failed_copy(visit) is not None:
+        return "copying to the second site fails"
+    if site.lag_s is None:
+        return "the copy at the second site was never whole"
+    if site.warning:
+        return f"the second site is {span(site.lag_s)} behind"
+    return "the second site is up to date"
+
+
+def failed_copy(visit: Visit) -> ReplicaState | None:
+    """Return the second site if the last copy there failed."""
+    site = visit.sources.conditions.of(visit.principal.tenant).site
+    state = None if site is None else visit.sources.catalog.replicas.get(site.place)
+    return state if state is not None and state.outcome.startswith(COPY_FAILED) else None
+
+
 def _servers(visit: Visit) -> Iterator[str]:
     """Yield what there is to say of several servers: how many there are, by their state."""
     if visit.sources.this_server():
@@ -281,10 +332,10 @@ def _servers(visit: Visit) -> Iterator[str]:
         yield f"{counted(states.total(), 'server')}: {', '.join(parts)}"
 
 
-def _damage(visit: Visit) -> Tile:
-    condition = visit.sources.conditions.of(visit.principal.tenant)
+def damage_parts(condition: Condition) -> list[str]:
+    """Return in words what is known to be damaged or missing."""
     damage, lost = condition.damage, condition.lost
-    parts = [
+    return [
         counted(number, one)
         for number, one in (
             (damage.packs, "damaged pack"),
@@ -295,6 +346,10 @@ def _damage(visit: Visit) -> Tile:
         )
         if number
     ]
+
+
+def _damage(visit: Visit) -> Tile:
+    parts = damage_parts(visit.sources.conditions.of(visit.principal.tenant))
     if parts:
         return Tile(
             "Damage",

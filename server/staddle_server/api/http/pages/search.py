@@ -6,8 +6,8 @@ from typing import Final
 
 from staddle_server.api.http.pages.browse import BrowsedPath, entry_link, is_hex, looked_at, values_of
 from staddle_server.api.http.pages.visit import Shown, Visit
+from staddle_server.api.http.pages.words import path_words
 from staddle_server.base.errors import BadRequest, Damaged, NotFound
-from staddle_server.manifest.entries import shown
 from staddle_server.restore.search import Limit, Matches, NamePattern
 
 FOUND: Final = 200
@@ -33,7 +33,7 @@ def search_page(visit: Visit) -> Shown:
     except (BadRequest, Damaged) as error:
         return Shown("search.html", values | {"why": error.message})
     base = len(looked.path) + 1 if looked.path else 0
-    rows = [(each, shown(each.path[base:]), entry_link(looked, each)) for each in found.entries]
+    rows = [(each, path_words(each.path[base:]), entry_link(looked, each)) for each in found.entries]
     stopped = found.stopped_after
     return Shown(
         "search.html",
@@ -44,7 +44,7 @@ def search_page(visit: Visit) -> Shown:
             "following": ""
             if stopped is None
             else looked.link("search", more={"name": name, "after": stopped.hex()}),
-            "behind": shown(stopped or b""),
+            "behind": path_words(stopped or b""),
             "continues": after is not None,
         },
     )

@@ -10,8 +10,10 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, quote
 
+from staddle._base.printable import printable
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from staddle_server.api.answering import Method
@@ -41,7 +43,7 @@ from staddle_server.api.http.rest.operations import Operation
 from staddle_server.api.http.rest.serving import RestRoute
 from staddle_server.api.slots import first
 from staddle_server.base.call_ids import CALL_KEY
-from staddle_server.base.errors import BadRequest, StaddleError, Unauthenticated
+from staddle_server.base.errors import BadRequest, NotFound, StaddleError, Unauthenticated
 from staddle_server.base.limits import FORM_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -111,18 +113,30 @@ class Dashboard:
             prefix=DOWNLOAD.encode(),
         )
 
+    async def unknown(self, request: Request, error: Exception) -> Response:
+        """Answer a request for an address that does not exist, or takes no such verb: people get a page."""
+        assert isinstance(error, HTTPException)
+        if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse(error.detail, error.status_code, error.headers)
+        # Where a form was sent to, somebody pressed Enter in the address bar.
+        answer = _no_page if error.status_code == HTTPStatus.NOT_FOUND else _to_first_page
+        return await self._respond(request, answer)
+
     def _route(self, path: str, verb: str, answer: Answer) -> Route:
         async def respond(request: Request) -> Response:
-            loop = asyncio.get_running_loop()
-            exchange = Exchange(loop, request.receive)
-            following = loop.create_task(exchange.follow())
-            try:
-                return await loop.run_in_executor(self._threads, self._answered, request, exchange, answer)
-            finally:
-                following.cancel()
-                exchange.cancel()
+            return await self._respond(request, answer)
 
         return Route(path, respond, methods=[verb])
+
+    async def _respond(self, request: Request, answer: Answer) -> Response:
+        loop = asyncio.get_running_loop()
+        exchange = Exchange(loop, request.receive)
+        following = loop.create_task(exchange.follow())
+        try:
+            return await loop.run_in_executor(self._threads, self._answered, request, exchange, answer)
+        finally:
+            following.cancel()
+            exchange.cancel()
 
     def _answered(self, request: Request, exchange: Exchange, answer: Answer) -> Response:
         line = CallLine(
@@ -266,6 +280,15 @@ class Dashboard:
         response = RedirectResponse("/login", 303)
         drop_cookie(request, response, SESSION)
         return response
+
+
+def _no_page(request: Request, _exchange: Exchange, _line: CallLine) -> Response:
+    path = printable(request.url.path[:200])
+    raise NotFound("PATH_NOT_FOUND", f"There is no page at {path}", path=path)
+
+
+def _to_first_page(_request: Request, _exchange: Exchange, _line: CallLine) -> Response:
+    return RedirectResponse(HOME, 303)
 
 
 def _form_of(request: Request, exchange: Exchange) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from staddle._base.figures import counted
 
 from staddle_server.api.http.pages.dataset import Column, Plot
+from staddle_server.api.http.pages.now import COPY_FAILED, damage_parts, failed_copy
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.clock import DAY_NS
 from staddle_server.catalog.collection_runs import CollectionRun
@@ -63,6 +64,7 @@ def store_page(visit: Visit) -> Shown:
     tenant, overview = visit.principal.tenant, sources.catalog.overview
     stored, totals = overview.stored(tenant), overview.backups(tenant)
     row = sources.catalog.tenants.get(tenant)
+    condition, failed = sources.conditions.of(tenant), failed_copy(visit)
     return Shown(
         "store.html",
         {
@@ -71,7 +73,9 @@ def store_page(visit: Visit) -> Shown:
             "ratio": totals.data_bytes / stored.live_bytes if stored.live_bytes else None,
             "coverage": coverage(visit),
             "scrub_period_s": sources.scrub_period_s,
-            "condition": sources.conditions.of(tenant),
+            "condition": condition,
+            "damage": damage_parts(condition),
+            "copy_failure": "" if failed is None else failed.outcome.removeprefix(COPY_FAILED),
             "servers": sources.catalog.servers.list_all()[:SERVERS_MAX],
             "gc_waits": row is not None and row.gc_waits,
             "gc_failure": "" if row is None else row.gc_failure,

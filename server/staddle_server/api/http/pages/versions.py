@@ -9,8 +9,8 @@ from staddle._base.figures import size
 
 from staddle_server.api.http.pages.dataset import number_in
 from staddle_server.api.http.pages.visit import Visit
+from staddle_server.api.http.pages.words import path_words
 from staddle_server.base.types import Entry, EntryType
-from staddle_server.manifest.entries import shown
 from staddle_server.restore.search import Limit, PathVersion
 
 VERSIONS: Final = 50
@@ -65,7 +65,7 @@ def _what(version: PathVersion) -> str:
     if entry.type is EntryType.FILE:
         return size(_size(entry))
     if entry.link_target is not None:
-        return f"link to {shown(entry.link_target)}"
+        return f"link to {path_words(entry.link_target)}"
     return entry.type.name.lower().replace("_", " ")
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 from staddle._base.figures import counted, size
+from staddle._base.printable import printable
 
 from staddle_server.base.clock import NS
 
@@ -18,6 +19,9 @@ _UNITS: Final = (
     ("second", 1),
 )
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+PATH_HEAD_CHARS: Final = 120
+PATH_TAIL_CHARS: Final = 270
+PATH_CHARS_MAX: Final = PATH_HEAD_CHARS + PATH_TAIL_CHARS + 3
 _TWO_UNTIL: Final = 2
 """Fewer of the larger unit are written in the next smaller one: 36 hours, not 1 day."""
 
@@ -36,6 +40,26 @@ def moment(ns: int) -> datetime:
         return _EPOCH + timedelta(microseconds=ns // 1000)
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC) if ns > 0 else datetime.min.replace(tzinfo=UTC)
+
+
+def path_words(path: bytes) -> str:
+    """Return a path, or a part of one, as printable text. Of a long one the middle is left out: its end is its name."""
+    text = printable(path.decode("utf-8", "surrogateescape"))
+    return text if len(text) <= PATH_CHARS_MAX else f"{text[:PATH_HEAD_CHARS]} … {text[-PATH_TAIL_CHARS:]}"
+
+
+def quoted(word: str | bytes) -> str:
+    """Return a word for a shell. One with something that cannot be printed is in the form $'…' of bash and others."""
+    raw = word if isinstance(word, bytes) else word.encode("utf-8", "surrogateescape")
+    text = raw.decode("utf-8", "surrogateescape")
+    if text.isprintable():
+        return shlex.quote(text)
+    letters = [each if each.isprintable() and each not in "'\\" else _shell_bytes(each) for each in text]
+    return f"$'{''.join(letters)}'"
+
+
+def _shell_bytes(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
 
 
 class Words:
@@ -90,6 +114,8 @@ class Words:
         return Markup("").join(parts)
 
     @staticmethod
-    def command(*words: str) -> str:
+    def command(*words: str | bytes) -> str:
         """Return a command for a shell: what people and machines named is quoted."""
-        return shlex.join(words)
+        return " ".join(map(quoted, words))
+
+    path = staticmethod(path_words)
