@@ -59,6 +59,8 @@ class Start:
     """Whether the base may be relied on at all."""
     pristine: bool = False
     """Nothing was sent to it before: what it holds will be known."""
+    own: bool = False
+    """All that is durable in it was sent by this very run, so that its problems are known."""
 
     @property
     def reads_all(self) -> bool:
@@ -99,8 +101,6 @@ class SourceDifferences:
         self._skipped_any = False
         self._base_unlisted = False
         """The backup before cannot be listed, so that a full one can be compared only with its number of entries."""
-        self.own_work = False
-        """Whether what is durable was sent by this very run, so that its problems are known."""
         self.warnings: list[str] = []
         self.comparison: Comparison | None = None
         """What was compared last with the base's entries as the server lists them."""
@@ -157,10 +157,13 @@ class SourceDifferences:
         durable = start.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
         whole = start.upload.scope == pb.UPLOAD_SCOPE_WHOLE
-        skips = behind is not None and self.own_work and not self._removed_any and not self._base_unlisted
+        skips = behind is not None and start.own and not self._removed_any and not self._base_unlisted
         self._skipped_any = self._skipped_any or skips
-        since_ns = None if behind is None or self.own_work else self._begun_ns(start.upload)
-        with self._base_of(start, known) as base, closing(self._scan(behind, record, skips=skips)) as scan:
+        since_ns = None if behind is None or start.own else self._begun_ns(start.upload)
+        with (
+            self._base_of(start, known) as base,
+            closing(self._scan(behind, record, probes=not start.own, skips=skips)) as scan,
+        ):
             comparison = Comparison(
                 scan,
                 base,
@@ -279,7 +282,7 @@ class SourceDifferences:
             )
 
     def _scan(
-        self, behind: bytes | None, record: CacheRecorder | None, *, skips: bool
+        self, behind: bytes | None, record: CacheRecorder | None, *, probes: bool, skips: bool
     ) -> Generator[Found | Marked]:
         skip = _is_behind(behind) if behind is not None and skips else None
         scan = Scan(
@@ -296,7 +299,7 @@ class SourceDifferences:
             sync=self._sync,
             unsent=self._tally.unsent,
         )
-        limit = None if behind is None or self.own_work else sort_key(behind)
+        limit = sort_key(behind) if probes and behind is not None else None
         for found in scan:
             if (
                 limit is not None

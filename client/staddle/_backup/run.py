@@ -231,7 +231,8 @@ class BackupRun:
         self._durable_position = upload.durable.position
         rely = distrusted is not None and not options.new_root
         exact = rely or upload.scope == pb.UPLOAD_SCOPE_WHOLE
-        return Start(upload, distrusted or frozenset(), rely, pristine=exact and not response.taken_over)
+        new = not response.taken_over
+        return Start(upload, distrusted or frozenset(), rely, pristine=exact and new, own=new)
 
     def _scope(self) -> pb.UploadScope.ValueType:
         if self._kind is BackupKind.FULL:
@@ -275,6 +276,7 @@ class BackupRun:
     def _begin_anew(self, start: Start) -> Start:
         """Gives up what was sent."""
         self._abort(start)
+        self._tally.entries_done = self._tally.reused_bytes = 0
         return self._begin()
 
     def _abort(self, start: Start) -> None:
@@ -291,7 +293,7 @@ class BackupRun:
         upload = self._take_over(start.upload)
         upload.durable.ClearField("last_entry")
         upload.durable.ClearField("open_entry")
-        return Start(upload, start.distrusted, rely=False)
+        return Start(upload, start.distrusted, rely=False, own=start.own)
 
     def _begin_after_damage(self, start: Start, error: DamageError) -> Start:
         """The upload or its base relies on damaged data: a new upload asks again, and need not rely on it."""
@@ -317,11 +319,10 @@ class BackupRun:
                     raise
                 error = another
                 continue
-            self._differences.own_work = self._differences.own_work or not self.taken_over
             if upload.durable.position > self._durable_position:
                 self._durable_position = upload.durable.position
                 attempts.progressed()
-            return Start(upload, start.distrusted, start.rely)
+            return Start(upload, start.distrusted, start.rely, own=start.own)
 
     def _take_over(self, upload: pb.Upload) -> pb.Upload:
         taken: pb.Upload = self._calls.call(

@@ -16,7 +16,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.convert import attributes_of, bad, change_of, file_digest_of, profile_of, set_rare
 from staddle_server.base.limits import ENTRIES_PER_CALL_MAX, KIB
 from staddle_server.base.types import ChunkRef, Entry, EntryType, Flag, Profile
-from staddle_server.manifest.columns import Columns, Rare
+from staddle_server.manifest.columns import NOTHING_RARE, Columns, Rare
 from staddle_server.restore.stored_segments import Piece
 from staddle_server.store.blobs import compact
 from staddle_server.upload.intake import Change
@@ -128,10 +128,12 @@ def _rare(m: pb.EntryColumns, count: int, at: str) -> dict[int, Rare]:
         raise bad(f"{at}.rare_at", "positions must ascend")
     if places and places[-1] >= count:
         raise bad(f"{at}.rare_at", f"positions must be under {count}, the last is {places[-1]}")
-    return {
+    found = {
         place: _rare_of(entry, m.types[place], f"{at}.rare[{index}]")
         for index, (place, entry) in enumerate(zip(places, m.rare, strict=True))
     }
+    # One form of each entry: a leaf has no place for rare fields that are all unset.
+    return {place: rare for place, rare in found.items() if rare != NOTHING_RARE}
 
 
 def _rare_of(m: pb.Entry, kind: int, at: str) -> Rare:

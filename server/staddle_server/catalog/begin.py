@@ -148,7 +148,7 @@ def _asked(spec: BeginUpload) -> bytes:
         spec.new_root,
         spec.take_over,
         spec.fingerprint,
-        spec.base.hex(),
+        *([spec.base.hex()] if spec.base else []),
     ]
     return hashlib.sha256(json.dumps(said).encode()).digest()
 
@@ -201,6 +201,8 @@ def _takeable(tenant_row: int, spec: BeginUpload) -> Query:
         _u.new_root == spec.new_root,
         _u.fingerprint == spec.fingerprint,
     )
+    if spec.base:  # what the client leaves out is in this backup, and no other
+        query = query.where(_u.base == spec.base)
     return Query(locking(query.order_by(_u.begin_ns.desc(), _u.id)))
 
 

@@ -83,8 +83,9 @@ def _checked_paths(columns: Columns) -> list[bytes]:
     ):
         for path in paths:
             check_path(path)
-    if not paths[0] and columns.types[0] not in _OF_ROOT:
-        _bad(columns, "types", 0, "the root (the empty path) is not a directory")
+    for at in range(min(2, len(paths))):  # in a run, a removal of the root may precede it
+        if not paths[at] and columns.types[at] not in _OF_ROOT:
+            _bad(columns, "types", at, "the root (the empty path) is not a directory")
     return keys_of(paths)
 
 

@@ -20,6 +20,8 @@ from staddle_server.manifest.pages import encoder
 _OVERHEAD_BYTES: Final = 480
 """What columns take in memory for an entry, beside the bytes of its path and its sort key."""
 _RARE_BYTES: Final = 300
+_PART_BYTES: Final = 1_200
+"""What each set of columns takes beside its entries."""
 _OBJECTS_MAX: Final = 256
 """Entries that are objects until they become columns."""
 
@@ -88,7 +90,7 @@ class Gathered:
         keys = entries.keys
         self._parts.append(entries)
         self._count += len(keys)
-        self.size_bytes += _OVERHEAD_BYTES * len(keys) + 2 * sum(map(len, keys))
+        self.size_bytes += _PART_BYTES + _OVERHEAD_BYTES * len(keys) + 2 * sum(map(len, keys))
         self.size_bytes += sum(map(len, entries.columns.link_targets))
         self.size_bytes += sum(map(_rare_bytes, entries.columns.rare.values()))
         if self._last_key is not None and keys[0] <= self._last_key:
@@ -100,6 +102,7 @@ class Gathered:
             columns = columns_of(self._last)
             self._parts.append(CheckedColumns(columns, keys_of(columns.paths)))
             self._last = []
+            self.size_bytes += _PART_BYTES
 
     def parts(self) -> Sequence[CheckedColumns]:
         """Return all of them, which must be `in_order`; else raises ValueError."""

@@ -203,7 +203,7 @@ class ChunkSink:
             Unavailable: The store does not answer.
 
         """
-        if self._presence.lost_of_all(self._tenant, self._since_s):
+        if self._presence.lost_of_all(self._tenant):
             self.forget()
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterable
 from typing import Final
@@ -83,21 +84,21 @@ class Presence:
             )
         return marked
 
-    def lost_of_all(self, tenant: Tenant, since_s: float) -> list[bytes]:
+    def lost_of_all(self, tenant: Tenant) -> list[bytes]:
         """Do the same for all live packs of a tenant that are not known to be damaged as a whole.
 
-        One listing of the store shows most of them; memory is bounded.
+        One listing of the store shows most of them; the others are looked at, also those seen just now. Memory is
+        bounded.
         """
-        since_s = max(since_s, self._clock.monotonic_s() - SEEN_S)
         unseen: list[bytes] = []
         marked: list[bytes] = []
         for pack, is_listed in compared_with_listing(tenant, self._catalog):
             if not is_listed and WHOLE_PACK not in pack.marks:
                 unseen.append(pack.id)
                 if len(unseen) >= LOOKED_FOR_AT_ONCE:
-                    marked += self.lost(tenant, unseen, since_s)
+                    marked += self.lost(tenant, unseen, math.inf)
                     unseen = []
-        return marked + self.lost(tenant, unseen, since_s)
+        return marked + self.lost(tenant, unseen, math.inf)
 
     def _seen_s(self, tenant: bytes, pack: bytes) -> float:
         seen_s = self._seen.get((tenant, pack))

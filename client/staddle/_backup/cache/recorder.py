@@ -134,8 +134,8 @@ class CacheRecorder:
 
     def settle(self, changed: Changed) -> None:
         """The sender is done with the current path."""
-        if self._differential and changed.in_base:
-            self.abandon()
+        if self._differential and (changed.in_base or changed.doubted):
+            self.abandon()  # the server may have kept the metadata that its base has
         if changed.held is None:
             self._set(NO_ROW, LOOK if changed.doubted else ABSENT, NO_DIGEST)
             return
