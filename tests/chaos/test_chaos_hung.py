@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest, site: SmallSite) -> Iterator[signal.Sign
     if HANGS[request.param] == signal.SIGUSR2:
         hung.kill()
         hung.start()
-    wait_until(lambda: site.stub(0).GetServerInfo(sv.GetServerInfoRequest()), 30)
+    wait_until(lambda: site.stub(0).GetServerInfo(sv.GetServerInfoRequest()))
 
 
 def client_at(site: SmallSite, member: Member) -> Client:
@@ -146,7 +146,7 @@ def test_clients_leave_a_server_that_hangs_and_do_nothing_twice(
     assert_new_clients_avoid(site, hung)
     if how == signal.SIGSTOP:
         hung.signal(signal.SIGCONT)
-        wait_until(lambda: restore(site.stub(0), f"source-{name}").files == read_tree(source), 30)
+        wait_until(lambda: restore(site.stub(0), f"source-{name}").files == read_tree(source))
         assert_made_once(site, contents)
     site.assert_sound()
 
@@ -162,7 +162,7 @@ def test_an_address_that_accepts_connections_and_says_nothing_is_left_within_sec
         while met < 3:
             with Client(addresses, site.token) as client:
                 spent_s = timed(lambda client=client: client.backup(tmp_path / "source", dataset="mute"))
-                assert spent_s < NEW_S
+                assert spent_s < NEW_S + WORK_S
                 met += spent_s > 3.0
                 assert client.address == site.members[1].address
     assert all(

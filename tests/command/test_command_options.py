@@ -88,8 +88,8 @@ def test_every_numeric_or_time_option_names_its_error(command: click.Command, op
 
 def test_the_table_of_kinds_has_every_numeric_or_time_metavar() -> None:
     of_other_kinds = {
-        "CERT", "COMMAND", "DATASET", "DIR", "FILE", "HOST:PORT|unix:PATH", "ID", "K=V", "K[=V]", "NAME", "PATTERN",
-        "TEXT", "TOKEN", "ZONE",
+        "CERT", "COMMAND", "DATASET", "DIR", "FILE", "HOST:PORT|unix:PATH", "ID", "K=V", "K[=V]", "KIND", "NAME",
+        "PATTERN", "TEXT", "TOKEN", "ZONE",
     }  # fmt: skip
     metavars = {
         option.metavar

@@ -182,6 +182,7 @@ def test_a_bucket_without_locks_is_refused_by_name(s3: S3Server, tmp_path: Path)
     client = s3.client()
     client.create_bucket(Bucket="versions-alone")
     client.put_bucket_versioning(Bucket="versions-alone", VersioningConfiguration={"Status": "Enabled"})
+    s3.await_versions("versions-alone")
     with pytest.raises(LockLacking, match="created without object lock"):
         check_engine(url.replace("staddle-tests", "versions-alone"), os.environ, str(tmp_path))
 

@@ -100,6 +100,13 @@ class S3Server:
                     raise
             time.sleep(0.1)
 
+    def await_versions(self, bucket: str) -> None:
+        """Waits until the gateway knows that a new bucket keeps versions, which it learns late on a busy machine."""
+        client, end_s = self.client(), time.monotonic() + READY_S
+        while client.put_object(Bucket=bucket, Key="ready", Body=b"").get("VersionId") in {None, "null"}:
+            assert time.monotonic() < end_s, f"{bucket} keeps no versions"
+            time.sleep(0.05)
+
     def client(self) -> Any:
         """A client of S3 with the store's own keys, as an attacker has it."""
         return botocore.session.Session().create_client(
@@ -149,6 +156,7 @@ class S3Server:
             assert time.monotonic() < end_s, (self._place / "log").read_text()[-4000:]
             time.sleep(0.05)
         self.client().create_bucket(Bucket=LOCKED_BUCKET, ObjectLockEnabledForBucket=True)
+        self.await_versions(LOCKED_BUCKET)
 
     def _make_bucket(self) -> bool:
         return answers(self._ports["filer"], "POST", f"/buckets/{BUCKET}/")
