@@ -85,7 +85,7 @@ def test_a_login_at_one_server_works_at_the_other_and_each_shows_what_both_do(do
     source.commit()
     for door in doors:
         assert "No backup is running." in text_of(at(visitor, door).page("/"))
-        assert ">a</a>" in at(visitor, door).page("/browse?dataset=www")
+        assert "<bdi>a</bdi></a>" in at(visitor, door).page("/browse?dataset=www")
 
     # A form of a page of one server is taken by the other, once for both.
     made = back_up(second.stub(token), "etc", {"b": b"2"})
@@ -99,4 +99,4 @@ def test_a_login_at_one_server_works_at_the_other_and_each_shows_what_both_do(do
     said = text_of(at(visitor, second).page("/"))
     assert "1 server: 1 live" in said
     assert first.server.address not in text_of(visitor.page("/store"))
-    assert ">a</a>" in visitor.page("/browse?dataset=www")
+    assert "<bdi>a</bdi></a>" in visitor.page("/browse?dataset=www")
