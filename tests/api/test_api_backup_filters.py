@@ -10,6 +10,7 @@ import pytest
 from servers import Running
 from staddle import BadRequestError, Client
 from staddle.v1 import service_pb2 as sv
+from staddle_server.catalog import backups as listing
 from thin import back_up, reason
 
 TAGS: tuple[dict[str, str], ...] = ({"env": "prod", "why": ""}, {"env": "test"}, {}, {"env": "prod"})
@@ -71,6 +72,19 @@ def test_pages_keep_the_filter_and_refuse_another(running: Running) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             stub.ListBackups(request)
         assert reason(refused.value) == "BAD_PAGE_TOKEN"
+
+
+def test_lists_go_on_behind_empty_pages(
+    running: Running, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ROWS_AT_ONCE", "LOOKED_AT_MAX"):
+        monkeypatch.setattr(listing, name, 1)
+    request = sv.ListBackupsRequest(dataset="www", tags=[sv.TagFilter(key="why")])
+    first = running.stub("reader").ListBackups(request)
+    assert (list(first.backups), first.next_page_token != "") == ([], True)
+    assert [each.number for each in client.backups("www", tags={"why": None})] == [1]
+    assert [each.number for each in client.backups("www", host="h1")] == [4, 2]
+    assert list(client.backups("www", tags={"none": None})) == []
 
 
 @pytest.mark.parametrize(

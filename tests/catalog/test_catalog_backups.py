@@ -5,6 +5,7 @@ from sqlalchemy import delete
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK, Kind, record_link
 from staddle_server.catalog import BackupFilter, PendingRecord
+from staddle_server.catalog import backups as listing
 from staddle_server.catalog.schema import backups
 
 SECOND = 1_000_000_000
@@ -221,6 +222,7 @@ def test_the_number_of_a_removed_backup_is_not_reused(world):
         (BackupFilter(tags=(("y", "%_"),)), [4]),
         (BackupFilter(tags=(("ü", 'a"\\'),)), [3]),
         (BackupFilter(tags=(("y", "__"),)), []),
+        (BackupFilter(tags=((",", None),)), []),
         (BackupFilter(held=True), [1]),
     ],
 )
@@ -230,7 +232,7 @@ def test_backups_are_filtered_by_host_tags_and_holds(world, among, which):
         {"env": "Prod"},
         {"env": "test", "x": 'say "env":"prod"', 'y"env': "prod"},
         {"ü": 'a"\\'},
-        {"x": '{"env":"prod"', "y": "%_"},
+        {"x": '{"env":"prod"', "y": "%_", "z": ",", "zz": "v"},
     )
     made = [
         world.backup(tags=each, host="ab"[number % 2], new_root=True, kind=Kind.FULL)
@@ -251,3 +253,46 @@ def test_a_time_filters_by_the_begin_of_backups(world):
         world.tenant, "www", limit=1, before_number=made[2].number, among=among
     )
     assert (rest, rest.more) == ([made[1]], False)
+
+
+def _pages(world, among, before=None):
+    while True:
+        page = world.catalog.backups.list_page(
+            world.tenant, "www", limit=2, among=among, before_number=before
+        )
+        yield [each.number for each in page]
+        if not page.more:
+            return
+        before = page.reached
+
+
+def test_a_page_looks_at_so_many_backups_and_is_empty_if_none_of_them_was_asked_for(world, monkeypatch):
+    monkeypatch.setattr(listing, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(listing, "LOOKED_AT_MAX", 4)
+    for number in range(1, 14):
+        world.backup(tags={"env": "prod"} if number in {1, 7, 10, 11, 12} else {}, host="a")
+    found = list(_pages(world, BackupFilter(tags=(("env", None),))))
+    assert found == [[12, 11], [10, 7], [], [1]]
+    assert list(_pages(world, BackupFilter(tags=(("env", "test"),)))) == [[], [], [], []]
+    assert list(_pages(world, BackupFilter(host="b"))) == [[], [], [], []]
+    assert [number for page in _pages(world, BackupFilter()) for number in page] == list(range(13, 0, -1))
+
+
+def test_a_page_looks_at_so_many_bytes_of_tags(world, monkeypatch):
+    monkeypatch.setattr(listing, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(listing, "LOOKED_AT_BYTES_MAX", 5000)
+    for _ in range(8):
+        world.backup(tags={"x": "v" * 1000})
+    assert list(_pages(world, BackupFilter(tags=(("y", None),)))) == [[], []]
+
+
+def test_a_list_ends_where_its_caller_is_gone(world, monkeypatch):
+    monkeypatch.setattr(listing, "ROWS_AT_ONCE", 2)
+    for _ in range(8):
+        world.backup()
+    looks = iter([None, None])
+
+    with pytest.raises(StopIteration):
+        world.catalog.backups.list_page(
+            world.tenant, "www", limit=9, among=BackupFilter(host="b"), check=lambda: next(looks)
+        )

@@ -1593,8 +1593,11 @@ class ListBackupsResponse(_message.Message):
     BACKUPS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty: that was all."""
     @_builtins.property
-    def backups(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Backup]: ...
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Backup]:
+        """May be fewer than asked for, or none, although others follow: a page looks at 20,000 backups at most."""
+
     def __init__(
         self,
         *,

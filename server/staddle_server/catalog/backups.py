@@ -1,11 +1,12 @@
 """Backups: list and look up, delete and undelete, and the records still to be written."""
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, select, update
 
 from staddle_server.base import errors
+from staddle_server.base.limits import LISTED_BYTES_MAX, MIB
 from staddle_server.base.types import Place
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
@@ -18,15 +19,18 @@ from staddle_server.catalog.rows import (
     dataset_number,
     dataset_row,
     lock_backup,
-    page_of,
     select_backups,
+    size_of,
 )
 from staddle_server.catalog.tenants import TenantRows
-from staddle_server.catalog.validation import ID_BYTES, batches, pack_tags, rfc3339
+from staddle_server.catalog.validation import ID_BYTES, batches, rfc3339, unpack_tags
 from staddle_server.catalog.values import Backup, BackupFilter, PendingRecord
 
 PREFIX_DIGITS_MIN: Final = 4
 ALL: Final = BackupFilter()
+LOOKED_AT_MAX: Final = 20_000
+LOOKED_AT_BYTES_MAX: Final = 16 * MIB
+"""Of backups, for one page of those that a filter names: a fraction of a second."""
 
 _b = schema.backups.c
 _p = schema.pending_records.c
@@ -49,26 +53,53 @@ class Backups:
         before_number: int | None = None,
         show_deleted: bool = False,
         among: BackupFilter = ALL,
+        check: Callable[[], None] = lambda: None,
     ) -> Page[Backup]:
         """Return at most `limit` backups, newest first, with a number below `before_number`.
 
+        No more than LOOKED_AT_MAX backups are looked at, of LOOKED_AT_BYTES_MAX. If few of them are `among` those
+        asked for, the page is short or empty, and others may follow. `check` raises once the caller is gone.
+
         DATASET_NOT_FOUND.
         """
-        # What one query loads is of one state anyway.
-        opened = self._database.look_up if limit < ROWS_AT_ONCE else self._database.read
-        with opened() as connection:
+        page: Page[Backup] = Page()
+        page.reached = before_number
+        looked_at = looked_at_bytes = size = 0
+        while True:
+            check()
+            step = min(ROWS_AT_ONCE, limit + 1 - len(page)) if among == ALL else ROWS_AT_ONCE
+            rows = self._next_rows(tenant, dataset, step, page.reached, show_deleted=show_deleted)
+            for row in rows:
+                if _is_among(among, row):
+                    size += size_of(row)
+                    if page and (len(page) == limit or size > LISTED_BYTES_MAX):
+                        page.more = True
+                        return page
+                    page.append(backup_of(row))
+                page.reached = row.number
+            if len(rows) < step:
+                return page
+            looked_at += step
+            looked_at_bytes += sum(map(size_of, rows))
+            if looked_at >= LOOKED_AT_MAX or looked_at_bytes >= LOOKED_AT_BYTES_MAX:
+                page.more = True
+                return page
+
+    def _next_rows(
+        self, tenant: bytes, dataset: str, count: int, before_number: int | None, *, show_deleted: bool
+    ) -> Sequence[Row[Any]]:
+        """Return the rows of the next backups; no filter, so that the database reads no others for them."""
+        with self._database.look_up() as connection:
             row = dataset_number(self._tenants.row(connection, tenant), dataset)
             query = select_backups().where(
-                _b.dataset == row,
-                schema.IS_KEPT if show_deleted else schema.IS_SHOWN,
-                *_conditions(among),
+                _b.dataset == row, schema.IS_KEPT if show_deleted else schema.IS_SHOWN
             )
             if before_number is not None:
                 query = query.where(_b.number < before_number)
-            page = page_of(connection, query.order_by(_b.number.desc()), limit, backup_of)
-            if not page:
+            rows = connection.execute(query.order_by(_b.number.desc()).limit(count)).all()
+            if not rows:
                 self._of_dataset(connection, tenant, dataset)
-            return page
+            return rows
 
     def get(self, tenant: bytes, backup: bytes) -> Backup:
         """Return the backup with this id, deleted or not, also a purged one while its row exists.
@@ -187,21 +218,17 @@ class Backups:
         return of_dataset
 
 
-def _conditions(among: BackupFilter) -> Iterator[ColumnElement[bool]]:
-    if among.host:
-        yield _b.host == among.host
-    if among.since_ns is not None:
-        yield _b.begin_ns >= among.since_ns
-    if among.until_ns is not None:
-        yield _b.begin_ns < among.until_ns
-    if among.held:
-        yield _b.hold_ns.is_not(None)
-    for key, value in among.tags:
-        # A pair in JSON: a quotation mark inside a text would follow a backslash. `replace` compares exactly in
-        # every database, where LIKE and functions that search do not.
-        pair = pack_tags({key: value or ""})[1:-1]
-        text = pair.removesuffix('""') + '"' if value is None else pair
-        yield or_(*(func.replace(_b.tags, before + text, "") != _b.tags for before in "{,"))
+def _is_among(among: BackupFilter, row: Row[Any]) -> bool:
+    if among.host and row.host != among.host:
+        return False
+    if among.since_ns is not None and row.begin_ns < among.since_ns:
+        return False
+    if among.until_ns is not None and row.begin_ns >= among.until_ns:
+        return False
+    if among.held and row.hold_ns is None:
+        return False
+    tags = unpack_tags(row.tags) if among.tags else {}
+    return all(key in tags and value in {None, tags[key]} for key, value in among.tags)
 
 
 def _latest(connection: Connection, among: tuple[ColumnElement[bool], ...], dataset: str) -> Backup:

@@ -139,10 +139,18 @@ class Page(list[T]):
 
     Attributes:
         more: Whether others follow.
+        reached: In a list of backups, the number after which the next page begins; it may be that of one that is
+            not listed. None if there is nothing after `before_number`.
 
     """
 
     more = False
+    reached: int | None = None
+
+
+def size_of(row: Row[Any]) -> int:
+    """Return about how many bytes a row has: those of its texts."""
+    return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
 def page_of(
@@ -159,7 +167,7 @@ def page_of(
         with connection.execute(query.limit(step).offset(len(page))) as result:
             before = len(page)
             for row in result:
-                size += sum(len(value) for value in row if isinstance(value, str | bytes))
+                size += size_of(row)
                 if page and (len(page) == limit or size > LISTED_BYTES_MAX):
                     page.more = True
                     return page

@@ -238,9 +238,7 @@ class Reads:
                 principal.tenant, dataset, limit=BACKUPS_AT_ONCE, before_number=before_number
             )
             yield from page
-            more = page.more
-            if page:
-                before_number = page[-1].number
+            more, before_number = page.more, page.reached
 
     def read_range(
         self,

@@ -154,9 +154,12 @@ class ReadCalls:
             before_number=before,
             limit=limit,
             among=among,
+            check=call.check,
         )
         page = convert.fitting(map(convert.backup_out, found), PAGE_BYTES)
-        more = tokens.make(query, page[-1].number) if found.more or len(found) > len(page) else ""
+        more = tokens.make(query, found.reached) if found.more else ""
+        if len(found) > len(page):
+            more = tokens.make(query, page[-1].number)
         return sv.ListBackupsResponse(backups=page, next_page_token=more)
 
     def get_backup(self, request: sv.GetBackupRequest, call: Call) -> sv.GetBackupResponse:
