@@ -284,6 +284,11 @@ def test_put_sets_all_of_a_retention_and_patch_what_is_given(place: RestDoor) ->
     assert sent("PUT", {"policy": {"keepLast": 1}}) == {"policy": policy, "minimum": "0s"}
     assert sent("PATCH", {"minimum": "30s"})["policy"] == policy
     assert sent("PUT", {"minimum": "60s"}) == {"minimum": "60s"}
+    refused = place.send("PUT", address)
+    assert (refused.status, "it must be an object, such as {}" in refused.said["message"]) == (400, True)
+    assert place.get(address).said["retention"] == {"minimum": "60s"}
+    assert sent("PUT", {"policy": {"keepLast": 1}, "minimum": "60s"})["policy"] == policy
+    assert sent("PUT", {"policy": None, "minimum": "60s"}) == {"minimum": "60s"}
     assert sent("PUT", {}) == {"minimum": "0s"}
     assert place.send("PUT", address, {"policy": {}, "dataset": "other"}).status == 400
     assert place.send("PUT", address, {}, role="writer").status == 403

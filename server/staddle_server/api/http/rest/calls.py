@@ -43,7 +43,8 @@ class Calls:
         """Return the operation that calls the method `name`, in OpenAPI under the name `id_`.
 
         Its parameters are fields of the request. With an `example`, a body has the others, except those in
-        `without`; `required` names those that it must have, and `otherwise` what the others are if it lacks them.
+        `without`; `required` names those that it must have, and `otherwise` what the others are if it lacks them:
+        then there must be a body, if only {}.
         """
         method, answer = self._table[name], _type_of(name, "output_type")
         request = _type_of(name, "input_type")
@@ -100,7 +101,7 @@ def _request(
 ) -> bytes:
     """Return the encoded request of a method."""
     message = type_()
-    if asked.body:
+    if asked.body or otherwise:  # what a body lacks changes something, so it must be there
         parse_json(asked.body, message)
         for field, _ in message.ListFields():
             if field.json_name in fields.values() or field.json_name in without:

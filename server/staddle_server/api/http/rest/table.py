@@ -318,7 +318,7 @@ def _set_retention(calls: Calls) -> list[Operation]:
             "PUT",
             f"{ONE}/retention",
             "SetRetention",
-            "Sets the policy of a dataset and its minimum retention; what is not given is none from now on.",
+            "Sets the policy of a dataset and its minimum retention; what is not given, or null, is none from now on.",
             (DATASET,),
             otherwise={"policy": {}, "minimum": "0s"},
             example={"policy": {"keepDaily": 7, "keepMonthly": 12}, "minimum": "604800s"},
