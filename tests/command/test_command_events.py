@@ -67,3 +67,8 @@ def test_a_period_in_which_nothing_can_lie_is_refused(staddle: CommandLine, comm
     assert "--since 1d is later than --until 2d" in none
     unknown = staddle(command, "--since", "yesterday", code=2).err
     assert "yesterday" in unknown
+
+
+def test_an_unknown_kind_is_answered_with_those_that_there_are(staddle: CommandLine) -> None:
+    refused = staddle("events", "--kind", "nope", code=2)
+    assert "--kind: unknown kind; there are late, failed, " in refused.err

@@ -51,6 +51,7 @@ FIELDS: Final = {
     "every": "--every",
     "grace": "--grace",
     "host": "--host",
+    "kinds": "--kind",
     "minimum": "--minimum",
     "mute_until_time": "--mute",
     "name": "--name",
