@@ -87,6 +87,18 @@ def test_what_to_do_and_which_server_it_concerns_is_for_administrators(place: Pl
         assert older.over_ns is not None
 
 
+def test_events_about_tokens_are_for_administrators(place: Place) -> None:
+    place.begin(Alarm(AlarmKey("token", "default", "", "nightly"), "warning", "token nightly", "Make one."))
+    try:
+        assert place.texts("admin", kinds=["token"]) == ["token nightly"]
+        for role in ("reader", "writer"):
+            assert place.texts(role, kinds=["token"]) == []
+            assert "token nightly" not in place.texts(role)
+            assert "late www" in place.texts(role)
+    finally:
+        place.end("token nightly")
+
+
 @pytest.mark.parametrize(
     ("asked", "found"),
     [

@@ -85,6 +85,13 @@ def test_only_what_is_bad_is_shown_with_why_and_where(seen: Seen) -> None:
     assert "good" not in bad
 
 
+def test_events_about_tokens_are_for_administrators(seen: Seen) -> None:
+    seen.alarm("The token nightly ends soon.", kind="token")
+    for page in ("/", "/events"):
+        admin, reader = seen.says(page), seen.says(page, seen.reader)
+        assert ("nightly" in admin, "nightly" in reader) == (True, False)
+
+
 def test_events_of_the_service_are_for_administrators_and_of_other_tenants_for_nobody(seen: Seen) -> None:
     seen.running.make_tenant("other")
     seen.alarm("The lock of this tenant is late.")

@@ -486,7 +486,7 @@ class StaddleServiceServicer(object):
 
     def ListEvents(self, request, context):
         """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
-        concerns the service as a whole. Role: reader.
+        concerns the service as a whole, and tokens that end. Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -153,7 +153,7 @@ class StaddleServiceStub:
     """The datasets that need somebody, the worst first. Role: reader."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListEventsRequest, _service_pb2.ListEventsResponse]
     """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
-    concerns the service as a whole. Role: reader.
+    concerns the service as a whole, and tokens that end. Role: reader.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]
     """Version, limits and chunker parameters. Role: reader."""
@@ -272,7 +272,7 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     """The datasets that need somebody, the worst first. Role: reader."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_service_pb2.ListEventsRequest, _service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
-    concerns the service as a whole. Role: reader.
+    concerns the service as a whole, and tokens that end. Role: reader.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Version, limits and chunker parameters. Role: reader."""
@@ -598,7 +598,7 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListEventsResponse, _abc.Awaitable[_service_pb2.ListEventsResponse]]:
         """What the service found to be wrong, the newest first: for the tenant, and for administrators also what
-        concerns the service as a whole. Role: reader.
+        concerns the service as a whole, and tokens that end. Role: reader.
         """
 
     @_abc_1.abstractmethod

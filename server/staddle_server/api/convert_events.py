@@ -11,7 +11,7 @@ from staddle_server.api import convert
 from staddle_server.api.gate import Call
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Event, EventFilter
-from staddle_server.upkeep.events.kinds import KINDS, OF_A_DATASET
+from staddle_server.upkeep.events.kinds import FOR_ADMINISTRATORS, KINDS, OF_A_DATASET
 
 KINDS_MAX: Final = 64
 
@@ -23,6 +23,11 @@ def tenants_shown(call: Call) -> frozenset[str]:
     return frozenset({call.tenant, ""} if _is_admin(call) else {call.tenant})
 
 
+def kinds_hidden(call: Call) -> frozenset[str]:
+    """Return the kinds of events that a caller may not see."""
+    return frozenset() if _is_admin(call) else FOR_ADMINISTRATORS
+
+
 def filter_of(m: sv.ListEventsRequest, call: Call) -> EventFilter:
     """Convert what a caller wants to see of the events."""
     if len(m.kinds) > KINDS_MAX:
@@ -32,6 +37,7 @@ def filter_of(m: sv.ListEventsRequest, call: Call) -> EventFilter:
     return EventFilter(
         tenants=tenants_shown(call),
         kinds=frozenset(m.kinds),
+        hidden_kinds=kinds_hidden(call),
         subject=convert.dataset_name(m.dataset) if m.dataset else "",
         subject_kinds=OF_A_DATASET if m.dataset else frozenset(),
         since_ns=convert.ns_of(m.since_time, "since_time") if m.HasField("since_time") else None,

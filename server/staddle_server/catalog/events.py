@@ -105,6 +105,7 @@ class EventFilter(NamedTuple):
     Attributes:
         tenants: Of these tenants; "" is for what concerns all of them.
         kinds: Of these kinds.
+        hidden_kinds: Not of these, even if `kinds` has them.
         subject: About this, among `subject_kinds`.
         subject_kinds: The kinds that have such subjects.
         since_ns: Found at this time or later.
@@ -120,6 +121,7 @@ class EventFilter(NamedTuple):
     since_ns: int | None = None
     until_ns: int | None = None
     open_only: bool = False
+    hidden_kinds: frozenset[str] = frozenset()
 
 
 ALL_EVENTS: Final = EventFilter()
@@ -235,6 +237,8 @@ def _select(asked: EventFilter) -> Select[Any]:
     query = select(schema.events).order_by(_e.row.desc())
     for column, among in ((_e.tenant, asked.tenants), (_e.kind, asked.kinds)):
         query = query.where(column.in_(among)) if among else query
+    if asked.hidden_kinds:
+        query = query.where(_e.kind.not_in(asked.hidden_kinds))
     if asked.subject:
         query = query.where(_e.subject == asked.subject, _e.kind.in_(asked.subject_kinds))
     if asked.since_ns is not None:

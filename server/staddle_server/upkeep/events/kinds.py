@@ -75,6 +75,8 @@ KINDS: Final = {
 }
 OF_A_DATASET: Final = frozenset({LATE.name, FAILED.name, PROBLEMS.name, DRILL.name})
 """The kinds whose subject is a dataset."""
+FOR_ADMINISTRATORS: Final = frozenset({TOKEN.name})
+"""The kinds that name what only administrators may list."""
 
 
 def alarm(

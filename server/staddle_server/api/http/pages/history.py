@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from staddle_server.api import convert
-from staddle_server.api.convert_events import tenants_shown
+from staddle_server.api.convert_events import kinds_hidden, tenants_shown
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import DATASET_BYTES_MAX
@@ -90,5 +90,6 @@ def events_page(visit: Visit) -> Shown:
 
 
 def is_shown(visit: Visit, event: Event) -> bool:
-    """Return whether somebody may see an event: of their tenant, and as an administrator of the service."""
-    return event.alarm.key.tenant in tenants_shown(visit.call)
+    """Return whether somebody may see an event: of their tenant, and as an administrator of the service and of tokens."""
+    key = event.alarm.key
+    return key.tenant in tenants_shown(visit.call) and key.kind not in kinds_hidden(visit.call)
