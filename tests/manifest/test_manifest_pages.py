@@ -293,7 +293,7 @@ def test_removals_are_allowed_only_in_runs() -> None:
         [file(b"a"), removal(b"a")],
         [removal(b"a"), removal(b"a")],
         [file(b"a"), file(b"a")],
-        [removal(b""), file(b"")],
+        [removal(b""), file(b"", 0)],
     ):
         with pytest.raises(errors.Damaged):
             decode_leaf(encode_leaf(wrong), run=True)
