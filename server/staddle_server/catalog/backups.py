@@ -30,7 +30,7 @@ PREFIX_DIGITS_MIN: Final = 4
 ALL: Final = BackupFilter()
 LOOKED_AT_MAX: Final = 20_000
 LOOKED_AT_BYTES_MAX: Final = 16 * MIB
-"""Of backups, for one page of those that a filter names: a fraction of a second."""
+"""Of backups, for one page of those that a filter names: about a second of work."""
 
 _b = schema.backups.c
 _p = schema.pending_records.c
