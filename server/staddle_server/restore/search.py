@@ -131,26 +131,26 @@ def search(
 ) -> Matches:
     """Return at most `most` entries below a directory that a pattern matches, after a path if one is given.
 
-    Reads only the part of the manifest in which paths begin as the pattern does. `limit` counts the entries
-    that are looked at.
+    Reads only the part of the manifest in which paths begin as the pattern does, whatever `after` is. `limit`
+    counts the entries that are looked at, and the parts that cannot be read.
     """
     found = Matches()
     base = below + b"/" if below else b""
     behind = below
     for each in _beginning(manifest, below, pattern, after):
+        if len(found.entries) >= most or (limit.steps % _LOOKS_EVERY == 0 and limit.is_over()):
+            found.stopped_after = behind
+            break
+        limit.steps += 1
         if isinstance(each, Gap):
             if len(found.gaps) < GAPS_MAX and each.message not in found.gaps:
                 found.gaps.append(each.message)
             behind = each.upto or behind
             continue
-        if len(found.entries) >= most or (limit.steps % _LOOKS_EVERY == 0 and limit.is_over()):
-            found.stopped_after = behind
-            break
         behind = each.path
-        limit.steps += 1
+        found.looked_at += 1
         if pattern.matches(each.path[len(base) :]):
             found.entries.append(each)
-    found.looked_at = limit.steps
     return found
 
 
@@ -159,16 +159,17 @@ def _beginning(
 ) -> Iterator[Entry | Gap]:
     """Yield what is below a directory and begins as the pattern does, in order, behind a path if one is given."""
     start = (below + b"/" if below else b"") + pattern.prefix
-    if after is None and pattern.prefix:
-        # What is at `start` itself comes before all that begins with it, so the walk can begin behind it.
-        after = start.rstrip(b"/")
+    # What is at `first` itself comes before all that begins with it, so the walk can begin behind it.
+    first = start.rstrip(b"/")
+    if pattern.prefix and (after is None or sort_key(after) < sort_key(first)):
+        after = first
         try:
-            first = manifest.find(after)
+            found = manifest.find(first)
         except Damaged as error:
             yield Gap(None, None, error.message)
         else:
-            if first is not None and after == start:
-                yield first
+            if found is not None and first == start:
+                yield found
     if pattern.is_path:
         return
     for each in manifest.walk(below, after=after):
