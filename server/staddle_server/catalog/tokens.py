@@ -157,18 +157,25 @@ class Tokens:
                 earlier = or_(_t.used_ns.is_(None), _t.used_ns < now_ns)
                 later(connection, update(schema.tokens).where(_t.id == token, earlier).values(used_ns=now_ns))
 
-    def end_sessions(self, token: bytes, at_ns: int) -> None:
-        """End the sessions of the token with this id that began at this time or before."""
-        with self._database.write() as connection:
-            earlier = or_(_t.logout_ns.is_(None), _t.logout_ns < at_ns)
-            later(connection, update(schema.tokens).where(_t.id == token, earlier).values(logout_ns=at_ns))
+    def logouts(self, token: bytes) -> int:
+        """Return how often sessions of the token with this id were ended. Unauthenticated if it is unknown."""
+        with self._database.look_up() as connection:
+            count = connection.execute(select(_t.logouts).where(_t.id == token)).scalar()
+        if count is None:
+            raise unknown_token()
+        return int(count)
 
-    def of_session(self, token: bytes, begun_ns: int, now_ns: int) -> Principal:
-        """Return the principal of a session that the token with this id began. Unauthenticated if the token is unknown,
-        revoked or expired, or the session was ended.
+    def end_sessions(self, token: bytes, logouts: int) -> None:
+        """End the sessions that the token with this id began when its count of logouts was this one."""
+        with self._database.write() as connection:
+            current = (_t.id == token, _t.logouts == logouts)
+            later(connection, update(schema.tokens).where(*current).values(logouts=logouts + 1))
+
+    def of_session(self, token: bytes, logouts: int, now_ns: int) -> Principal:
+        """Return the principal of a session that the token with this id began at this count of logouts. Unauthenticated
+        if the token is unknown, revoked or expired, or the session was ended.
         """
-        lives = or_(_t.logout_ns.is_(None), _t.logout_ns < begun_ns)
-        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns), lives)
+        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns), _t.logouts == logouts)
         with self._database.look_up() as connection:
             row = connection.execute(query).one_or_none()
             if row is None:
