@@ -18,7 +18,7 @@ from staddle_server.base.types import Entry, EntryType, Role, TokenRole, sort_ke
 from staddle_server.catalog import Principal
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.restore.browse import Selector
-from staddle_server.restore.search import Limit, Matches, NamePattern, PathHistory, search
+from staddle_server.restore.search import GAPS_MAX, Limit, Matches, NamePattern, PathHistory, search
 from test_restore_damage import a_leaf, damage
 from thin import back_up, begin, finish, messages
 
@@ -59,6 +59,9 @@ PATTERNS = [
     ("etc/nginx*", [b"etc/nginx", b"etc/nginx-old"]),
     ("etc/nginx/*", [b"etc/nginx/nginx.conf", b"etc/nginx/sites"]),
     ("etc/nginx/**/*.conf", [b"etc/nginx/nginx.conf", b"etc/nginx/sites/a.conf"]),
+    ("etc/nginx/sites/**", [b"etc/nginx/sites", b"etc/nginx/sites/a.conf", b"etc/nginx/sites/B.CONF"]),
+    ("etc/nginx-old/**/**", [b"etc/nginx-old", b"etc/nginx-old/nginx.conf"]),
+    ("README/**", [b"README"]),
     ("e*/nginx.conf", []),
     ("e*/*/nginx.conf", [b"etc/nginx/nginx.conf", b"etc/nginx-old/nginx.conf"]),
     ("R*/", [b"README"]),
@@ -118,6 +121,7 @@ def test_a_search_finds_what_its_pattern_says_at_once_and_in_steps(searcher: Sea
     for text, expected in PATTERNS:
         found = searcher.search(text)
         assert sorted(each.path for each in found.entries) == sorted(expected), text
+        assert sorted(each for each in ALL if NamePattern(text).matches(each)) == sorted(expected), text
         assert found.stopped_after is None
         for most in (1, 2):
             assert sorted(found_in_steps(searcher, text, most)) == sorted(expected), text
@@ -186,6 +190,8 @@ def test_parts_that_cannot_be_read_count_against_the_limit() -> None:
         assert (found.looked_at, found.entries) == (0, [])
         after, parts = found.stopped_after, parts + 1
         assert after is None or limit.steps <= 128
+        assert len(found.gaps) == GAPS_MAX
+        assert found.has_more_gaps
     assert parts == -(-1004 // 128)
 
 
@@ -290,6 +296,6 @@ def test_what_is_damaged_is_named_and_the_rest_is_searched(searcher: Searcher) -
     assert set(found_in_steps(searcher, "f0?0", 7)) == {each.path for each in found.entries}
     for hidden in ("d15/f050", "d15/f050*", "d15/f050/*"):
         found = searcher.search(hidden)
-        assert (found.entries, len(found.gaps)) == ([], 1), hidden
+        assert (found.entries, len(found.gaps), found.has_more_gaps) == ([], 1, False), hidden
     assert searcher.versions(b"d15/f050").versions[0].damage
     assert searcher.versions(b"d00/f000").versions[0].entry is not None

@@ -116,7 +116,8 @@ class Matches:
         entries: The entries, in order.
         looked_at: How many entries were looked at.
         stopped_after: The last path that was looked at, if the search stopped before its end; continue there.
-        gaps: What could not be read, in sentences.
+        gaps: What could not be read, in sentences: the first GAPS_MAX.
+        has_more_gaps: Whether more than that could not be read.
 
     """
 
@@ -124,6 +125,7 @@ class Matches:
     looked_at: int = 0
     stopped_after: bytes | None = None
     gaps: list[str] = field(default_factory=list)
+    has_more_gaps: bool = False
 
 
 def search(
@@ -143,8 +145,9 @@ def search(
             break
         limit.steps += 1
         if isinstance(each, Gap):
-            if len(found.gaps) < GAPS_MAX and each.message not in found.gaps:
-                found.gaps.append(each.message)
+            if each.message not in found.gaps:
+                found.has_more_gaps = len(found.gaps) == GAPS_MAX
+                found.gaps += [] if found.has_more_gaps else [each.message]
             behind = each.upto or behind
             continue
         behind = each.path
@@ -158,7 +161,8 @@ def _beginning(
     manifest: Manifest, below: bytes, pattern: NamePattern, after: bytes | None
 ) -> Iterator[Entry | Gap]:
     """Yield what is below a directory and begins as the pattern does, in order, behind a path if one is given."""
-    start = (below + b"/" if below else b"") + pattern.prefix
+    base = below + b"/" if below else b""
+    start = base + pattern.prefix
     # What is at `first` itself comes before all that begins with it, so the walk can begin behind it.
     first = start.rstrip(b"/")
     if pattern.prefix and (after is None or sort_key(after) < sort_key(first)):
@@ -168,7 +172,8 @@ def _beginning(
         except Damaged as error:
             yield Gap(None, None, error.message)
         else:
-            if found is not None and first == start:
+            # It fits without the last slash, too, if `**` follows: any number of directories may be none.
+            if found is not None and (first == start or pattern.matches(first[len(base) :])):
                 yield found
     if pattern.is_path:
         return
