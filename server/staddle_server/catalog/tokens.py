@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, or_, select, update
@@ -149,13 +149,15 @@ class Tokens:
                     return FoundToken(Principal(tenant, id_, name, TokenRole(role)), expires_ns)
         return None
 
-    def note_used(self, tokens: Iterable[bytes], now_ns: int) -> None:
-        """Note that these tokens, given by id, were used at this time, if no later use is known."""
+    def note_used(self, uses: Mapping[bytes, int]) -> None:
+        """Note when tokens, given by id, were used, if no later use is known."""
         with self._database.write() as connection:
             # In the order of their ids: another server that notes the same waits, and both end.
-            for token in sorted(tokens):
-                earlier = or_(_t.used_ns.is_(None), _t.used_ns < now_ns)
-                later(connection, update(schema.tokens).where(_t.id == token, earlier).values(used_ns=now_ns))
+            for token, used_ns in sorted(uses.items()):
+                earlier = or_(_t.used_ns.is_(None), _t.used_ns < used_ns)
+                later(
+                    connection, update(schema.tokens).where(_t.id == token, earlier).values(used_ns=used_ns)
+                )
 
     def logouts(self, token: bytes) -> int:
         """Return how often sessions of the token with this id were ended. Unauthenticated if it is unknown."""
