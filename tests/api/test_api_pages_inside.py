@@ -371,9 +371,14 @@ def test_the_last_collections_are_kept_and_no_more(running: Running) -> None:
     found = catalog.collections.last(running.tenant)
     assert [each.begun_ns for each in found] == list(range(2 * KEPT))[::-1][:KEPT]
     assert (len(found[0].failure), found[1].failure) == (1000, "")
-    # A clock that was set back.
-    catalog.collections.note(running.tenant, fence, CollectionRun(2 * KEPT - 2, 0, {}, "again"))
-    assert [each.failure for each in catalog.collections.last(running.tenant)][1] == "again"
+    # A clock that was ahead, and was set back: what it noted makes none vanish that comes after.
+    for number in range(KEPT):
+        catalog.collections.note(running.tenant, fence, CollectionRun(10**18, 10**18, {}, f"ahead {number}"))
+    for number in range(3):
+        catalog.collections.note(running.tenant, fence, CollectionRun(number, 0, {}, f"back {number}"))
+    said = [each.failure for each in catalog.collections.last(running.tenant)]
+    assert said[:4] == ["back 2", "back 1", "back 0", f"ahead {KEPT - 1}"]
+    assert len(said) == KEPT
     catalog.gc_lease.release(fence)
     catalog.gc_lease.acquire("another", running.clock.now_ns(), 60.0)
     with pytest.raises(Conflict):
