@@ -55,6 +55,17 @@ def test_columns_are_stored_as_the_same_entries_one_by_one(sent):
         assert store_attributes(found[at], kept) == entry
 
 
+def test_rare_fields_that_are_all_unset_are_none() -> None:
+    """An entry has one form, or pages would end elsewhere."""
+    sent = as_columns([each for each in tree() if not each.HasField("content")][:1])
+    assert not sent.rare
+    more = pb.EntryColumns()
+    more.CopyFrom(sent)
+    more.rare.add()
+    more.rare_at.append(0)
+    assert checked(more).columns == checked(sent).columns
+
+
 @given(entries())
 def test_files_with_a_missing_chunk_are_named_by_position(sent):
     found = checked(as_columns(sent))

@@ -341,7 +341,7 @@ def test_a_run_whose_cache_is_gone_begins_anew(protected, monkeypatch: pytest.Mo
     assert made.backup.manifest_digest == whole(protected).backup.manifest_digest
 
 
-def test_an_upload_with_another_base_is_given_up(protected, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_with_another_base_is_not_taken_over(protected, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(protected.source, files=12)
     protected.backup(kind="full")
     (protected.source / "new").write_bytes(b"new")
@@ -352,7 +352,7 @@ def test_an_upload_with_another_base_is_given_up(protected, monkeypatch: pytest.
     protected.backup(kind="incremental")
     with counted_calls() as calls:
         made = protected.backup(kind="full")
-    assert calls["AbortUpload"] == 1
+    assert (calls["AbortUpload"], made.resumed) == (0, False)
     assert made.backup.manifest_digest == whole(protected).backup.manifest_digest
 
 

@@ -289,7 +289,12 @@ def test_removals_are_allowed_only_in_runs() -> None:
         decode_leaf(encode_leaf([removal(b"a")]))
     run = [removal(b"a"), file(b"a")]
     assert list(decode_leaf(encode_leaf(run), run=True)) == run
-    for wrong in ([file(b"a"), removal(b"a")], [removal(b"a"), removal(b"a")], [file(b"a"), file(b"a")]):
+    for wrong in (
+        [file(b"a"), removal(b"a")],
+        [removal(b"a"), removal(b"a")],
+        [file(b"a"), file(b"a")],
+        [removal(b""), file(b"", 0)],
+    ):
         with pytest.raises(errors.Damaged):
             decode_leaf(encode_leaf(wrong), run=True)
 

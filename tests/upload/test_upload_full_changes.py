@@ -181,6 +181,16 @@ def test_damage_found_while_it_runs_is_heeded(running):
     refused(source.commit)
 
 
+def test_an_upload_with_another_base_is_not_taken_over(running):
+    stub = running.stub()
+    first = back_up(stub, "www", FILES)
+    full_of_changes(stub, first, take_over=True)
+    second = back_up(stub, "www", {"x": b"meanwhile"})
+    begun = full_of_changes(stub, second, take_over=True)
+    assert (begun.begun.taken_over, begun.upload.base_backup_id) == (False, second.id)
+    assert full_of_changes(stub, first, take_over=True).begun.taken_over
+
+
 def test_it_is_resumed_with_its_base_after_a_restart(running):
     stub = running.stub()
     base = back_up(stub, "www", FILES)

@@ -16,6 +16,8 @@ from staddle_server.base.limits import PAGE_TOKEN_BYTES_MAX
 T = TypeVar("T")
 
 _TAG_BYTES = 16
+_BOUND = msgspec.msgpack.Encoder(order="deterministic")
+"""Equal queries are equal bytes in every process, which may iterate over the same set in another order."""
 
 
 class PageTokens:
@@ -52,5 +54,5 @@ class PageTokens:
             ) from e
 
     def _tag(self, query: tuple[object, ...], body: bytes) -> bytes:
-        bound = msgspec.msgpack.encode((query, body))
+        bound = _BOUND.encode((query, body))
         return blake3(bound, key=self._key).digest(_TAG_BYTES)
