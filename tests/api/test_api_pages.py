@@ -229,6 +229,25 @@ def test_logging_out_ends_copies_of_the_cookie_and_earlier_sessions_of_the_token
     assert again.get("/").status == 200
 
 
+@pytest.mark.parametrize("ahead_s", [-50, 50])
+def test_a_logout_at_a_server_with_another_clock_ends_what_was_and_nothing_else(
+    running: Running, port: int, ahead_s: int
+) -> None:
+    sessions = running.service._http._site._sessions  # type: ignore[union-attr]
+    own_ns, token = sessions._now_ns, running.token("reader", name="shared")
+    here, earlier = Visitor(port, token), Visitor(port, token)
+    sessions._now_ns = lambda: own_ns() + ahead_s * 10**9
+    assert [each.get("/").status for each in (here, earlier)] == [200, 200]
+    there = Visitor(port, token)
+    assert there.post("/logout", {"key": there.form_key()}).status == 303
+    sessions._now_ns = own_ns
+    assert [each.get("/").status for each in (here, earlier)] == [303, 303]
+    again = Visitor(port, token)
+    assert again.get("/").status == 200
+    sessions._now_ns = lambda: own_ns() + ahead_s * 10**9
+    assert again.get("/").status == 200
+
+
 def test_people_can_log_out_while_the_catalog_takes_no_writes(
     running: Running, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,8 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.collection_runs import KEPT, CollectionRun
 from staddle_server.catalog.overview import DAY_NS
 from staddle_server.cli.run import COMMANDS
+from staddle_server.restore.browse import Reads
+from staddle_server.restore.search import GAPS_MAX, Matches
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.collector import Collector
 from thin import back_up, begin, finish, messages, noise, small
@@ -147,6 +149,19 @@ def test_a_backup_is_searched_in_steps_and_each_time_is_one_move_away(seen: Seen
     assert "1 entry found" in seen.says(newer)
     for name in ("[", "**", "a/**/**/b", "\x00", "../x", "%", "*" * 500, "[!" * 100):
         assert seen.admin.get(f"{address}&name={quote(name)}").status == 200, name
+
+
+def test_a_search_names_some_unreadable_parts_and_says_that_there_are_more(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(seen.stub, "one", {"a.txt": b"x"})
+    found = Matches(gaps=[f"part {number} is damaged" for number in range(GAPS_MAX)])
+    monkeypatch.setattr(Reads, "search", lambda *_, **__: found)
+    address = "/search?dataset=one&name=txt"
+    assert "part 9 is damaged" in seen.says(address)
+    assert "More parts" not in seen.says(address)
+    found.has_more_gaps = True
+    assert "More parts could not be searched: only the first 10 are named here." in seen.says(address)
 
 
 @on_both_databases
@@ -356,9 +371,14 @@ def test_the_last_collections_are_kept_and_no_more(running: Running) -> None:
     found = catalog.collections.last(running.tenant)
     assert [each.begun_ns for each in found] == list(range(2 * KEPT))[::-1][:KEPT]
     assert (len(found[0].failure), found[1].failure) == (1000, "")
-    # A clock that was set back.
-    catalog.collections.note(running.tenant, fence, CollectionRun(2 * KEPT - 2, 0, {}, "again"))
-    assert [each.failure for each in catalog.collections.last(running.tenant)][1] == "again"
+    # A clock that was ahead, and was set back: what it noted makes none vanish that comes after.
+    for number in range(KEPT):
+        catalog.collections.note(running.tenant, fence, CollectionRun(10**18, 10**18, {}, f"ahead {number}"))
+    for number in range(3):
+        catalog.collections.note(running.tenant, fence, CollectionRun(number, 0, {}, f"back {number}"))
+    said = [each.failure for each in catalog.collections.last(running.tenant)]
+    assert said[:4] == ["back 2", "back 1", "back 0", f"ahead {KEPT - 1}"]
+    assert len(said) == KEPT
     catalog.gc_lease.release(fence)
     catalog.gc_lease.acquire("another", running.clock.now_ns(), 60.0)
     with pytest.raises(Conflict):

@@ -89,6 +89,22 @@ def test_the_tokens_of_a_tenant_have_distinct_names(world):
         world.catalog.tokens.create(world.tenant, "ann", TokenRole.ADMIN, 1)
 
 
+def test_a_session_lasts_until_one_of_its_count_is_ended(world):
+    tokens, ann, bob = world.catalog.tokens, world.ann.token, world.bob.token
+    assert (tokens.logouts(ann), tokens.of_session(ann, 0, world.now)) == (0, world.ann)
+    for _ in range(2):  # two people of one count log out: sessions that began in between stay
+        tokens.end_sessions(ann, 0)
+        assert (tokens.logouts(ann), tokens.of_session(ann, 1, world.now)) == (1, world.ann)
+    tokens.end_sessions(ann, 1)
+    for count in (0, 1, 3):
+        with pytest.raises(errors.Unauthenticated):
+            tokens.of_session(ann, count, world.now)
+    assert (tokens.logouts(ann), tokens.logouts(bob)) == (2, 0)
+    assert tokens.of_session(bob, 0, world.now) == world.bob
+    with pytest.raises(errors.Unauthenticated):
+        tokens.logouts(b"\0" * 16)
+
+
 def test_another_tenants_token_cannot_be_revoked_or_seen(world):
     for name in ("eve", world.eve.token.hex()):
         with pytest.raises(errors.BadRequest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,11 @@ from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import BadRequest, NotFound
-from staddle_server.base.types import Role, TokenRole
+from staddle_server.base.types import Entry, EntryType, Role, TokenRole, sort_key
 from staddle_server.catalog import Principal
+from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.restore.browse import Selector
-from staddle_server.restore.search import Limit, Matches, NamePattern, PathHistory
+from staddle_server.restore.search import GAPS_MAX, Limit, Matches, NamePattern, PathHistory, search
 from test_restore_damage import a_leaf, damage
 from thin import back_up, begin, finish, messages
 
@@ -57,6 +59,9 @@ PATTERNS = [
     ("etc/nginx*", [b"etc/nginx", b"etc/nginx-old"]),
     ("etc/nginx/*", [b"etc/nginx/nginx.conf", b"etc/nginx/sites"]),
     ("etc/nginx/**/*.conf", [b"etc/nginx/nginx.conf", b"etc/nginx/sites/a.conf"]),
+    ("etc/nginx/sites/**", [b"etc/nginx/sites", b"etc/nginx/sites/a.conf", b"etc/nginx/sites/B.CONF"]),
+    ("etc/nginx-old/**/**", [b"etc/nginx-old", b"etc/nginx-old/nginx.conf"]),
+    ("README/**", [b"README"]),
     ("e*/nginx.conf", []),
     ("e*/*/nginx.conf", [b"etc/nginx/nginx.conf", b"etc/nginx-old/nginx.conf"]),
     ("R*/", [b"README"]),
@@ -116,6 +121,7 @@ def test_a_search_finds_what_its_pattern_says_at_once_and_in_steps(searcher: Sea
     for text, expected in PATTERNS:
         found = searcher.search(text)
         assert sorted(each.path for each in found.entries) == sorted(expected), text
+        assert sorted(each for each in ALL if NamePattern(text).matches(each)) == sorted(expected), text
         assert found.stopped_after is None
         for most in (1, 2):
             assert sorted(found_in_steps(searcher, text, most)) == sorted(expected), text
@@ -137,6 +143,56 @@ def test_a_search_by_path_reads_only_where_paths_begin_so(searcher: Searcher) ->
     assert searcher.search("d07/f001").looked_at == 1
     found = searcher.search("d07/f001").entries
     assert [each.path for each in found] == [b"d07/f001"]
+
+
+class Walked:
+    """A manifest of so many files and two in a directory, which counts what it yields."""
+
+    def __init__(self, files: int) -> None:
+        self.paths = [b"m%06d" % number for number in range(files)] + [b"zzz", b"zzz/a", b"zzz/b", b"zzzz"]
+        self.yielded = 0
+
+    def find(self, path: bytes) -> Entry | None:
+        return Entry(path=path, type=EntryType.FILE) if path in self.paths else None
+
+    def walk(self, _below: bytes, *, after: bytes | None) -> Iterator[Entry]:
+        for path in self.paths:
+            if after is None or sort_key(path) > sort_key(after):
+                self.yielded += 1
+                yield Entry(path=path, type=EntryType.FILE)
+
+
+@pytest.mark.parametrize("after", [b"\0", b"m", b"m000007", b"zz", b"zzz"])
+def test_a_search_walks_only_what_it_counts_wherever_it_is_told_to_continue(after: bytes) -> None:
+    manifest = Walked(1000)
+    limit = Limit(100, 1e6, lambda: 0.0)
+    found = search(cast("Manifest", manifest), b"", NamePattern("zzz/*"), after=after, most=10, limit=limit)
+    assert [each.path for each in found.entries] == [b"zzz/a", b"zzz/b"]
+    assert found.stopped_after is None
+    assert manifest.yielded <= found.looked_at + 1
+    limit = Limit(100, 1e6, lambda: 0.0)
+    only = search(cast("Manifest", manifest), b"", NamePattern("zzz/a"), after=after, most=10, limit=limit)
+    assert [each.path for each in only.entries] == [b"zzz/a"]
+
+
+def test_parts_that_cannot_be_read_count_against_the_limit() -> None:
+    class Unreadable(Walked):
+        def walk(self, _below: bytes, *, after: bytes | None) -> Iterator[Gap]:
+            for path in self.paths:
+                if after is None or path > after:
+                    self.yielded += 1
+                    yield Gap(None, path, f"{path!r} is unreadable")
+
+    manifest, after, parts = Unreadable(1000), None, 0
+    while parts == 0 or after is not None:
+        limit = Limit(100, 1e6, lambda: 0.0)
+        found = search(cast("Manifest", manifest), b"", NamePattern("*"), after=after, most=10, limit=limit)
+        assert (found.looked_at, found.entries) == (0, [])
+        after, parts = found.stopped_after, parts + 1
+        assert after is None or limit.steps <= 128
+        assert len(found.gaps) == GAPS_MAX
+        assert found.has_more_gaps
+    assert parts == -(-1004 // 128)
 
 
 def test_a_search_stops_at_its_limits_and_says_where(searcher: Searcher) -> None:
@@ -240,6 +296,6 @@ def test_what_is_damaged_is_named_and_the_rest_is_searched(searcher: Searcher) -
     assert set(found_in_steps(searcher, "f0?0", 7)) == {each.path for each in found.entries}
     for hidden in ("d15/f050", "d15/f050*", "d15/f050/*"):
         found = searcher.search(hidden)
-        assert (found.entries, len(found.gaps)) == ([], 1), hidden
+        assert (found.entries, len(found.gaps), found.has_more_gaps) == ([], 1, False), hidden
     assert searcher.versions(b"d15/f050").versions[0].damage
     assert searcher.versions(b"d00/f000").versions[0].entry is not None

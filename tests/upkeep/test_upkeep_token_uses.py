@@ -47,9 +47,11 @@ def test_a_refused_call_is_no_use(running: Running) -> None:
 
 def test_what_cannot_be_written_waits(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     running.token("reader", name="web")
-    (token,) = (each.id for each in running.catalog.tokens.list_all(running.tenant))
-    taken, takes_writes = [{token}, set(), set(), set()], [False, True, True, True]
-    uses = TokenUses(running.catalog, lambda: taken.pop(0), lambda: takes_writes.pop(0), lambda: 7)
+    running.token("reader", name="later")
+    ids = {each.name: each.id for each in running.catalog.tokens.list_all(running.tenant)}
+    token = ids["web"]
+    taken, takes_writes, times = [{token}, {ids["later"]}, set()], [False, True, True], [7, 8, 9]
+    uses = TokenUses(running.catalog, lambda: taken.pop(0), lambda: takes_writes.pop(0), lambda: times.pop(0))
     note = running.catalog.tokens.note_used
 
     def refuse(*_: object) -> None:
@@ -62,6 +64,6 @@ def test_what_cannot_be_written_waits(running: Running, monkeypatch: pytest.Monk
     assert used(running)["web"] is None
     monkeypatch.setattr(running.catalog.tokens, "note_used", note)
     uses.write()
-    assert used(running)["web"] == 7
-    running.catalog.tokens.note_used([token], 3)
+    assert used(running) == {"web": 7, "later": 8}
+    running.catalog.tokens.note_used({token: 3})
     assert used(running)["web"] == 7

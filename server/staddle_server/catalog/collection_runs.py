@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, later
@@ -38,20 +38,19 @@ class CollectionRuns:
             require_fence(connection, fence)
             row = self._tenants.row(connection, tenant)
             mine = _c.tenant == row
-            # A clock that was set back gives two collections one time.
-            later(connection, delete(schema.collections).where(mine, _c.begun_ns == run.begun_ns))
-            begun = select(_c.begun_ns).where(mine).order_by(_c.begun_ns.desc())
-            oldest = connection.execute(begun.offset(KEPT - 2).limit(1)).scalar()
-            if oldest is not None:
-                later(connection, delete(schema.collections).where(mine, _c.begun_ns < oldest))
+            newest = connection.execute(select(func.max(_c.number)).where(mine)).scalar() or 0
+            later(connection, delete(schema.collections).where(mine, _c.number <= newest + 1 - KEPT))
             values = {"begun_ns": run.begun_ns, "ended_ns": run.ended_ns, "figures": json.dumps(run.figures)}
             failure = run.failure[:GC_FAILURE_CHARS_MAX]
-            later(connection, insert(schema.collections).values(tenant=row, failure=failure, **values))
+            later(
+                connection,
+                insert(schema.collections).values(tenant=row, number=newest + 1, failure=failure, **values),
+            )
 
     def last(self, tenant: bytes) -> list[CollectionRun]:
-        """Return a tenant's collections, the newest first."""
+        """Return a tenant's collections, the one that ended last first."""
         query = select(_c.begun_ns, _c.ended_ns, _c.figures, _c.failure)
         with self._database.read() as connection:
             mine = query.where(_c.tenant == self._tenants.row(connection, tenant))
-            rows = connection.execute(mine.order_by(_c.begun_ns.desc()).limit(KEPT))
+            rows = connection.execute(mine.order_by(_c.number.desc()).limit(KEPT))
             return [CollectionRun(row[0], row[1], json.loads(row[2]), row[3]) for row in rows]

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, or_, select, update
@@ -149,26 +149,35 @@ class Tokens:
                     return FoundToken(Principal(tenant, id_, name, TokenRole(role)), expires_ns)
         return None
 
-    def note_used(self, tokens: Iterable[bytes], now_ns: int) -> None:
-        """Note that these tokens, given by id, were used at this time, if no later use is known."""
+    def note_used(self, uses: Mapping[bytes, int]) -> None:
+        """Note when tokens, given by id, were used, if no later use is known."""
         with self._database.write() as connection:
             # In the order of their ids: another server that notes the same waits, and both end.
-            for token in sorted(tokens):
-                earlier = or_(_t.used_ns.is_(None), _t.used_ns < now_ns)
-                later(connection, update(schema.tokens).where(_t.id == token, earlier).values(used_ns=now_ns))
+            for token, used_ns in sorted(uses.items()):
+                earlier = or_(_t.used_ns.is_(None), _t.used_ns < used_ns)
+                later(
+                    connection, update(schema.tokens).where(_t.id == token, earlier).values(used_ns=used_ns)
+                )
 
-    def end_sessions(self, token: bytes, at_ns: int) -> None:
-        """End the sessions of the token with this id that began at this time or before."""
+    def logouts(self, token: bytes) -> int:
+        """Return how often sessions of the token with this id were ended. Unauthenticated if it is unknown."""
+        with self._database.look_up() as connection:
+            count = connection.execute(select(_t.logouts).where(_t.id == token)).scalar()
+        if count is None:
+            raise unknown_token()
+        return int(count)
+
+    def end_sessions(self, token: bytes, logouts: int) -> None:
+        """End the sessions that the token with this id began when its count of logouts was this one."""
         with self._database.write() as connection:
-            earlier = or_(_t.logout_ns.is_(None), _t.logout_ns < at_ns)
-            later(connection, update(schema.tokens).where(_t.id == token, earlier).values(logout_ns=at_ns))
+            current = (_t.id == token, _t.logouts == logouts)
+            later(connection, update(schema.tokens).where(*current).values(logouts=logouts + 1))
 
-    def of_session(self, token: bytes, begun_ns: int, now_ns: int) -> Principal:
-        """Return the principal of a session that the token with this id began. Unauthenticated if the token is unknown,
-        revoked or expired, or the session was ended.
+    def of_session(self, token: bytes, logouts: int, now_ns: int) -> Principal:
+        """Return the principal of a session that the token with this id began at this count of logouts. Unauthenticated
+        if the token is unknown, revoked or expired, or the session was ended.
         """
-        lives = or_(_t.logout_ns.is_(None), _t.logout_ns < begun_ns)
-        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns), lives)
+        query = select(*_LOOKED_AT).where(_t.id == token, token_is_valid(now_ns), _t.logouts == logouts)
         with self._database.look_up() as connection:
             row = connection.execute(query).one_or_none()
             if row is None:

@@ -116,7 +116,8 @@ class Matches:
         entries: The entries, in order.
         looked_at: How many entries were looked at.
         stopped_after: The last path that was looked at, if the search stopped before its end; continue there.
-        gaps: What could not be read, in sentences.
+        gaps: What could not be read, in sentences: the first GAPS_MAX.
+        has_more_gaps: Whether more than that could not be read.
 
     """
 
@@ -124,6 +125,7 @@ class Matches:
     looked_at: int = 0
     stopped_after: bytes | None = None
     gaps: list[str] = field(default_factory=list)
+    has_more_gaps: bool = False
 
 
 def search(
@@ -131,26 +133,27 @@ def search(
 ) -> Matches:
     """Return at most `most` entries below a directory that a pattern matches, after a path if one is given.
 
-    Reads only the part of the manifest in which paths begin as the pattern does. `limit` counts the entries
-    that are looked at.
+    Reads only the part of the manifest in which paths begin as the pattern does, whatever `after` is. `limit`
+    counts the entries that are looked at, and the parts that cannot be read.
     """
     found = Matches()
     base = below + b"/" if below else b""
     behind = below
     for each in _beginning(manifest, below, pattern, after):
-        if isinstance(each, Gap):
-            if len(found.gaps) < GAPS_MAX and each.message not in found.gaps:
-                found.gaps.append(each.message)
-            behind = each.upto or behind
-            continue
         if len(found.entries) >= most or (limit.steps % _LOOKS_EVERY == 0 and limit.is_over()):
             found.stopped_after = behind
             break
-        behind = each.path
         limit.steps += 1
+        if isinstance(each, Gap):
+            if each.message not in found.gaps:
+                found.has_more_gaps = len(found.gaps) == GAPS_MAX
+                found.gaps += [] if found.has_more_gaps else [each.message]
+            behind = each.upto or behind
+            continue
+        behind = each.path
+        found.looked_at += 1
         if pattern.matches(each.path[len(base) :]):
             found.entries.append(each)
-    found.looked_at = limit.steps
     return found
 
 
@@ -158,17 +161,20 @@ def _beginning(
     manifest: Manifest, below: bytes, pattern: NamePattern, after: bytes | None
 ) -> Iterator[Entry | Gap]:
     """Yield what is below a directory and begins as the pattern does, in order, behind a path if one is given."""
-    start = (below + b"/" if below else b"") + pattern.prefix
-    if after is None and pattern.prefix:
-        # What is at `start` itself comes before all that begins with it, so the walk can begin behind it.
-        after = start.rstrip(b"/")
+    base = below + b"/" if below else b""
+    start = base + pattern.prefix
+    # What is at `first` itself comes before all that begins with it, so the walk can begin behind it.
+    first = start.rstrip(b"/")
+    if pattern.prefix and (after is None or sort_key(after) < sort_key(first)):
+        after = first
         try:
-            first = manifest.find(after)
+            found = manifest.find(first)
         except Damaged as error:
             yield Gap(None, None, error.message)
         else:
-            if first is not None and after == start:
-                yield first
+            # It fits without the last slash, too, if `**` follows: any number of directories may be none.
+            if found is not None and (first == start or pattern.matches(first[len(base) :])):
+                yield found
     if pattern.is_path:
         return
     for each in manifest.walk(below, after=after):

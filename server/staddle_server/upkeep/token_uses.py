@@ -30,7 +30,7 @@ class TokenUses:
         self._used = used
         self._takes_writes = takes_writes
         self._now_ns = now_ns
-        self._pending: set[bytes] = set()
+        self._pending: dict[bytes, int] = {}
         self._thread = Background("token-uses", EVERY_S, self.write)
 
     def start(self) -> None:
@@ -44,11 +44,12 @@ class TokenUses:
 
     def write(self) -> None:
         """Note the tokens that were used since the last time as used now. What cannot be written waits."""
-        self._pending |= self._used()
+        # A write may be possible only hours later: each use keeps its time.
+        self._pending |= dict.fromkeys(self._used(), self._now_ns())
         if not self._pending or not self._takes_writes():
             return
         try:
-            self._catalog.tokens.note_used(self._pending, self._now_ns())
+            self._catalog.tokens.note_used(self._pending)
         except StaddleError as e:
             log.info("which tokens were used could not be noted, and is kept: %s", e.message)
             return

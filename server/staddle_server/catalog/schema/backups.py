@@ -62,8 +62,8 @@ tokens = Table(
     Column("revoked_ns", BigInteger),
     # To within minutes; null: not since the catalog was made, or made again.
     Column("used_ns", BigInteger),
-    # Sessions of the dashboard that began at this time or before are over; null: nobody has logged out.
-    Column("logout_ns", BigInteger),
+    # How often people logged out: sessions of the dashboard that began at another count are over.
+    Column("logouts", BigInteger, nullable=False, server_default=text("0")),
 )
 _not_revoked = tokens.c.revoked_ns.is_(None)
 Index(

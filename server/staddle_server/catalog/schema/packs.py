@@ -153,16 +153,17 @@ mark_packs = Table(
     sqlite_with_rowid=False,
 )
 
-# What the last collections of a tenant did, for people.
+# What the last collections of a tenant did, for people, in the order of their numbers: clocks may jump.
 collections = Table(
     "collections",
     metadata,
     Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("number", BigInteger, nullable=False),
     Column("begun_ns", BigInteger, nullable=False),
     Column("ended_ns", BigInteger, nullable=False),
     Column("figures", Text, nullable=False),  # a JSON object of numbers
     Column("failure", Text, nullable=False),
-    PrimaryKeyConstraint("tenant", "begun_ns"),
+    PrimaryKeyConstraint("tenant", "number"),
     sqlite_with_rowid=False,
 )
 

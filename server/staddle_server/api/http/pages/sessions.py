@@ -24,6 +24,8 @@ from staddle_server.catalog import Catalog, Principal
 from staddle_server.tenancy.tenant import Tenants
 
 NONCE_BYTES: Final = 16
+SKEW_S: Final = 60.0
+"""How far the clock of the server that opened a session may be ahead of this one's."""
 COOKIE_CHARS_MAX: Final = 512
 LOGIN: Final = "login"
 SESSION: Final = "session"
@@ -37,13 +39,13 @@ class Login(NamedTuple):
     Attributes:
         principal: As whom.
         form_key: What a form must contain to be from one of this session's pages.
-        end_ns: When it ends at the latest.
+        logouts: How often people had logged out with its token when it began.
 
     """
 
     principal: Principal
     form_key: str
-    end_ns: int
+    logouts: int
 
 
 class Sessions:
@@ -59,6 +61,7 @@ class Sessions:
 
         Raises:
             PermissionDenied: Its role reads no backups.
+            Unauthenticated: Its token is gone.
 
         """
         if principal.role < TokenRole.READER:
@@ -69,7 +72,8 @@ class Sessions:
                 role="reader",
             )
         end_ns = self._now_ns() + int(SESSION_S * NS)
-        position = (principal.token, end_ns, secrets.token_bytes(NONCE_BYTES))
+        logouts = self._catalog.tokens.logouts(principal.token)
+        position = (principal.token, end_ns, logouts, secrets.token_bytes(NONCE_BYTES))
         value = f"{principal.tenant.hex()}.{self._tokens(principal.tenant).make(_QUERY, position)}"
         set_cookie(request, response, SESSION, value, int(SESSION_S))
 
@@ -86,15 +90,15 @@ class Sessions:
             raise _none()
         try:
             tokens = self._tokens(bytes.fromhex(tenant_hex))
-            token, end_ns, nonce = tokens.read(_QUERY, sealed, tuple[bytes, int, bytes])
+            token, end_ns, logouts, nonce = tokens.read(_QUERY, sealed, tuple[bytes, int, int, bytes])
         except (BadRequest, Fault, ValueError, binascii.Error):
             raise _none() from None
         now_ns = self._now_ns()
-        # One that ends later than any that is made now comes from a wrong clock.
-        if not now_ns < end_ns <= now_ns + int(SESSION_S * NS):
+        # One that ends later than any that another server makes now comes from a wrong clock.
+        if not now_ns < end_ns <= now_ns + int((SESSION_S + SKEW_S) * NS):
             raise _none()
-        principal = self._catalog.tokens.of_session(token, _begun_ns(end_ns), now_ns)
-        return Login(principal, tokens.make(("dashboard form", nonce), b""), end_ns)
+        principal = self._catalog.tokens.of_session(token, logouts, now_ns)
+        return Login(principal, tokens.make(("dashboard form", nonce), b""), logouts)
 
     def end(self, login: Login) -> None:
         """End a session wherever its cookie is, with all earlier ones of its token.
@@ -103,15 +107,10 @@ class Sessions:
             StaddleError: The catalog takes no writes: only the browser's own cookie can go.
 
         """
-        at_ns = max(self._now_ns(), _begun_ns(login.end_ns))
-        self._catalog.tokens.end_sessions(login.principal.token, at_ns)
+        self._catalog.tokens.end_sessions(login.principal.token, login.logouts)
 
     def _tokens(self, tenant: bytes) -> PageTokens:
         return PageTokens(self._tenants.get(tenant).secrets.token_key)
-
-
-def _begun_ns(end_ns: int) -> int:
-    return end_ns - int(SESSION_S * NS)
 
 
 def _none() -> Unauthenticated:

@@ -108,7 +108,7 @@ def upgrade() -> None:
         sa.Column("expires_ns", sa.BigInteger(), nullable=True),
         sa.Column("revoked_ns", sa.BigInteger(), nullable=True),
         sa.Column("used_ns", sa.BigInteger(), nullable=True),
-        sa.Column("logout_ns", sa.BigInteger(), nullable=True),
+        sa.Column("logouts", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.ForeignKeyConstraint(
             ["tenant"],
             ["tenants.row"],

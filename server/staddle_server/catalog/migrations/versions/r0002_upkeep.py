@@ -65,10 +65,10 @@ def upgrade() -> None:
     op.create_table(
         "collections",
         sa.Column("tenant", ROW, nullable=False),
-        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("begun_ns", "ended_ns")),
+        *(sa.Column(name, sa.BigInteger(), nullable=False) for name in ("number", "begun_ns", "ended_ns")),
         *(sa.Column(name, sa.Text(), nullable=False) for name in ("figures", "failure")),
         sa.ForeignKeyConstraint(["tenant"], ["tenants.row"]),
-        sa.PrimaryKeyConstraint("tenant", "begun_ns"),
+        sa.PrimaryKeyConstraint("tenant", "number"),
         sqlite_with_rowid=False,
     )
     op.create_table(
