@@ -156,10 +156,8 @@ class BackupRun:
             except CacheError:
                 self._cache_is_wrong = True
                 start = self._begin_anew(start)
-            except MissingChunksError as error:
+            except (MissingChunksError, DamageError) as error:
                 start = self._begin_distrusting(start, error)
-            except DamageError as error:
-                start = self._begin_after_damage(start, error)
             except StaddleError as error:
                 if self._calls.closed or not may_resume(error):
                     raise
@@ -283,26 +281,21 @@ class BackupRun:
         upload = start.upload
         self._calls.call("AbortUpload", sv.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
-    def _begin_distrusting(self, start: Start, error: MissingChunksError) -> Start:
-        """The server lost chunks that were relied on: everything is read again, and asked for."""
+    def _begin_distrusting(self, start: Start, error: MissingChunksError | DamageError) -> Start:
+        """The server lost chunks that were relied on: everything is read again, and asked for. If the upload or its base
+        relies on damaged data, a new upload asks again, and need not rely on it.
+        """
         if start.reads_all:
             return self._begin_sending_all(start)
         if self._distrusting:
             raise error
         self._distrusting = True
+        if isinstance(error, DamageError):
+            return self._begin_anew(start)
         upload = self._take_over(start.upload)
         upload.durable.ClearField("last_entry")
         upload.durable.ClearField("open_entry")
         return Start(upload, start.distrusted, rely=False, own=start.own)
-
-    def _begin_after_damage(self, start: Start, error: DamageError) -> Start:
-        """The upload or its base relies on damaged data: a new upload asks again, and need not rely on it."""
-        if start.reads_all:
-            return self._begin_sending_all(start)
-        if self._distrusting:
-            raise error
-        self._distrusting = True
-        return self._begin_anew(start)
 
     def _resume(self, start: Start, attempts: Attempts, error: StaddleError) -> Start | pb.Backup:
         """After a temporary failure: waits, takes the upload over, and resumes it after what is durable."""

@@ -1,7 +1,6 @@
 """`staddle events`: what the service found to be wrong, and whether it still is."""
 
 import datetime
-from itertools import islice
 from typing import Final
 
 import click
@@ -9,7 +8,7 @@ import click
 from staddle import Event
 from staddle._base import figures
 from staddle.command import json_output, text
-from staddle.command.options import Session, between, command, count, reading
+from staddle.command.options import Session, at_most, between, command, limited
 from staddle.command.output import Output
 
 SHOWN: Final = 20
@@ -29,15 +28,7 @@ MARGIN: Final = "    "
     "--kind", "kinds", metavar="KIND", multiple=True, help="Only events of KIND, such as `late`. Repeatable."
 )
 @between("events that were found")
-@click.option(
-    "-n",
-    "--limit",
-    metavar="N",
-    callback=reading(count),
-    default=str(SHOWN),
-    show_default=True,
-    help="Show at most the newest N; 0 shows all.",
-)
+@limited("newest", SHOWN)
 def events(
     session: Session,
     dataset: str | None,
@@ -56,8 +47,7 @@ def events(
     output = session.output
     with session.connect() as client:
         found = client.events(dataset or "", since=since, until=until, kinds=kinds, open_only=open_only)
-        listed = list(islice(found, limit) if limit else found)
-        more = next(found, None) is not None
+        listed, more = at_most(found, limit)
     for event in listed:
         if output.as_json:
             output.record(json_output.of_event(event))

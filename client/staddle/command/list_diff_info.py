@@ -23,12 +23,13 @@ from staddle._base import figures
 from staddle.command import json_output, server_condition, text
 from staddle.command.options import (
     Session,
+    at_most,
     backup_argument,
     between,
     command,
-    count,
     dataset_argument,
     kept_tag,
+    limited,
     reading,
 )
 from staddle.command.output import Output
@@ -81,8 +82,7 @@ class _Asked(NamedTuple):
         )
         if deleted:
             found = (each for each in found if each.delete_time is not None)
-        listed = list(itertools.islice(found, self.limit) if self.limit else found)
-        return listed, next(found, None) is not None
+        return at_most(found, self.limit)
 
 
 @command(
@@ -106,14 +106,7 @@ class _Asked(NamedTuple):
 @click.option("--host", metavar="NAME", default="", help="Only backups from this host.")
 @click.option("--held", is_flag=True, help="Only backups with a legal hold of their own.")
 @between("backups that began")
-@click.option(
-    "-n",
-    "--limit",
-    metavar="N",
-    callback=reading(count),
-    default="0",
-    help="Show at most the newest N; by default all.",
-)
+@limited("newest")
 def list_(
     session: Session,
     dataset: str | None,
@@ -205,17 +198,17 @@ def _list_backups(output: Output, client: Client, dataset: str, asked: _Asked) -
         all_rows = [tuple(heading), *rows]
         _table(output, narrowed(all_rows, output.width, least=least, cut={"PROTECTED", "TAGS"}))
     stored_bytes = sum(backup.stored_bytes for backup in backups)
-    words = f"{_counted(backups, more=more)} of {text.escaped(dataset)}"
-    words += f", which added {figures.size(stored_bytes)} to the store" if backups else ""
-    words += "; `-n 0` shows all." if more else "."
+    words = _summed_up(
+        backups, "backup", dataset, f"added {figures.size(stored_bytes)} to the store", more=more
+    )
     record = {"dataset": dataset, "backup_count": len(backups), "stored_bytes": stored_bytes, "more": more}
     output.summary("list", record, words)
 
 
-def _counted(backups: list[Backup], *, more: bool, what: str = "backup") -> str:
-    return (
-        f"The newest {figures.counted(len(backups), what)}" if more else figures.counted(len(backups), what)
-    )
+def _summed_up(listed: list[Backup], what: str, dataset: str, which: str, *, more: bool) -> str:
+    words = f"{figures.counted(len(listed), what)} of {text.escaped(dataset)}"
+    words += f", which {which}" if listed else ""
+    return f"The newest {words}; `-n 0` shows all." if more else f"{words}."
 
 
 def _list_deleted(output: Output, client: Client, dataset: str, asked: _Asked) -> None:
@@ -228,9 +221,7 @@ def _list_deleted(output: Output, client: Client, dataset: str, asked: _Asked) -
         heading = ("ID", "NUMBER", "BEGAN", "SIZE", "DELETED", "UNDELETE UNTIL", "PROTECTED")
         rows = [heading, *(_deleted_row(backup, digits) for backup in deleted)]
         _table(output, narrowed(rows, output.width, least=("DELETED", "SIZE"), cut={"PROTECTED"}))
-    words = f"{_counted(deleted, more=more, what='deleted backup')} of {text.escaped(dataset)}"
-    words += ", which `staddle undelete` brings back" if deleted else ""
-    words += "; `-n 0` shows all." if more else "."
+    words = _summed_up(deleted, "deleted backup", dataset, "`staddle undelete` brings back", more=more)
     record = {"dataset": dataset, "backup_count": len(deleted), "more": more}
     output.summary("list", record, words)
 

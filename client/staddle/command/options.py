@@ -9,8 +9,9 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import click
@@ -363,6 +364,25 @@ def between(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         )(run)
 
     return decorate
+
+
+def limited(newest: str, shown: int = 0) -> Callable[[F], F]:
+    """Adds -n, of which 0 is no limit; `shown` is its default. `newest` is how the command calls the ones that it shows: "newest"."""
+    default = "0 shows all" if shown else "by default all"
+    return click.option(
+        "-n",
+        "--limit",
+        metavar="N",
+        callback=reading(count),
+        default=str(shown),
+        show_default=shown > 0,
+        help=f"Show at most the {newest} N; {default}.",
+    )
+
+
+def at_most(found: Iterator[V], limit: int) -> tuple[list[V], bool]:
+    """The first `limit` of them, 0 for all, and whether there are more."""
+    return list(islice(found, limit) if limit else found), next(found, None) is not None
 
 
 def pattern_file_option(name: str) -> Callable[[F], F]:

@@ -2,7 +2,6 @@
 
 import datetime
 from collections import Counter
-from itertools import islice
 from typing import Final
 
 import click
@@ -10,7 +9,7 @@ import click
 from staddle import Run, RunOutcome
 from staddle._base import figures
 from staddle.command import json_output, text
-from staddle.command.options import Session, between, command, count, reading
+from staddle.command.options import Session, at_most, between, command, limited
 from staddle.command.tables import fit_columns
 
 SHOWN: Final = 100
@@ -31,15 +30,7 @@ SHOWN: Final = 100
     help="Only runs that ended so. Repeatable.",
 )
 @between("runs that began")
-@click.option(
-    "-n",
-    "--limit",
-    metavar="N",
-    callback=reading(count),
-    default=str(SHOWN),
-    show_default=True,
-    help="Show at most the latest N; 0 shows all.",
-)
+@limited("latest", SHOWN)
 def runs(
     session: Session,
     dataset: str | None,
@@ -62,8 +53,7 @@ def runs(
             until=until,
             outcomes=outcomes,
         )
-        listed = list(islice(found, limit) if limit else found)
-        more = next(found, None) is not None
+        listed, more = at_most(found, limit)
     if output.as_json:
         for run in listed:
             output.record(json_output.of_run(run))

@@ -16,16 +16,13 @@ from staddle_server.upkeep.events.kinds import FOR_ADMINISTRATORS, KINDS, OF_A_D
 KINDS_MAX: Final = 64
 
 
-def tenants_shown(call: Call) -> frozenset[str]:
-    """Return whose events a caller may see: those of the tenant, and as an administrator also those that concern
-    the service as a whole, which have no tenant.
+def shown_to(call: Call) -> EventFilter:
+    """Return which events a caller may see: those of the tenant, and as an administrator also those that concern
+    the service as a whole, which have no tenant, and those of kinds that are for administrators.
     """
-    return frozenset({call.tenant, ""} if _is_admin(call) else {call.tenant})
-
-
-def kinds_hidden(call: Call) -> frozenset[str]:
-    """Return the kinds of events that a caller may not see."""
-    return frozenset() if _is_admin(call) else FOR_ADMINISTRATORS
+    if _is_admin(call):
+        return EventFilter(tenants=frozenset({call.tenant, ""}))
+    return EventFilter(tenants=frozenset({call.tenant}), hidden_kinds=FOR_ADMINISTRATORS)
 
 
 def filter_of(m: sv.ListEventsRequest, call: Call) -> EventFilter:
@@ -34,10 +31,8 @@ def filter_of(m: sv.ListEventsRequest, call: Call) -> EventFilter:
         raise convert.bad("kinds", f"the limit is {KINDS_MAX}")
     if not KINDS.keys() >= set(m.kinds):
         raise convert.bad("kinds", f"unknown kind; there are {', '.join(KINDS)}")
-    return EventFilter(
-        tenants=tenants_shown(call),
+    return shown_to(call)._replace(
         kinds=frozenset(m.kinds),
-        hidden_kinds=kinds_hidden(call),
         subject=convert.dataset_name(m.dataset) if m.dataset else "",
         subject_kinds=OF_A_DATASET if m.dataset else frozenset(),
         since_ns=convert.ns_of(m.since_time, "since_time") if m.HasField("since_time") else None,

@@ -126,7 +126,7 @@ def browse_page(visit: Visit) -> Shown:
     values = values_of(looked) | {"missing": False, "damage": ""}
     entries: list[Entry] = []
     more = False
-    after = bytes.fromhex(visit.query["after"]) if is_hex(visit.query.get("after", "")) else None
+    after = after_in(visit)
     try:
         for each in visit.sources.reads.entries(
             visit.principal, looked.backup, looked.path, recursive=False, after=after, check=visit.call.check
@@ -145,12 +145,12 @@ def browse_page(visit: Visit) -> Shown:
     return Shown("browse.html", values | {"rows": rows, "following": following})
 
 
-def is_hex(text: str) -> bool:
-    """Return whether a text is the digits of some bytes."""
+def after_in(visit: Visit) -> bytes | None:
+    """Return the path to continue behind; None for the beginning, also if the address has none that can be read."""
     try:
-        return bool(bytes.fromhex(text))
+        return bytes.fromhex(visit.query.get("after", "")) or None
     except ValueError:
-        return False
+        return None
 
 
 def entry_link(looked: BrowsedPath, entry: Entry) -> str:
@@ -229,7 +229,7 @@ def compare_page(visit: Visit) -> Shown:
         return Shown("compare.html", values | {"before": None, "rows": [], "following": ""})
     reads = visit.sources.reads
     before = reads.pick(visit.principal, looked.dataset, Selector(backup=other))
-    behind = bytes.fromhex(visit.query["after"]) if is_hex(visit.query.get("after", "")) else None
+    behind = after_in(visit)
     rows: list[tuple[Changed, str, str]] = []
     more = False
     for each in reads.changes(visit.principal, before, looked.backup, behind, visit.call.check):

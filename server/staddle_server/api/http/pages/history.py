@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from staddle_server.api import convert
-from staddle_server.api.convert_events import kinds_hidden, tenants_shown
+from staddle_server.api.convert_events import shown_to
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import DATASET_BYTES_MAX
@@ -18,7 +18,7 @@ from staddle_server.upkeep.events.kinds import KINDS
 RUNS: Final = 50
 EVENTS: Final = 100
 EVENTS_READ_MAX: Final = 2000
-"""The newest events of all tenants, among which are those that are shown."""
+"""The newest events, among which those that are open are shown first."""
 OUTCOMES: Final = {"": "All"} | {
     outcome.name.lower(): title
     for outcome, title in (
@@ -77,8 +77,8 @@ def _position(text: str) -> tuple[int, bytes] | None:
 
 def events_page(visit: Visit) -> Shown:
     """Show events: those that are open, then those that are over, the newest first."""
-    ours = [each for each in visit.sources.catalog.events.listed(EVENTS_READ_MAX) if is_shown(visit, each)]
-    ordered = sorted(ours, key=lambda each: each.over_ns is not None)
+    found = visit.sources.catalog.events.listed(EVENTS_READ_MAX, shown_to(visit.call))
+    ordered = sorted(found, key=lambda each: each.over_ns is not None)
     return Shown(
         "events.html",
         {
@@ -91,5 +91,5 @@ def events_page(visit: Visit) -> Shown:
 
 def is_shown(visit: Visit, event: Event) -> bool:
     """Return whether somebody may see an event: of their tenant, and as an administrator of the service and of tokens."""
-    key = event.alarm.key
-    return key.tenant in tenants_shown(visit.call) and key.kind not in kinds_hidden(visit.call)
+    key, shown = event.alarm.key, shown_to(visit.call)
+    return key.tenant in shown.tenants and key.kind not in shown.hidden_kinds

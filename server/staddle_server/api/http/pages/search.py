@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from staddle_server.api.http.pages.browse import BrowsedPath, entry_link, is_hex, looked_at, values_of
+from staddle_server.api.http.pages.browse import BrowsedPath, after_in, entry_link, looked_at, values_of
 from staddle_server.api.http.pages.visit import Shown, Visit
 from staddle_server.api.http.pages.words import path_words
 from staddle_server.base.errors import BadRequest, Damaged, NotFound
@@ -22,7 +22,7 @@ def search_page(visit: Visit) -> Shown:
     """Show what a backup has below a directory that is named as asked for."""
     looked = looked_at(visit)
     name = visit.query.get("name", "")
-    after = bytes.fromhex(visit.query["after"]) if is_hex(visit.query.get("after", "")) else None
+    after = after_in(visit)
     values = values_of(looked) | {"name": name, "why": "", "found": None, "kept": {"name": name}}
     if not name.strip("/"):
         return Shown("search.html", values)
