@@ -16,6 +16,8 @@ from staddle._errors import (
     ConflictError,
     ConnectError,
     DamageError,
+    MissingChunksError,
+    StaddleError,
     TooMuchRemovedError,
 )
 from staddle._protocol.convert import entry_of
@@ -354,3 +356,29 @@ def test_an_interrupted_full_backup_counts_removals_over_all_attempts(
             with pytest.raises(TooMuchRemovedError, match=f"{before - left} of {before}"):
                 backup_over(calls, protected.source, **options)
         calls.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "begun"),
+    [(DamageError("the upload relies on damaged data"), 2), (MissingChunksError("chunks were lost"), 1)],
+)
+def test_an_upload_that_relies_on_damage_is_begun_anew_and_one_whose_chunks_were_lost_resumes(
+    error: StaddleError, begun: int, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(protected.source, files=8)
+    protected.backup()
+    (protected.source / "new").write_bytes(b"new")
+    real = protected.client._calls.call
+    commits = []
+
+    def call(method, request, **options):
+        if method == "CommitUpload":
+            commits.append(request.upload_id)
+            if len(commits) == 1:
+                raise error
+        return real(method, request, **options)
+
+    monkeypatch.setattr(protected.client._calls, "call", call)
+    protected.backup(kind="incremental")
+    assert len(set(commits)) == begun
+    assert protected.client.read("data", "new") == b"new"
